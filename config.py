@@ -1,0 +1,270 @@
+"""Everything a person tunes: edit a default below, or give the flag of the same name.
+
+Precedence, later wins: the defaults below, `--recipe`, `--config run/config.json`, flags.
+This module needs the standard library only, so `--help` answers at once.
+"""
+
+import argparse
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from difflib import get_close_matches
+from typing import Any, NamedTuple, NoReturn
+
+# The order of the seven outputs, everywhere; FER2013's own numbering, not the alphabetical one of folders.
+CLASSES = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
+
+MODELS = ("TheModel", "ImprovedFER2013Model")
+METRICS = ("accuracy", "macro_f1", "loss")
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+
+
+class Knob(NamedTuple):
+    """What is allowed in a field: `help`, the smallest and largest number, or the choices."""
+
+    help: str
+    low: float = -math.inf
+    high: float = math.inf
+    choices: tuple[str, ...] = ()
+
+
+def knob(default: Any, help: str, low: float = -math.inf, high: float = math.inf, choices: tuple = ()) -> Any:
+    return field(default=default, metadata={"knob": Knob(help, low, high, choices)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """The knobs of a run. Raises ValueError with the field's name, its value and what is allowed."""
+
+    # Data
+    data: str = knob("", "a folder, zip, csv or tar; demo draws faces; empty looks in this folder")
+    cache: str = knob(".cache", "folder for decoded images")
+    val_fraction: float = knob(0.1, "share of train drawn for validation where the data has none", 0.01, 0.5)
+    limit: int = knob(0, "train on about this many images, every class in its share; 0 is all", 0)
+    # Model
+    model: str = knob("TheModel", "network", choices=MODELS)
+    dropout: float = knob(0.5, "share of units dropped before the last layer, in training", 0.0, 0.95)
+    # Loss
+    loss: str = knob("focal", "what is minimised", choices=("focal", "cross_entropy"))
+    focal_gamma: float = knob(2.0, "focal loss: how much easy images are played down; 0 is cross-entropy", 0.0, 10.0)
+    label_smoothing: float = knob(0.0, "cross-entropy: probability given to the other classes", 0.0, 0.9)
+    class_weights: str = knob("none", "weight of rare classes", choices=("none", "inverse", "effective"))
+    # Optimisation
+    epochs: int = knob(40, "passes over the training images, at most", 1, 100_000)
+    batch_size: int = knob(128, "images per step", 1, 65_536)
+    optimizer: str = knob("adam", "update rule; sgd has Nesterov momentum 0.9", choices=("adam", "adamw", "sgd"))
+    lr: float = knob(1e-3, "learning rate: the first, and with onecycle the highest", 1e-9, 100.0)
+    weight_decay: float = knob(1e-5, "pull of every weight towards zero", 0.0, 1.0)
+    schedule: str = knob("plateau", "course of the learning rate", choices=("plateau", "onecycle", "constant"))
+    plateau_factor: float = knob(0.5, "plateau: the rate is multiplied by this", 0.01, 0.99)
+    plateau_patience: int = knob(2, "plateau: epochs without a better validation loss before that", 0, 1000)
+    stop_metric: str = knob("accuracy", "validation figure that picks the best epoch and ends a run", choices=METRICS)
+    stop_patience: int = knob(8, "epochs without a better stop_metric before training ends; 0 is never", 0, 100_000)
+    ema: float = knob(0.0, "decay of the moving average of the weights that is scored and kept; 0 is off", 0.0, 0.99999)
+    # Augmentation, in training only
+    augment: bool = knob(True, "draw a new variant of every training image each epoch")
+    flip: bool = knob(True, "augment: mirror half of the images")
+    shift: float = knob(4.0, "augment: move by up to this many pixels of 48", 0.0, 24.0)
+    rotation: float = knob(12.0, "augment: turn by up to this many degrees", 0.0, 180.0)
+    zoom: float = knob(0.1, "augment: scale by up to this share, smaller or larger", 0.0, 0.5)
+    erase: float = knob(0.0, "augment: side of a grey square over the image, at most this share of 48", 0.0, 1.0)
+    # Machine
+    device: str = knob("auto", "where to compute", choices=("auto", "cuda", "mps", "cpu"))
+    precision: str = knob("auto", "format of the heavy products; auto is bf16 where it is native", choices=PRECISIONS)
+    threads: int = knob(0, "CPU threads; 0 is one per core", 0, 4096)
+    seed: int = knob(0, "start of every random draw", 0, 2**31 - 1)
+    deterministic: bool = knob(False, "CUDA: the same result bit for bit, slower; the CPU always is")
+    # Output
+    runs: str = knob("runs", "folder that holds the runs")
+    run: str = knob("", "name of the run's folder; empty is model and time")
+
+    def __post_init__(self) -> None:
+        for spec in fields(self):
+            check_field(spec.name, getattr(self, spec.name), spec.type, spec.metadata["knob"])
+        if self.run and (self.run in (".", "..") or set(self.run) & set('/\\:*?"<>|\0')):
+            raise ValueError(f"run: {self.run!r} is no folder name")
+
+
+# A recipe: what a run changes, with what it costs and reaches in the README's results table.
+RECIPES: dict[str, dict[str, Any]] = {}
+
+MACHINE_FIELDS = ("data", "cache", "device", "threads")  # what may differ when a run goes on or is scored
+
+
+def check_field(name: str, value: Any, kind: type, allowed: Knob) -> None:
+    """Raise ValueError, with the name, the value and what is allowed, unless `value` fits."""
+    if kind is float and type(value) is int:
+        value = float(value)
+    if type(value) is not kind:
+        raise ValueError(f"{name}: {value!r} is not of type {kind.__name__}")
+    if allowed.choices and value not in allowed.choices:
+        raise ValueError(f"{name}: {value!r} is not one of {', '.join(allowed.choices)}")
+    if kind in (int, float) and not allowed.low <= value <= allowed.high:
+        raise ValueError(f"{name}: {value!r} is not between {allowed.low:g} and {allowed.high:g}")
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser that takes no abbreviations and ends a wrong call with one line and status 2."""
+
+    def __init__(self, prog: str, description: str) -> None:
+        super().__init__(prog=prog, description=description, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        _, _, typed = message.partition("unrecognized arguments: ")
+        known = [flag for action in self._actions for flag in action.option_strings]
+        near = [found for word in typed.split() for found in get_close_matches(word.split("=")[0], known, 1)]
+        hint = f" (did you mean {', '.join(near)}?)" if near else ""
+        self.exit(2, f"error: {message}{hint}; see python {self.prog} --help\n")
+
+
+def add_flags(parser: argparse.ArgumentParser, names: Sequence[str] = ()) -> None:
+    """Give `parser` one flag per field of Config, or per name in `names`; what is not typed is not set."""
+    for spec in fields(Config):
+        if names and spec.name not in names:
+            continue
+        allowed: Knob = spec.metadata["knob"]
+        options: dict[str, Any] = {"default": argparse.SUPPRESS, "dest": spec.name}
+        if spec.type is bool:
+            options["action"] = argparse.BooleanOptionalAction
+        else:
+            options |= {"type": spec.type, "metavar": spec.type.__name__.upper()}
+        if allowed.choices:
+            options |= {"choices": allowed.choices, "metavar": None}
+        shown = f"{spec.default}" if spec.default != "" else "empty"
+        text = f"{allowed.help} (default: {shown})".replace("%", "%%")
+        parser.add_argument(f"--{spec.name.replace('_', '-')}", help=text, **options)
+
+
+def from_dict(values: dict[str, Any], where: str) -> Config:
+    """The Config with `values` over the defaults; ValueError names an unknown key and `where` it stands."""
+    unknown = sorted(set(values) - {spec.name for spec in fields(Config)})
+    if unknown:
+        raise ValueError(f"{where}: unknown {', '.join(unknown)}; known are {', '.join(asdict(Config()))}")
+    return Config(**values)
+
+
+def read_config(path: str) -> dict[str, Any]:
+    """The values in a run's config.json, checked; ValueError says what is wrong with the file."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            values = json.load(file)
+    except OSError as error:
+        raise ValueError(f"config: {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise ValueError(f"config: {path} is not JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"config: {path} holds no JSON object")
+    from_dict(values, f"config: {path}")
+    return values
+
+
+def combine(flags: dict[str, Any], *, recipe: str = "", config_path: str = "") -> tuple[Config, list[str]]:
+    """The Config of a run by the precedence above, and lines that say what a recipe or file changed.
+
+    `flags` holds only what was typed. Raises ValueError for a value, key or file that is not allowed.
+    """
+    defaults, said, values = asdict(Config()), [], {}
+    for origin, layer in (
+        (f"recipe {recipe}", RECIPES[recipe] if recipe else {}),
+        (config_path, read_config(config_path) if config_path else {}),
+    ):
+        changed = [
+            f"{key} {value} (config.py: {defaults[key]})" for key, value in layer.items() if value != defaults[key]
+        ]
+        if changed:
+            said.append(f"{origin} sets {', '.join(changed)}")
+        values |= layer
+    return from_dict(values | flags, "flags"), said
+
+
+def differences(config: Config) -> dict[str, Any]:
+    """The fields of `config` that differ from the defaults in this file."""
+    defaults = asdict(Config())
+    return {key: value for key, value in asdict(config).items() if value != defaults[key]}
+
+
+# --- Losses: plain callables (logits (B, C), labels (B,) int64) -> nats; they use tensor methods only. ---
+
+Loss = Callable[[Any, Any], Any]
+
+
+def reduce(values: Any, reduction: str) -> Any:
+    """`values` (B,) as they are ("none"), summed ("sum") or averaged over the images ("mean")."""
+    if reduction not in ("none", "sum", "mean"):
+        raise ValueError(f"reduction: {reduction!r} is not one of none, sum, mean")
+    return values if reduction == "none" else getattr(values, reduction)()
+
+
+@dataclass(frozen=True, kw_only=True)
+class FocalLoss:
+    """Focal loss, -alpha (1 - p)^gamma log p of the true class (arXiv 1708.02002, equation 5).
+
+    `alpha` is None, one number, or one weight per class. "mean" divides by the number of images,
+    not by the sum of the weights.
+    """
+
+    gamma: float = 2.0
+    alpha: float | Sequence[float] | None = None
+    reduction: str = "mean"
+
+    def __call__(self, logits: Any, labels: Any) -> Any:
+        log_p = logits.log_softmax(1).gather(1, labels[:, None])[:, 0]
+        values = -((1 - log_p.exp()) ** self.gamma) * log_p
+        if self.alpha is not None:
+            scalar = isinstance(self.alpha, int | float)
+            values = values * (self.alpha if scalar else logits.new_tensor(self.alpha)[labels])
+        return reduce(values, self.reduction)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CrossEntropy:
+    """Cross-entropy whose target gives `smoothing` / C to every class and the rest to the true one.
+
+    `weight` holds one weight per class, applied to each class's term. "mean" divides by the number
+    of images; torch's own divides by the sum of the weights.
+    """
+
+    smoothing: float = 0.0
+    weight: Sequence[float] | None = None
+    reduction: str = "mean"
+
+    def __call__(self, logits: Any, labels: Any) -> Any:
+        terms = -logits.log_softmax(1)
+        if self.weight is not None:
+            terms = terms * logits.new_tensor(self.weight)
+        true = terms.gather(1, labels[:, None])[:, 0]
+        return reduce((1 - self.smoothing) * true + self.smoothing * terms.mean(1), self.reduction)
+
+
+EFFECTIVE_BETA = 0.999  # arXiv 1901.05555 tries 0.9 to 0.9999; the larger, the closer to inverse frequency
+
+
+def class_weights(kind: str, counts: Sequence[int]) -> list[float] | None:
+    """One weight per class from its number of training images, or None for "none".
+
+    "inverse": 1 / n. "effective": (1 - beta) / (1 - beta^n), arXiv 1901.05555. Both are scaled so that
+    the weight averages 1 over the training images (the paper: over the classes), which keeps the
+    learning rate's meaning. Raises ValueError for a class without images.
+    """
+    if kind == "none":
+        return None
+    if min(counts) < 1:
+        raise ValueError(f"class_weights: {kind!r} needs an image of every class, got {list(counts)}")
+    raw = [1 / n if kind == "inverse" else (1 - EFFECTIVE_BETA) / (1 - EFFECTIVE_BETA**n) for n in counts]
+    scale = sum(counts) / sum(w * n for w, n in zip(raw, counts, strict=True))
+    return [w * scale for w in raw]
+
+
+def make_loss(config: Config, counts: Sequence[int]) -> tuple[Loss, str]:
+    """The configured loss per image (reduction "none"), and its name as printed beside every figure.
+
+    `counts` are the training images per class. Training and validation use the same one.
+    """
+    weights = class_weights(config.class_weights, counts)
+    suffix = f", {config.class_weights} class weights" if weights else ""
+    if config.loss == "focal":
+        loss = FocalLoss(gamma=config.focal_gamma, alpha=weights, reduction="none")
+        return loss, f"focal loss (gamma {config.focal_gamma:g}){suffix}"
+    loss = CrossEntropy(smoothing=config.label_smoothing, weight=weights, reduction="none")
+    return loss, f"cross-entropy (smoothing {config.label_smoothing:g}){suffix}"

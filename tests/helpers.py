@@ -1,0 +1,78 @@
+"""Small datasets, small weights, and the scripts' real command line, for the tests."""
+
+import csv
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+REPO = Path(__file__).resolve().parent.parent
+
+
+def faces(count: int, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """`count` different noisy images (count, 48, 48) uint8 whose brightness tells their label, and the labels."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(count) % 7
+    noise = rng.integers(0, 60, (count, 48, 48))
+    return (noise + (labels * 28)[:, None, None]).astype(np.uint8), labels
+
+
+def write_folders(root: Path, *, train: int = 70, val: int = 28, test: int = 14, val_copies: int = 0) -> Path:
+    """An archive as people download it: train/<class>/Training_*.png, test/<class>/PublicTest_* and PrivateTest_*.
+
+    The first `val_copies` of the PublicTest images are pixel for pixel those of train.
+    """
+    from config import CLASSES
+
+    images, labels = faces(train + val + test)
+    images[train : train + val_copies] = images[:val_copies]
+    labels[train : train + val_copies] = labels[:val_copies]
+    kinds = ["train Training"] * train + ["test PublicTest"] * val + ["test PrivateTest"] * test
+    for number, (kind, image, label) in enumerate(zip(kinds, images, labels, strict=True)):
+        top, prefix = kind.split()
+        folder = root / top / CLASSES[label]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(folder / f"{prefix}_{number:05d}.png")
+    return root
+
+
+def zip_folder(folder: Path, path: Path) -> Path:
+    """Every file below `folder`, stored in a zip at `path`."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for file in sorted(folder.rglob("*")):
+            if file.is_file():
+                archive.write(file, file.relative_to(folder))
+    return path
+
+
+def csv_of_folders(folder: Path, path: Path, *, seed: int = 1) -> Path:
+    """fer2013.csv with the images below `folder`, its rows shuffled."""
+    from config import CLASSES
+
+    usage = {"Training": "Training", "PublicTest": "PublicTest", "PrivateTest": "PrivateTest"}
+    files = sorted(folder.rglob("*.png"))
+    rows = [
+        (
+            CLASSES.index(file.parent.name),
+            " ".join(map(str, np.array(Image.open(file)).ravel())),
+            usage[file.name.split("_")[0]],
+        )
+        for file in files
+    ]
+    np.random.default_rng(seed).shuffle(rows)
+    with open(path, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("emotion", "pixels", "Usage"))
+        writer.writerows(rows)
+    return path
+
+
+def run_script(name: str, *args: str | Path, cwd: Path, timeout: float = 300) -> subprocess.CompletedProcess:
+    """A finished `python name args` in the folder `cwd`, with its output as text."""
+    command = [sys.executable, str(REPO / name), *map(str, args)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout)

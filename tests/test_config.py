@@ -1,0 +1,166 @@
+import json
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+import config
+from config import CLASSES, Config, CrossEntropy, FocalLoss, class_weights, combine, make_loss
+from helpers import run_script
+
+LOGITS = torch.randn(50, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 3
+LABELS = torch.arange(50) % 7
+
+
+def test_classes_stand_in_fer2013s_order():
+    assert CLASSES == ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
+
+
+def test_focal_loss_is_the_papers_formula():
+    p = LOGITS.softmax(1)[torch.arange(50), LABELS]
+    expected = -0.25 * (1 - p) ** 2 * p.log()
+    got = FocalLoss(gamma=2, alpha=0.25, reduction="none")(LOGITS, LABELS)
+    torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_focal_loss_weighs_each_image_by_its_class():
+    alpha = [0.1 * (c + 1) for c in range(7)]
+    plain = FocalLoss(reduction="none")(LOGITS, LABELS)
+    got = FocalLoss(alpha=alpha, reduction="none")(LOGITS, LABELS)
+    torch.testing.assert_close(got, plain * torch.tensor(alpha, dtype=torch.float64)[LABELS])
+
+
+def test_focal_loss_at_gamma_0_is_cross_entropy():
+    for reduction in ("none", "sum", "mean"):
+        got = FocalLoss(gamma=0, reduction=reduction)(LOGITS, LABELS)
+        torch.testing.assert_close(got, F.cross_entropy(LOGITS, LABELS, reduction=reduction))
+
+
+def test_focal_loss_has_a_finite_gradient_for_a_certain_answer():
+    logits = torch.tensor([[200.0, 0, 0, 0, 0, 0, 0]], requires_grad=True)
+    for label in (0, 1):
+        (gradient,) = torch.autograd.grad(FocalLoss()(logits, torch.tensor([label])), logits)
+        assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("weight", [None, [0.5, 3.0, 1.0, 0.2, 1.5, 1.0, 2.0]])
+def test_smoothed_cross_entropy_is_torchs(weight):
+    tensor = None if weight is None else torch.tensor(weight, dtype=torch.float64)
+    expected = F.cross_entropy(LOGITS, LABELS, weight=tensor, label_smoothing=0.1, reduction="none")
+    got = CrossEntropy(smoothing=0.1, weight=weight, reduction="none")(LOGITS, LABELS)
+    torch.testing.assert_close(got, expected)
+
+
+def test_mean_divides_by_images_not_by_weights():
+    loss = CrossEntropy(weight=[5.0] * 7)
+    assert loss(LOGITS, LABELS).item() == pytest.approx(5 * F.cross_entropy(LOGITS, LABELS).item())
+
+
+def test_an_unknown_reduction_is_refused():
+    with pytest.raises(ValueError, match="reduction: 'max' is not one of none, sum, mean"):
+        FocalLoss(reduction="max")(LOGITS, LABELS)
+
+
+def test_class_weights_average_1_over_the_images():
+    counts = [3995, 436, 4097, 7215, 4830, 3171, 4965]
+    for kind in ("inverse", "effective"):
+        weights = class_weights(kind, counts)
+        assert sum(w * n for w, n in zip(weights, counts, strict=True)) == pytest.approx(sum(counts))
+    inverse, effective = class_weights("inverse", counts), class_weights("effective", counts)
+    assert inverse[1] / inverse[3] == pytest.approx(7215 / 436)
+    assert effective[1] / effective[3] == pytest.approx((1 - 0.999**7215) / (1 - 0.999**436))
+    assert class_weights("none", counts) is None
+
+
+def test_class_weights_name_a_class_without_images():
+    with pytest.raises(ValueError, match="class_weights: 'inverse' needs an image of every class"):
+        class_weights("inverse", [1, 0, 1, 1, 1, 1, 1])
+
+
+def test_the_loss_is_named_with_its_weighting():
+    counts = [10] * 7
+    assert make_loss(Config(), counts)[1] == "focal loss (gamma 2)"
+    assert make_loss(Config(loss="cross_entropy", label_smoothing=0.1, class_weights="inverse"), counts)[1] == (
+        "cross-entropy (smoothing 0.1), inverse class weights"
+    )
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("epochs", 0, "epochs: 0 is not between 1 and 100000"),
+        ("batch_size", 0, "batch_size: 0 is not between"),
+        ("lr", -0.1, "lr: -0.1 is not between"),
+        ("lr", math.nan, "lr: nan is not between"),
+        ("lr", "fast", "lr: 'fast' is not of type float"),
+        ("flip", 1, "flip: 1 is not of type bool"),
+        ("epochs", 2.5, "epochs: 2.5 is not of type int"),
+        ("model", "resnet", "model: 'resnet' is not one of TheModel"),
+        ("run", "../x", "run: '../x' is no folder name"),
+    ],
+)
+def test_a_value_that_is_not_allowed_is_refused_by_name(field, value, message):
+    with pytest.raises(ValueError, match=message.replace("(", r"\(")):
+        Config(**{field: value})
+
+
+def test_a_whole_number_is_fine_where_a_fraction_is_asked():
+    assert Config(lr=1).lr == 1
+
+
+def test_later_layers_win_and_what_a_recipe_changes_is_said(tmp_path, monkeypatch):
+    monkeypatch.setitem(config.RECIPES, "try", {"lr": 0.5, "epochs": 3, "seed": 0})
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({"epochs": 4}))
+    got, said = combine({"seed": 9}, recipe="try", config_path=str(file))
+    assert (got.lr, got.epochs, got.seed, got.batch_size) == (0.5, 4, 9, 128)
+    assert said == [
+        "recipe try sets lr 0.5 (config.py: 0.001), epochs 3 (config.py: 40)",
+        f"{file} sets epochs 4 (config.py: 40)",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"epoch": 3}', "unknown epoch; known are data"),
+        ("[1]", "holds no JSON object"),
+        ("{", "is not JSON"),
+        ('{"epochs": 0}', "epochs: 0 is not between"),
+    ],
+)
+def test_a_bad_config_file_is_refused(tmp_path, text, message):
+    file = tmp_path / "config.json"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        combine({}, config_path=str(file))
+
+
+def test_a_missing_config_file_is_named():
+    with pytest.raises(ValueError, match=r"config: nowhere\.json: No such file"):
+        combine({}, config_path="nowhere.json")
+
+
+def test_every_recipe_is_a_valid_config():
+    for name in config.RECIPES:
+        combine({}, recipe=name)
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        (["--epoch", "3"], "error: unrecognized arguments: --epoch 3 (did you mean --epochs?)"),
+        (["--epochs", "0"], "error: epochs: 0 is not between 1 and 100000"),
+        (["--batch-size", "0"], "error: batch_size: 0 is not between"),
+        (["--lr", "-0.001"], "error: lr: -0.001 is not between"),
+        (["--lr", "fast"], "error: argument --lr: invalid float value: 'fast'"),
+        (["--model", "resnet"], "error: argument --model: invalid choice: 'resnet'"),
+        (["--resume", "runs/a", "--lr", "1"], "error: --resume goes on with the run's own knobs"),
+    ],
+)
+def test_a_wrong_call_ends_with_one_line_and_status_2(tmp_path, typed, message):
+    done = run_script("interface.py", *typed, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith(message) and done.stderr.count("\n") == 1
+    assert not list(tmp_path.iterdir())

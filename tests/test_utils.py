@@ -1,0 +1,149 @@
+import errno
+import os
+import pickle
+import subprocess
+import sys
+import zipfile
+
+import pytest
+import torch
+
+import utils
+from helpers import REPO
+from utils import UserError, locked, new_run_folder, pick_machine, read_checkpoint, write_checkpoint, write_file
+
+GOOD = {"model": "TheModel", "state_dict": {"a": torch.arange(3.0)}}
+
+
+def test_a_checkpoint_comes_back_as_it_was(tmp_path):
+    write_checkpoint(tmp_path / "a.pth", GOOD)
+    content = read_checkpoint(tmp_path / "a.pth")
+    assert content["model"] == "TheModel" and content["versions"]["torch"] == str(torch.__version__)
+    assert torch.equal(content["state_dict"]["a"], torch.arange(3.0))
+    assert [file.name for file in tmp_path.iterdir()] == ["a.pth"]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.9, 0.999])
+def test_a_truncated_checkpoint_is_refused(tmp_path, share):
+    write_checkpoint(tmp_path / "a.pth", GOOD)
+    data = (tmp_path / "a.pth").read_bytes()
+    (tmp_path / "a.pth").write_bytes(data[: int(len(data) * share)])
+    with pytest.raises(UserError, match=r"a\.pth (cannot be read: truncated|is refused)"):
+        read_checkpoint(tmp_path / "a.pth")
+
+
+def test_a_missing_checkpoint_says_what_to_do(tmp_path):
+    with pytest.raises(UserError, match=r"none\.pth: No such file.*python interface\.py.*--weights"):
+        read_checkpoint(tmp_path / "none.pth")
+
+
+class Bomb:
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.marker),)
+
+
+def test_code_in_a_pickle_is_refused_and_never_runs(tmp_path):
+    marker = tmp_path / "ran"
+    torch.save({**GOOD, "format": 1, "bomb": Bomb(marker)}, tmp_path / "torch.pth")
+    (tmp_path / "plain.pth").write_bytes(pickle.dumps(Bomb(marker)))
+    for name in ("torch.pth", "plain.pth"):
+        with pytest.raises(UserError, match=r"is refused: .* code on loading"):
+            read_checkpoint(tmp_path / name)
+    assert not marker.exists()
+
+
+def test_a_file_of_another_project_is_refused(tmp_path):
+    torch.save({"weights": 1}, tmp_path / "a.pth")
+    with pytest.raises(UserError, match="no weight file of this project: it lacks format, model, state_dict"):
+        read_checkpoint(tmp_path / "a.pth")
+    with zipfile.ZipFile(tmp_path / "b.pth", "w") as archive:
+        archive.writestr("hello.txt", "hello")
+    with pytest.raises(UserError, match=r"b\.pth"):
+        read_checkpoint(tmp_path / "b.pth")
+
+
+def test_another_format_or_class_order_is_refused(tmp_path):
+    write_checkpoint(tmp_path / "a.pth", {**GOOD, "format": 99})
+    with pytest.raises(UserError, match="has format 99, this code reads 1"):
+        read_checkpoint(tmp_path / "a.pth")
+    write_checkpoint(tmp_path / "b.pth", {**GOOD, "classes": ["happy", "sad"]})
+    with pytest.raises(UserError, match=r"was trained on the classes \['happy', 'sad'\], in that order"):
+        read_checkpoint(tmp_path / "b.pth")
+
+
+def test_a_full_disk_leaves_the_old_file_whole(tmp_path, monkeypatch):
+    path = tmp_path / "a.pth"
+    write_file(path, b"old")
+
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(utils.os, "fsync", full)
+    with pytest.raises(UserError, match=r"a\.pth could not be written \(No space left on device\)"):
+        write_file(path, b"new")
+    assert path.read_bytes() == b"old" and [file.name for file in tmp_path.iterdir()] == ["a.pth"]
+
+
+def test_a_run_folder_is_made_once(tmp_path):
+    folder = new_run_folder(str(tmp_path / "runs"), "a")
+    with pytest.raises(UserError, match=r"exists already: choose another name with --run.*--resume"):
+        new_run_folder(str(tmp_path / "runs"), "a")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be made: Not a directory"):
+        new_run_folder(str(tmp_path / "file"), "a")
+    assert folder.is_dir()
+
+
+def test_a_folder_in_use_by_another_process_is_refused(tmp_path):
+    code = "import sys; sys.path.insert(0, sys.argv[1]); from pathlib import Path; import utils\n"
+    code += "with utils.locked(Path(sys.argv[2])): pass"
+    command = [sys.executable, "-c", code, str(REPO), str(tmp_path)]
+    with locked(tmp_path):
+        done = subprocess.run(command, capture_output=True, text=True)
+    assert "is in use by another process" in done.stderr
+    assert subprocess.run(command, capture_output=True).returncode == 0
+
+
+def test_a_device_that_is_not_there_is_named():
+    missing = "cuda" if torch.backends.mps.is_available() else "mps"
+    with pytest.raises(UserError, match=rf"--device {missing}: torch .* finds no such device here; use --device cpu"):
+        pick_machine(missing, "auto")
+
+
+def test_fp16_on_a_cpu_is_refused():
+    with pytest.raises(UserError, match="--precision fp16: small gradients vanish"):
+        pick_machine("cpu", "fp16")
+
+
+def test_precision_is_as_asked_and_auto_follows_the_processor(monkeypatch):
+    assert pick_machine("cpu", "bf16").dtype is torch.bfloat16
+    for native, dtype in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr(utils, "has_fast_bf16", lambda device, native=native: native)
+        machine = pick_machine("cpu", "auto", 1)
+        assert machine.dtype is dtype and str(dtype).removeprefix("torch.") in str(machine)
+
+
+def test_errors_for_the_user_give_status_2_and_bugs_their_traceback(capsys):
+    def fail(error):
+        raise error
+
+    assert utils.exit_status(fail, UserError("do this")) == 2
+    assert capsys.readouterr().err == "error: do this\n"
+    assert utils.exit_status(fail, KeyboardInterrupt()) == 130
+    with pytest.raises(ZeroDivisionError):
+        utils.exit_status(fail, ZeroDivisionError())
+
+
+def test_the_seed_fixes_every_generator():
+    import random
+
+    import numpy as np
+
+    draws = []
+    for _ in range(2):
+        utils.seed_everything(3)
+        draws.append((random.random(), np.random.rand(), torch.rand(1).item()))
+    assert draws[0] == draws[1]

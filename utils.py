@@ -1,0 +1,245 @@
+"""What every script needs: errors for the user, seeds, device, CPU tuning, weight files, run folders."""
+
+import contextlib
+import ctypes
+import io
+import json
+import os
+import pickle
+import platform
+import random
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, TextIO
+
+import numpy as np
+import torch
+
+from config import CLASSES
+
+FORMAT = 1  # of the weight files; raised when their keys change meaning
+
+
+class UserError(Exception):
+    """A fault the user can mend; the message says what, where and what to do."""
+
+
+def exit_status(run: Callable[..., int], *args: Any) -> int:
+    """What `run(*args)` returns; a UserError is printed as `error: ...` on stderr and gives 2, Ctrl-C 130.
+
+    Where the reader of stdout has gone (`| head`), it ends quietly with 141, the shell's number for that.
+    """
+    try:
+        status = run(*args)
+        sys.stdout.flush()
+        return status
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        discard(sys.stdout)
+        return 141
+
+
+def discard(stream: TextIO) -> None:
+    """Send what `stream` still holds to nowhere: Python writes it at exit, and would complain once more."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, stream.fileno())
+    os.close(null)
+
+
+# --- Machine ---
+
+
+class Machine(NamedTuple):
+    """Where the work is done: torch device, dtype of the heavy products (float32: no autocast)."""
+
+    device: torch.device
+    dtype: torch.dtype
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not torch.float32)
+
+    def __str__(self) -> str:
+        name = torch.cuda.get_device_name() if self.device.type == "cuda" else platform.machine()
+        threads = f", {torch.get_num_threads()} threads" if self.device.type == "cpu" else ""
+        return f"{self.device.type} ({name}{threads}), {str(self.dtype).removeprefix('torch.')}"
+
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def pick_machine(device: str, precision: str, threads: int = 0) -> Machine:
+    """The Machine for the knobs of the same names; "auto" takes CUDA, then MPS, then the CPU.
+
+    Raises UserError where a device was asked for by name and is not there.
+    """
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if device == "auto":
+        device = next(name for name, found in there.items() if found)
+    if not there[device]:
+        raise UserError(
+            f"--device {device}: torch {torch.__version__} finds no such device here; "
+            f"use --device cpu, or install a torch build that fits the driver"
+        )
+    if device == "cpu":
+        keep_freed_memory()
+        if threads:
+            torch.set_num_threads(threads)
+    if precision == "fp16" and device == "cpu":
+        raise UserError("--precision fp16: small gradients vanish in it on a CPU; use bf16 or fp32")
+    if precision == "auto":
+        precision = "bf16" if has_fast_bf16(device) else "fp32"
+    return Machine(torch.device(device), DTYPES[precision])
+
+
+def has_fast_bf16(device: str) -> bool:
+    """Whether the processor multiplies bfloat16 natively; emulated, it is slower than float32."""
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device == "cpu" and torch.cpu._is_avx512_bf16_supported()
+
+
+def keep_freed_memory() -> None:
+    """Make glibc keep freed memory: by default each large tensor is page-faulted anew at every step.
+
+    Measured: README, "What makes it fast". Elsewhere (musl, macOS, Windows) nothing is done.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return
+    libc = ctypes.CDLL(None)
+    for option, value in ((-4, 0), (-1, 2**31 - 1), (-2, 64 << 20)):  # M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD
+        libc.mallopt(option, value)
+
+
+def seed_everything(seed: int, *, deterministic: bool = False) -> None:
+    """Seed Python, numpy and torch; `deterministic` also makes CUDA repeat itself bit for bit."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.backends.cudnn.benchmark = False
+        torch.use_deterministic_algorithms(True)
+
+
+def count_params(model: torch.nn.Module) -> int:
+    """The number of trainable numbers in `model`."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python, torch and numpy, as kept in every weight file."""
+    return {"python": platform.python_version(), "torch": str(torch.__version__), "numpy": np.__version__}
+
+
+# --- Weight files ---
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Replace `path` by `data` at once: a kill or a full disk leaves the old file whole. Raises UserError."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise UserError(
+            f"{path} could not be written ({error.strerror}); what stood there is untouched. "
+            f"Free some space or choose another folder with --runs"
+        ) from error
+
+
+def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
+    """Write plain types and tensors so that `read_checkpoint` gives them back. Raises UserError."""
+    buffer = io.BytesIO()
+    torch.save({"format": FORMAT, "classes": list(CLASSES), "versions": versions(), **content}, buffer)
+    write_file(path, buffer.getvalue())
+
+
+def read_checkpoint(path: Path, needed: tuple[str, ...] = ("model", "state_dict")) -> dict[str, Any]:
+    """What `write_checkpoint` wrote, on the CPU. No code in the file is ever run.
+
+    Raises UserError where the file is missing, truncated, a pickle with code, of another format or
+    class order, or lacks a `needed` key.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise UserError(
+            f"{path}: {error.strerror}; train one with `python interface.py`, or name another with --weights"
+        ) from error
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{path} is refused: it is no weight file of this project, or a pickle that could run "
+            f"code on loading; only files written by interface.py are read"
+        ) from error
+    except (RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise UserError(f"{path} cannot be read: truncated, or no weight file; copy or train it again") from error
+    if not isinstance(content, dict) or any(key not in content for key in ("format", *needed)):
+        raise UserError(f"{path} is no weight file of this project: it lacks {', '.join(('format', *needed))}")
+    if content["format"] != FORMAT:
+        raise UserError(f"{path} has format {content['format']}, this code reads {FORMAT}: train it again")
+    if content.get("classes") != list(CLASSES):
+        raise UserError(
+            f"{path} was trained on the classes {content.get('classes')}, in that order; "
+            f"this code predicts {list(CLASSES)}"
+        )
+    return content
+
+
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """Replace `path` by `values` as readable JSON. Raises UserError."""
+    write_file(path, (json.dumps(values, indent=2) + "\n").encode())
+
+
+# --- Run folders ---
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold `folder` for this process; UserError where another one holds it. A kill lets go of it."""
+    with open(folder / ".lock", "w") as file:
+        try:
+            if os.name == "nt":
+                import msvcrt  # Windows only
+
+                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+            else:
+                import fcntl  # everywhere else
+
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(f"{folder} is in use by another process; wait for it or choose another --run") from error
+        yield
+
+
+def new_run_folder(runs: str, name: str) -> Path:
+    """The folder runs/name, made now; UserError where it holds a run already or cannot be made."""
+    folder = Path(runs) / name
+    try:
+        folder.mkdir(parents=True)
+    except FileExistsError as error:
+        raise UserError(
+            f"{folder} exists already: choose another name with --run, "
+            f"or go on with it: python interface.py --resume {folder}"
+        ) from error
+    except OSError as error:
+        raise UserError(f"{folder} cannot be made: {error.strerror}") from error
+    return folder
+
+
+def run_folder(name: str) -> Path:
+    """The folder of a run that is there. Raises UserError."""
+    folder = Path(name)
+    if not folder.is_dir():
+        raise UserError(f"{name}: no such folder; a run's folder is needed, such as runs/NAME")
+    return folder
