@@ -1,0 +1,132 @@
+"""FER2013 as a table: fer2013.csv and icml_face_data.csv, alone or in an archive. Rows are streamed."""
+
+import csv
+import lzma
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import TextIOWrapper
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from config import CLASSES
+from images import SIZE
+from source_layout import CSV_NAMES, Item, shown
+from utils import UserError
+
+USAGES = {"training": "train", "publictest": "val", "privatetest": "test"}
+COLUMNS = {"emotion": "emotion", "pixels": "pixels", "usage": "Usage"}
+# A row of 2304 numbers has about 9,000 characters. A line longer than this is no row of such a table, and is not
+# read to its end; it is below the limit that the csv module sets itself, 131,072 characters a field.
+MAX_LINE = 100_000
+
+# What archives raise where they are opened or read: OSError (gzip's BadGzipFile, bz2, the disk), EOFError (they
+# break off), and the decompressors' and archives' own errors.
+ARCHIVE_ERRORS = (OSError, EOFError, zlib.error, lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile)
+
+_BYTE = {str(value): value for value in range(256)}
+
+
+def read_rows(file: BinaryIO, name: str) -> Iterator[Item]:
+    """Yield an Item for each row of a FER2013 table, numbered as a spreadsheet does: row 1 is the column names.
+
+    A row that can't be used is an Item with a problem. Raises UserError if a column is missing, or if the file
+    breaks off while it is read.
+    """
+    text = TextIOWrapper(file, encoding="utf-8-sig", errors="replace", newline="")
+    rows = csv.reader(_lines(text, name))
+    try:
+        columns = _columns(next(rows, []), name)
+        for number, row in enumerate(rows, start=2):
+            if row:
+                yield _item(row, columns, f"{name} row {number}")
+    except csv.Error as error:
+        raise UserError(f"{name}, line {rows.line_num}: {error}. The file is damaged: download it again.") from error
+    finally:
+        text.detach()
+
+
+def _lines(text: TextIOWrapper, name: str) -> Iterator[str]:
+    number = 0
+    while True:
+        number += 1
+        try:
+            line = text.readline(MAX_LINE)
+        except ARCHIVE_ERRORS as error:
+            raise UserError(f"{name}, line {number}: truncated or damaged ({error}). Download it again.") from error
+        if not line:
+            return
+        if len(line) == MAX_LINE:
+            raise UserError(f"{name}, line {number}: above {MAX_LINE} characters, so this is no FER2013 table.")
+        yield line
+
+
+def _columns(header: list[str], name: str) -> tuple[int, int, int]:
+    found = [column.strip().casefold() for column in header]
+    missing = [written for column, written in COLUMNS.items() if column not in found]
+    if missing:
+        raise UserError(
+            f"{name} has no column {' and no column '.join(missing)}. Expected are emotion, pixels and Usage, "
+            f"in any order; found {shown([column[:30] for column in header]) or 'nothing'}."
+        )
+    emotion, pixels, usage = (found.index(column) for column in COLUMNS)
+    return emotion, pixels, usage
+
+
+def _item(row: list[str], columns: tuple[int, int, int], name: str) -> Item:
+    if len(row) <= max(columns):
+        return Item(name, problem=f"{len(row)} fields where {max(columns) + 1} are expected")
+    emotion, text, usage = (row[column].strip() for column in columns)
+    split = USAGES.get(usage.casefold(), "")
+    label = _BYTE.get(emotion, -1)
+    if not split:
+        return Item(name, problem=f"unknown Usage {usage[:20]!r} (Training, PublicTest or PrivateTest)")
+    if not 0 <= label < len(CLASSES):
+        return Item(name, split, problem=f"unknown emotion {emotion[:20]!r} (0 to {len(CLASSES) - 1})")
+    values = text.split()
+    if len(values) != SIZE * SIZE:
+        return Item(name, split, label, problem=f"{len(values)} pixels where {SIZE * SIZE} are expected")
+    try:
+        pixels = np.frombuffer(bytearray(map(_BYTE.__getitem__, values)), np.uint8).reshape(SIZE, SIZE)
+    except KeyError as error:
+        value = str(error.args[0])[:20]
+        return Item(name, split, label, problem=f"pixel {value!r} is not a number from 0 to 255")
+    return Item(name, split, label, pixels, width=SIZE, height=SIZE)
+
+
+@contextmanager
+def open_table(path: Path) -> Iterator[tuple[BinaryIO, str]]:
+    """Give a table, plain or in a tar archive (compressed or not), as a stream, with its name.
+
+    Nothing is unpacked to disk. Raises UserError if it can't be opened, or if the archive holds no such table.
+    """
+    if path.suffix.lower() == ".csv":
+        try:
+            file = path.open("rb")
+        except OSError as error:
+            raise UserError(f"{path}: can't be read ({error.strerror}).") from error
+        with file:
+            yield file, path.name
+        return
+    try:
+        archive = tarfile.open(path, "r:*")  # noqa: SIM115 (closed below, outside of this try)
+    except ARCHIVE_ERRORS as error:
+        raise UserError(f"{path}: truncated or not a tar archive ({error}). Download it again.") from error
+    with archive:
+        member = _find_table(archive, path)
+        with archive.extractfile(member) as file:
+            yield file, member.name.rpartition("/")[2]
+
+
+def _find_table(archive: tarfile.TarFile, path: Path) -> tarfile.TarInfo:
+    try:
+        for member in archive:
+            if member.isfile() and member.name.rpartition("/")[2].casefold() in CSV_NAMES:
+                return member
+    except ARCHIVE_ERRORS as error:
+        raise UserError(f"{path}: truncated or damaged ({error}). Download it again.") from error
+    raise UserError(f"{path}: holds no {' and no '.join(CSV_NAMES)}.")

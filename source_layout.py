@@ -1,0 +1,213 @@
+"""What the names of files say: their split and their class.
+
+Folders and zips are read by the same rules, from their lists of names alone; no file is opened here.
+"""
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field, replace
+from os.path import splitext
+
+import numpy as np
+
+from config import CLASSES
+from images import EXTENSIONS
+from utils import UserError
+
+SYNONYMS = {
+    "anger": "angry", "disgusted": "disgust", "fearful": "fear", "happiness": "happy", "sadness": "sad",
+    "surprised": "surprise",
+}  # fmt: skip
+SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+CSV_NAMES = ("fer2013.csv", "icml_face_data.csv")
+JUNK = {"__macosx", "thumbs.db", "desktop.ini"}
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One image as found: its name there, what is known of it, and its pixels or the problem with it."""
+
+    name: str  # "train/angry/Training_00008.png", "fer2013.csv row 17"
+    split: str = ""  # "train", "val", "test" or "" (not known)
+    label: int = -1  # index into CLASSES, -1 unknown
+    pixels: np.ndarray | None = None  # (48, 48) uint8
+    problem: str = ""  # why there are no pixels; "" if fine
+    width: int = 0  # of the file, before it was brought to 48x48; 0 unknown
+    height: int = 0
+
+
+@dataclass(slots=True)
+class Layout:
+    """What a list of names holds: `items` sorted by name, still without pixels, or else the name of a `csv`."""
+
+    items: list[Item]
+    renamed: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    csv: str = ""
+
+
+def class_index(folder_name: str) -> int | None:
+    """Return the index in CLASSES that a folder's name stands for, None if it is no class.
+
+    Letter case does not count, and the usual synonyms are known (`SYNONYMS`).
+    """
+    name = folder_name.strip().casefold()
+    name = SYNONYMS.get(name, name)
+    return CLASSES.index(name) if name in CLASSES else None
+
+
+def is_junk(name: str) -> bool:
+    """Return whether a relative path is one that systems leave behind: dot-files, __MACOSX, Thumbs.db."""
+    return any(part.startswith(".") or part.casefold() in JUNK for part in name.split("/"))
+
+
+def is_image_name(name: str) -> bool:
+    """Return whether a file's suffix is one of an image, in any letter case."""
+    return splitext(name)[1].lower() in EXTENSIONS
+
+
+def check_class_folders(where: str, folders: Iterable[str]) -> dict[str, int]:
+    """Return folder name -> class index; raises UserError naming the folders that are no class."""
+    indices = {name: class_index(name) for name in sorted(folders)}
+    unknown = [name for name, index in indices.items() if index is None]
+    if unknown:
+        raise UserError(
+            f"{where} has folders that are no class: {shown(unknown)}. Allowed are {', '.join(CLASSES)} "
+            f"(also {', '.join(SYNONYMS)}; letter case does not count). Rename or remove the others."
+        )
+    return indices
+
+
+def check_all_classes(where: str, labels: Iterable[int], folders: Iterable[str]) -> None:
+    """Raise UserError if a class is not among `labels`, saying whether its folder is missing or empty."""
+    present = set(labels)
+    with_folder = {class_index(name) for name in folders}
+    lacking = [
+        f"{name} ({'its folder is empty' if index in with_folder else 'no such folder'})"
+        for index, name in enumerate(CLASSES)
+        if index not in present
+    ]
+    if lacking:
+        raise UserError(
+            f"{where} has no images of: {', '.join(lacking)}. A class without images can't be learned; add some."
+        )
+
+
+def renamed_folders(folders: Iterable[str]) -> dict[str, str]:
+    """Return folder name -> class for those that are a class under another spelling."""
+    indices = {name: class_index(name) for name in sorted(folders)}
+    classes = {name: CLASSES[index] for name, index in indices.items() if index is not None}
+    return {name: kind for name, kind in classes.items() if name != kind}
+
+
+def shown(names: Collection[str], limit: int = 5) -> str:
+    """Return the first few of `names` in one line, for messages."""
+    first = ", ".join(repr(name) for name in sorted(names)[:limit])
+    return first + (f" and {len(names) - limit} more" if len(names) > limit else "")
+
+
+def training_layout(where: str, files: Iterable[str], folders: Iterable[str]) -> Layout:
+    """Return split and class of every file of a training set, given relative names with "/".
+
+    `folders` are the folders known by themselves: they tell empty ones from missing ones.
+    Raises UserError if there are no class folders, if a folder in a split is no class, or if train lacks one.
+    """
+    files = sorted(name for name in files if not is_junk(name))
+    folders = {name for name in folders if not is_junk(name)}
+    for name in files:
+        while (name := name.rpartition("/")[0]) and name not in folders:
+            folders.add(name)
+    root, table = _find_root(where, files, folders)
+    if table:
+        return Layout([], csv=table)
+    splits = {name: SPLITS[name.casefold()] for name in _inside(root, folders) if name.casefold() in SPLITS}
+    if "train" not in splits.values():
+        splits = {"": "train"}
+    items = [_training_item(name, root, splits) for name in files]
+    class_folders: set[str] = set()
+    for folder, split in splits.items():
+        top = f"{root}{folder}/" if folder else root
+        names = _inside(top, folders)
+        place = f"{where}: {top}" if top else where
+        check_class_folders(place, names)
+        class_folders |= names
+        if split == "train":
+            labels = (item.label for item in items if item.split == "train" and not item.problem)
+            check_all_classes(place, labels, names)
+    items, notes = _settle_public_test(items)
+    return Layout(items, renamed_folders(class_folders), notes)
+
+
+def _inside(folder: str, names: Iterable[str]) -> set[str]:
+    """Return the last parts of those `names` that stand directly in `folder` ("" or ending in "/")."""
+    rests = (name[len(folder) :] for name in names if name.startswith(folder))
+    return {rest for rest in rests if "/" not in rest}
+
+
+def _find_root(where: str, files: Collection[str], folders: Collection[str]) -> tuple[str, str]:
+    """Return the folder that holds train/ or the class folders, and the table's name if there is one instead."""
+    root = ""
+    while True:
+        inside = _inside(root, folders)
+        known = {name.casefold() for name in inside} & SPLITS.keys()
+        if "train" in known or any(class_index(name) is not None for name in inside):
+            return root, ""
+        tables = [name for name in _inside(root, files) if name.casefold() in CSV_NAMES]
+        if len(tables) == 1:
+            return root, root + tables[0]
+        # Never down into test/ or val/ alone: their class folders would pass for training data.
+        if len(inside) != 1 or known:
+            break
+        root += f"{inside.pop()}/"
+    found = shown(inside | _inside(root, files)) or "nothing"
+    raise UserError(
+        f"{where}: expected train/ with a folder for each class ({', '.join(CLASSES)}), these folders themselves, "
+        f"or {' or '.join(CSV_NAMES)}; found {found}{f' in {root}' if root else ''}."
+    )
+
+
+def _training_item(name: str, root: str, splits: dict[str, str]) -> Item:
+    if not is_image_name(name):
+        return Item(name, problem="not an image file")
+    parts = name[len(root) :].split("/") if name.startswith(root) else [""]
+    if "" in splits:
+        parts.insert(0, "")
+    if parts[0] not in splits:
+        return Item(name, problem="not in train/, val/ or test/")
+    if len(parts) < 3:
+        return Item(name, problem="not in a class folder")
+    index = class_index(parts[1])
+    return Item(name, splits[parts[0]], -1 if index is None else index)
+
+
+def _settle_public_test(items: list[Item]) -> tuple[list[Item], list[str]]:
+    """Return `items` with PublicTest_* of test/ made validation, or left out if val/ has images; and notes."""
+    public = {
+        item.name
+        for item in items
+        if item.split == "test" and item.name.rpartition("/")[2].startswith("PublicTest_")
+    }
+    if not public or not any(item.split == "val" for item in items):
+        return [replace(item, split="val") if item.name in public else item for item in items], []
+    note = (
+        f"{len(public)} PublicTest_* images in test/ are left out: val/ is the validation split, "
+        "and PublicTest is never used as test."
+    )
+    return [item for item in items if item.name not in public], [note]
+
+
+def input_layout(files: Iterable[str], *, folder: str = "") -> Layout:
+    """Return every file with the class that the folder directly around it names, -1 if it names none.
+
+    `folder` is the name of the folder around the files at the top.
+    """
+    items = []
+    holders = set()
+    for name in sorted(name for name in files if not is_junk(name)):
+        if is_image_name(name):
+            holder = name.rpartition("/")[0].rpartition("/")[2] if "/" in name else folder
+            holders.add(holder)
+            index = class_index(holder)
+            items.append(Item(name, label=-1 if index is None else index))
+        else:
+            items.append(Item(name, problem="not an image file"))
+    return Layout(items, renamed_folders(holders))
