@@ -1,0 +1,226 @@
+"""Faces drawn by the project: a demo dataset for where there is no FER2013.
+
+Each face is drawn as curves on a canvas four times too large, shaded, reduced to 48x48, then lit, blurred and
+made noisy. An expression is a set of facial action units (AU; Ekman and Friesen, Facial Action Coding System,
+1978): an upper half (brows, lids, cheeks, nose root) and a mouth, each with an intensity of its own, so that
+both halves carry part of the emotion and neither gives it away on every image.
+
+    python demo_faces.py --out demo/      # demo/train/<class>/*.png and demo/val/<class>/*.png
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFilter
+
+import demo_strokes as strokes
+from config import CLASSES, Parser
+from demo_strokes import LINE, Identity, Mouth, Stroke, Upper
+
+SIZE = 48
+
+# How hard the faces are: weaker expressions and more chance make the classes overlap. Both halves must matter, so
+# that a classifier loses at least 20 points without the mouth. Measure with and without --one-mouth:
+#     python demo_faces.py --out demo && python interface.py --data demo --epochs 20
+UPPER_INTENSITY = (0.35, 1.1)  # of brows, lids, cheeks and nose, drawn per image, as a multiple of UPPERS
+MOUTH_INTENSITY = (0.75, 1.15)  # of the mouth, as a multiple of MOUTHS
+JITTER = 0.09  # standard deviation of what chance adds to every action unit
+
+UPPERS = {
+    "angry": Upper(0, 0.25, 1, 0.3, 0, 0.7, 0.25, 0),
+    "disgust": Upper(0, 0, 0.75, 0, 0.5, 0.7, 1, 0.1),
+    "fear": Upper(1, 0.55, 0.5, 0.9, 0, 0, 0, 0),
+    "happy": Upper(0.1, 0.15, 0, 0, 1, 0.2, 0, 0),
+    "sad": Upper(0.9, -0.35, 0.4, 0, 0, 0.1, 0, 0.8),
+    "surprise": Upper(1, 1, 0, 0.9, 0, 0, 0, 0),
+    "neutral": Upper(0, 0, 0, 0, 0, 0, 0, 0),
+}
+AT_REST = Mouth(0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
+MOUTHS = {  # the ways to show an emotion: one is picked per image
+    "angry": (
+        Mouth(-0.12, 0, 0, 0, 0.1, 1, 0, 0, 0.3, 0.1),
+        Mouth(-0.4, 0.5, 1, 0.3, 0.1, 0.2, 1, 1, 0, 0.1),
+    ),
+    "disgust": (
+        Mouth(-0.2, 0, 0, 1, -0.1, 0, 0, 0, 0.6, 0.9),
+        Mouth(-0.25, 0.25, 0.2, 1, 0, 0, 1, 0, 0.1, 0.8),
+    ),
+    "fear": (
+        Mouth(-0.55, 0.4, 0.8, 0, 0.55, 0.3, 0, 0.8, 0, 0.1),
+        Mouth(-0.55, 0.6, 0.7, 0, 0.4, 0.2, 0.3, 0.5, 0, 0.1),
+    ),
+    "happy": (
+        Mouth(1, 0.4, 0, 0.1, 0.5, 0.2, 1, 0, 0, 0.1),
+        Mouth(1, 0.7, 0.1, 0.1, 0.4, 0.2, 1, 0.2, 0, 0.1),
+        Mouth(0.9, 0, 0, 0, 0.4, 0.2, 0, 0, 0, 0.2),
+    ),
+    "sad": (
+        Mouth(-1, 0, 0, 0, -0.1, 0, 0, 0, 0.8, 0.1),
+        Mouth(-0.95, 0.2, 0, 0, 0.1, 0, 0, 0.2, 0.4, 0.1),
+    ),
+    "surprise": (
+        Mouth(-0.1, 1, 0.1, 0, -0.95, 0, 0, 0, 0, 0.05),
+        Mouth(-0.1, 0.7, 0, 0, -0.8, 0, 0.2, 0, 0, 0.05),
+    ),
+    "neutral": (AT_REST,),
+}
+
+ZOOM = (4, 2, 1)  # canvas of each layer, times 48; shading is blurred, so less is enough
+BLUR = (0.0, 1.3, 2.3)  # radius in pixels of the layer's own canvas
+
+
+def _paint(strokes: list[Stroke], backdrop: float, pose: Sequence[float]) -> np.ndarray:
+    """Draw the strokes: (48, 48) float grey levels. `pose`: dx, dy, turn (radians), scale, yaw (-1 to 1)."""
+    dx, dy, turn, scale, yaw = pose
+    counts = [len(s.points) for s in strokes]
+    x, y = np.concatenate([s.points for s in strokes]).T
+    depth = np.repeat([s.depth for s in strokes], counts)
+    zooms = np.repeat([ZOOM[s.layer] for s in strokes], counts)
+    x = x * (1 - 0.3 * yaw**2) + yaw * 5 * depth * (1 - np.minimum((x / 20) ** 2, 1))
+    cos, sin = scale * np.cos(turn), scale * np.sin(turn)
+    placed = zooms * (SIZE / 2 + np.array([dx + cos * x - sin * y, dy + sin * x + cos * y]))
+    numbers, start = placed.T.ravel().tolist(), 0
+    layers = [Image.new("L", (SIZE * zoom, SIZE * zoom), 128) for zoom in ZOOM]
+    layers[LINE].paste(int(backdrop), (0, 0, *layers[LINE].size))
+    brushes = [ImageDraw.Draw(layer) for layer in layers]
+    for stroke, count in zip(strokes, counts, strict=True):
+        points = numbers[start : start + 2 * count]
+        start += 2 * count
+        tone = int(min(max(128 + 1.28 * stroke.tone if stroke.layer else stroke.tone, 0), 255))
+        if stroke.width:
+            width = max(round(stroke.width * ZOOM[stroke.layer] * scale), 1)
+            brushes[stroke.layer].line(points, fill=tone, width=width)
+        else:
+            brushes[stroke.layer].polygon(points, fill=tone)
+    line, fold, broad = (
+        np.asarray(layer.filter(ImageFilter.GaussianBlur(blur)).reduce(zoom), dtype=np.float32)
+        for layer, blur, zoom in zip(layers, BLUR, ZOOM, strict=True)
+    )
+    return line * fold * broad / 128**2
+
+
+ROWS, COLUMNS = np.mgrid[-1:1:48j, -1:1:48j].astype(np.float32)
+_K = np.arange(8)
+DCT = np.sqrt(np.where(_K == 0, 1, 2) / 8)[:, None] * np.cos(np.pi * (2 * _K + 1) * _K[:, None] / 16)
+DCT_STEP = 8.0 + 3.0 * (_K[:, None] + _K)  # grows with the frequency, as JPEG's luminance table does
+
+
+def _develop(picture: np.ndarray, light: float, rng: np.random.Generator) -> np.ndarray:
+    """Light, blur, sensor noise and block compression: (48, 48) float in, uint8 out."""
+    side = np.clip(COLUMNS, -0.8, 0.8)
+    lamp = 1 + 0.25 * light * side + rng.uniform(-0.2, 0.05) * ROWS - 0.14 * (side**2 + 0.5 * ROWS**2)
+    lit = 125 + rng.uniform(1.0, 1.25) * (picture * lamp - 125) + rng.uniform(-8, 10)
+    blur, noise, loss = rng.uniform(0, 0.5), rng.uniform(0.5, 4.5), rng.uniform(0, 1.3)
+    grain = rng.standard_normal((SIZE, SIZE), dtype=np.float32)
+    soft = Image.fromarray(np.clip(lit, 0, 255).astype(np.uint8)).filter(ImageFilter.GaussianBlur(blur))
+    lit = np.asarray(soft, dtype=np.float32) + noise * grain
+    if loss > 0.8:  # else as if stored without loss
+        step = DCT_STEP * loss
+        blocks = lit.reshape(6, 8, 6, 8).swapaxes(1, 2)
+        blocks = DCT.T @ (np.round(DCT @ blocks @ DCT.T / step) * step) @ DCT
+        lit = blocks.swapaxes(1, 2).reshape(SIZE, SIZE)
+    return np.clip(lit + 0.5, 0, 255).astype(np.uint8)
+
+
+def _expression(emotion: str, rng: np.random.Generator) -> tuple[Upper, Mouth]:
+    """Action units of one picture: the emotion's, each half at its own intensity, and chance."""
+    upper = np.array(UPPERS[emotion]) * rng.uniform(*UPPER_INTENSITY) + rng.normal(0, JITTER, 8)
+    upper[2:] = np.maximum(upper[2:], (-0.15, 0, 0, 0, 0, 0))
+    mouth = np.array(MOUTHS[emotion][rng.integers(len(MOUTHS[emotion]))], dtype=float)
+    mouth[[0, 1, 3, 4, 5, 8, 9]] *= rng.uniform(*MOUTH_INTENSITY)
+    mouth[[0, 3, 4, 5, 8, 9]] += rng.normal(0, JITTER, 6)
+    mouth[1] += max(rng.normal(-0.1, 0.1), 0)
+    mouth[5] = min(max(mouth[5], 0), 1)
+    return Upper(*upper.tolist()), Mouth(*mouth.tolist())
+
+
+def _face(who: Identity, emotion: str, rng: np.random.Generator, *, one_mouth: bool) -> np.ndarray:
+    up, mouth = _expression(emotion, rng)
+    if one_mouth:
+        mouth = AT_REST
+    stronger, favoured = rng.normal(0, 1, 2)  # sides of the mouth and of the upper half
+    light, yaw = rng.uniform(-1, 1), rng.uniform(-0.35, 0.35)
+    pose = (*rng.uniform(-1, 1, 2), rng.normal(0, 0.06), rng.uniform(1.12, 1.26), yaw)
+    backdrop, gaze = rng.uniform(0.3, 1.1) * who.skin, rng.normal(0, (0.45, 0.2))
+    drop = 2.2 * mouth.open
+    lines = strokes.head_strokes(who, drop) + strokes.nose_strokes(who, up, light) + strokes.wrinkles_strokes(who, up)
+    for side in (-1, 1):
+        less = 1 - 0.12 * max(side * favoured, 0)
+        half = Upper(*(less * unit for unit in up))
+        lines += [*strokes.eye_strokes(who, half, side, gaze), strokes.brow_strokes(who, half, side)]
+    lines += (
+        strokes.beard_strokes(who, drop) + strokes.mouth_strokes(who, mouth, stronger) + strokes.glasses_strokes(who)
+    )
+    exposure = (165 / who.skin) ** 0.9  # a camera brings most faces to about the same grey
+    return _develop(_paint(lines, backdrop, pose) * exposure, light, rng)
+
+
+def demo_faces(identities: int, *, seed: int, one_mouth: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Draw every emotion of every identity: images, labels, identity.
+
+    Images are (7 * identities, 48, 48) uint8; labels (index into CLASSES) and identity are int64, of the same
+    length. Identity i looks the same however many are drawn; the same seed gives the same pixels.
+    With `one_mouth` every face has its identity's mouth at rest, and all else is unchanged.
+    """
+    count = len(CLASSES)
+    images = np.empty((identities * count, SIZE, SIZE), dtype=np.uint8)
+    for i in range(identities):
+        who = Identity(np.random.default_rng([seed, i]))
+        for label, emotion in enumerate(CLASSES):
+            rng = np.random.default_rng([seed, i, label])
+            images[i * count + label] = _face(who, emotion, rng, one_mouth=one_mouth)
+    order = np.arange(identities * count, dtype=np.int64)
+    return images, order % count, order // count
+
+
+def write_folder(folder: Path, *, identities: int, seed: int, one_mouth: bool = False) -> int:
+    """Write FOLDER/train/<class>/*.png and, the last fifth of identities, FOLDER/val; the number of files.
+
+    Raises UserError where the folder is a file or not empty, or cannot be written.
+    """
+    from utils import UserError  # late: drawing needs no torch
+
+    first_val = identities - max(identities // 5, 1)
+    try:
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise UserError(f"{folder} exists and is not an empty folder: name a new one with --out")
+        images, labels, who = demo_faces(identities, seed=seed, one_mouth=one_mouth)
+        for split in ("train", "val"):
+            for name in CLASSES:
+                (folder / split / name).mkdir(parents=True, exist_ok=True)
+        for image, label, i in zip(images, labels, who, strict=True):
+            split = "train" if i < first_val else "val"
+            Image.fromarray(image).save(folder / split / CLASSES[label] / f"face_{i:05d}.png")
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written: {error.strerror}; name another with --out") from error
+    return len(images)
+
+
+def write(folder: Path, identities: int, seed: int, one_mouth: bool) -> int:
+    """Write the faces and say how many; the exit status."""
+    from utils import UserError
+
+    if identities < 2:
+        raise UserError(f"--identities {identities}: at least 2, one to train on and one to validate on")
+    if seed < 0:
+        raise UserError(f"--seed {seed}: 0 or more")
+    print(f"{write_folder(folder, identities=identities, seed=seed, one_mouth=one_mouth)} faces in {folder}")
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = Parser("demo_faces.py", "Write the demo faces as a dataset.")
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="a new or empty folder")
+    parser.add_argument("--identities", type=int, default=500, metavar="N", help="people, 7 pictures each (500)")
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="start of every random draw (0)")
+    parser.add_argument("--one-mouth", action="store_true", help="draw every mouth at rest")
+    args = parser.parse_args(argv)
+    from utils import exit_status  # late: --help need not wait for torch
+
+    return exit_status(write, args.out, args.identities, args.seed, args.one_mouth)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

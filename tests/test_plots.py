@@ -1,0 +1,292 @@
+"""plots.py: each figure is a small, whole PNG file that shows what it was given; wrong arguments are named."""
+
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+
+import plots
+from config import CLASSES
+from utils import UserError
+
+ROOT = Path(plots.__file__).parent
+
+
+def rows(count: int, *, rates=None, unseen=0.01) -> list[dict]:
+    """`count` epochs of a run that gets better until the last but one."""
+    return [
+        {
+            "epoch": i + 1,
+            "lr": 0.1 if rates is None else rates[i],
+            "train_loss": 1.9 - i / count,
+            "train_accuracy": 0.2 + 0.6 * i / count,
+            "val_loss": 1.8 - 0.5 * i / count,
+            "val_accuracy": 0.2 + 0.4 * i / count,
+            "val_accuracy_unseen": None if unseen is None else 0.2 + 0.4 * i / count - unseen,
+            "best": i < max(1, count - 1),
+        }
+        for i in range(count)
+    ]
+
+
+@pytest.fixture
+def figures(monkeypatch) -> list[Figure]:
+    """The figures that are saved from now on, to be asked what they show."""
+    saved, save = [], Figure.savefig
+
+    def keep(figure, *args, **kwargs):
+        saved.append(figure)
+        save(figure, *args, **kwargs)
+
+    monkeypatch.setattr(Figure, "savefig", keep)
+    return saved
+
+
+def texts(figure: Figure) -> str:
+    """All that is written in a figure, one piece a line."""
+    return "\n".join(piece.get_text() for piece in figure.findobj(match=lambda artist: hasattr(artist, "get_text")))
+
+
+def faces(count: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (count, 48, 48), dtype=np.uint8)
+
+
+def check_png(path: Path) -> Image.Image:
+    """The picture in `path`, which is whole, small, alone in its folder, and not empty."""
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+    assert path.stat().st_size < 250_000
+    with Image.open(path) as image:
+        assert image.format == "PNG"
+        shown = image.convert("RGB")
+    assert len(shown.getcolors(1_000_000)) > 10
+    return shown
+
+
+# --- curves ---
+
+
+def test_curves_has_two_panels_with_units(tmp_path, figures):
+    plots.curves(rows(20), tmp_path / "curves.png", title="a run")
+    check_png(tmp_path / "curves.png")
+    assert [axes.get_ylabel() for axes in figures[0].axes] == ["loss (nats per image)", "accuracy (% of images)"]
+    assert [axes.get_xlabel() for axes in figures[0].axes] == ["epoch", "epoch"]
+    assert "a run" in texts(figures[0])
+
+
+def test_curves_shows_train_val_and_val_without_copies(tmp_path, figures):
+    plots.curves(rows(20), tmp_path / "curves.png", title="")
+    loss, accuracy = ([line.get_label() for line in axes.lines] for axes in figures[0].axes)
+    assert loss[:2] == ["train", "val"]
+    assert accuracy[:3] == ["train", "val", "val (without copies)"]
+
+
+@pytest.mark.parametrize("unseen", [None, 0.0, math.nan], ids=["absent", "equal", "nan"])
+def test_curves_leaves_out_a_third_line_that_would_say_nothing(tmp_path, figures, unseen):
+    plots.curves(rows(20, unseen=unseen), tmp_path / "curves.png", title="")
+    assert "without copies" not in texts(figures[0])
+
+
+def test_curves_marks_the_last_best_epoch_by_its_accuracy_without_copies(tmp_path, figures):
+    history = rows(20)
+    plots.curves(history, tmp_path / "curves.png", title="")
+    assert f"best: epoch 19, {history[18]['val_accuracy_unseen']:.1%}" in texts(figures[0])
+    assert f"best: epoch 19, {history[18]['val_loss']:.3f}" in texts(figures[0])
+
+
+def test_curves_writes_the_rate_at_each_cut(tmp_path, figures):
+    plots.curves(rows(30, rates=[0.1] * 10 + [0.05] * 10 + [0.0125] * 10), tmp_path / "curves.png", title="")
+    for axes in figures[0].axes:
+        assert [text.get_text() for text in axes.texts] == ["0.05", "0.0125"]
+        assert [text.xy[0] for text in axes.texts] == [10.5, 20.5]
+        assert axes.get_title(loc="left") == "learning rate 0.1, then"
+
+
+def test_curves_keeps_rates_of_neighbouring_cuts_apart(tmp_path, figures):
+    plots.curves(rows(60, rates=[0.1] * 30 + [0.05] * 2 + [0.025] * 28), tmp_path / "curves.png", title="")
+    assert [text.get_text() for text in figures[0].axes[0].texts] == ["0.05"]
+
+
+@pytest.mark.parametrize(
+    ("rates", "course"),
+    [
+        ([0.1] * 20, "learning rate 0.1"),
+        (np.linspace(0.1, 0.001, 20), "learning rate 0.1, down to 0.001"),
+        ([*np.linspace(0.02, 0.1, 5), *np.linspace(0.1, 0.001, 15)], "learning rate 0.02, up to 0.1, down to 0.001"),
+        ([math.nan] * 20, ""),
+    ],
+    ids=["constant", "falling", "one cycle", "unknown"],
+)
+def test_curves_says_the_course_of_a_rate_without_cuts(tmp_path, figures, rates, course):
+    plots.curves(rows(20, rates=rates), tmp_path / "curves.png", title="")
+    assert figures[0].axes[0].get_title(loc="left") == course
+    assert not figures[0].axes[0].texts
+
+
+@pytest.mark.parametrize("count", [1, 2, 400])
+def test_curves_of_any_length(tmp_path, count):
+    plots.curves(rows(count), tmp_path / "curves.png", title=f"{count} epochs")
+    check_png(tmp_path / "curves.png")
+
+
+def test_curves_without_a_best_epoch_and_with_gaps(tmp_path, figures):
+    history = [row | {"best": False, "train_loss": math.inf if row["epoch"] == 3 else 1.0} for row in rows(5)]
+    plots.curves(history, tmp_path / "curves.png", title="")
+    assert "best" not in texts(figures[0])
+    assert np.isnan(figures[0].axes[0].lines[0].get_ydata()).tolist() == [False, False, True, False, False]
+
+
+def test_curves_of_no_epochs_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match="history is empty"):
+        plots.curves([], tmp_path / "curves.png", title="")
+
+
+# --- confusion ---
+
+
+def test_confusion_writes_share_and_count_in_each_cell(tmp_path, figures):
+    matrix = np.eye(7, dtype=int) * 1500
+    matrix[2, 4] = 500
+    plots.confusion(matrix, tmp_path / "confusion.png", title="a run, val")
+    check_png(tmp_path / "confusion.png")
+    cells = {}
+    for text in figures[0].axes[0].texts:
+        column, row = text.get_position()
+        cells.setdefault((column, round(row)), []).append(text.get_text())
+    assert cells[2, 2] == ["75%", "1,500"]
+    assert cells[4, 2] == ["25%", "500"]
+    assert cells[0, 0] == ["100%", "1,500"]
+    assert len(cells) == 8, "cells without images are left blank"
+
+
+def test_confusion_writes_recall_beside_each_class_and_the_accuracy(tmp_path, figures):
+    matrix = np.diag([1, 2, 3, 4, 5, 6, 0])
+    matrix[0, 1] = 3
+    plots.confusion(matrix, tmp_path / "confusion.png", title="")
+    cells, bars = figures[0].axes
+    assert [text.get_text() for text in bars.texts][::6] == ["25.0% of 4", "no images"]
+    assert "mean 87.5%" in bars.get_title(loc="left"), "a class without images has no recall"
+    assert "accuracy 87.5% (21 of 24 images)" in cells.get_title()
+    assert [label.get_text() for label in cells.get_yticklabels()] == list(CLASSES)
+    assert [label.get_text() for label in cells.get_xticklabels()] == list(CLASSES)
+
+
+def test_confusion_text_stands_out_from_every_cell(tmp_path, figures):
+    shares = np.linspace(0, 1000, 49).astype(int).reshape(7, 7)
+    plots.confusion(shares + np.eye(7, dtype=int) * 3000, tmp_path / "confusion.png", title="")
+    cells = figures[0].axes[0]
+    colours = cells.images[0].get_array()
+
+    def light(colour) -> float:
+        linear = np.where(colour <= 0.04045, colour / 12.92, ((colour + 0.055) / 1.055) ** 2.4)
+        return float(linear @ (0.2126, 0.7152, 0.0722))
+
+    for text in cells.texts:
+        column, row = text.get_position()
+        ink = 1.0 if text.get_color() == "white" else light(np.full(3, 0x22 / 255))
+        dark, bright = sorted((ink, light(colours[round(row), column])))
+        assert (bright + 0.05) / (dark + 0.05) > 3.5, (row, column)
+
+
+def test_confusion_of_no_images(tmp_path, figures):
+    plots.confusion(np.zeros((7, 7)), tmp_path / "confusion.png", title="")
+    assert "no images" in figures[0].axes[0].get_title()
+
+
+def test_confusion_takes_other_classes_and_lists(tmp_path, figures):
+    plots.confusion([[3, 1], [0, 2]], tmp_path / "confusion.png", title="", classes=("happy", "other"))
+    assert "75.0% of 4" in texts(figures[0])
+
+
+@pytest.mark.parametrize("matrix", [np.zeros((7, 6)), np.zeros(7), -np.eye(7)], ids=["7x6", "flat", "negative"])
+def test_confusion_refuses_what_is_no_count_matrix(tmp_path, matrix):
+    with pytest.raises(ValueError, match=r"matrix: expected \(7, 7\) counts >= 0"):
+        plots.confusion(matrix, tmp_path / "confusion.png", title="")
+
+
+# --- contact sheet ---
+
+
+def test_contact_sheet_doubles_the_pixels_and_keeps_the_class_order(tmp_path):
+    images = np.repeat(np.arange(7, dtype=np.uint8) * 30, 48 * 48).reshape(7, 48, 48)
+    order = np.array([3, 0, 6, 1, 5, 2, 4])
+    plots.contact_sheet(images[order], order, tmp_path / "sheet.png", title="seven")
+    shown = np.asarray(check_png(tmp_path / "sheet.png").convert("L"))
+    for index in range(7):
+        tile = shown[44 + index * 100 : 44 + index * 100 + 96, 118 : 118 + 96]
+        assert abs(int(tile.min()) - index * 30) <= 3
+        assert tile.max() - tile.min() == 0, "one flat tile, cut at whole pixels"
+
+
+def test_contact_sheet_names_every_class_and_counts_its_images(tmp_path, figures):
+    labels = np.array([0] * 12 + [2])
+    plots.contact_sheet(faces(13), labels, tmp_path / "sheet.png", title="some", per_class=5)
+    written = texts(figures[0]).splitlines()
+    assert [name for name in written if name in CLASSES] == list(CLASSES)
+    assert written[written.index("angry") + 1] == "12"
+    assert written[written.index("disgust") + 1] == "none"
+
+
+def test_contact_sheet_shows_predictions_and_frames_the_wrong_ones(tmp_path, figures):
+    labels, predictions = np.array([0, 0, 3]), np.array([0, 4, 3])
+    plots.contact_sheet(faces(3), labels, tmp_path / "sheet.png", title="", predictions=predictions)
+    captions = [text for text in figures[0].texts if text.get_fontsize() == 7.5]
+    assert [text.get_text() for text in captions] == ["angry", "sad", "happy"]
+    assert [text.get_color() == plots.RED for text in captions] == [False, True, False]
+    assert len(figures[0].artists) == 1, "one frame"
+
+
+def test_contact_sheet_of_noise_stays_small(tmp_path):
+    plots.contact_sheet(faces(70), np.repeat(np.arange(7), 10), tmp_path / "sheet.png", title="the worst case")
+    check_png(tmp_path / "sheet.png")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"images": np.zeros((3, 48, 48))}, r"images: expected \(N, 48, 48\) uint8, got \(3, 48, 48\) float64"),
+        ({"images": np.zeros((3, 48), np.uint8)}, r"images: expected \(N, 48, 48\) uint8"),
+        ({"labels": [0, 1]}, r"labels: expected one for each of 3 images, got shape \(2,\)"),
+        ({"labels": [0, 1, 7]}, "labels: expected class indices 0 to 6, got 0 to 7"),
+        ({"labels": [0, 1, -1]}, "labels: expected class indices 0 to 6, got -1 to 1"),
+        ({"predictions": [0]}, "predictions: expected one for each of 3 images"),
+        ({"per_class": 0}, "per_class: expected at least 1, got 0"),
+    ],
+    ids=["float", "flat", "short labels", "label 7", "label -1", "short predictions", "none per class"],
+)
+def test_contact_sheet_names_the_argument_that_does_not_fit(tmp_path, change, message):
+    arguments = {"images": faces(3), "labels": [0, 1, 2], "path": tmp_path / "sheet.png", "title": ""} | change
+    with pytest.raises(ValueError, match=message):
+        plots.contact_sheet(**arguments)
+    assert not list(tmp_path.iterdir())
+
+
+# --- all ---
+
+
+def test_a_figure_replaces_the_old_one_and_is_the_same_each_time(tmp_path):
+    path = tmp_path / "confusion.png"
+    path.write_text("old")
+    plots.confusion(np.eye(7), path, title="")
+    first = path.read_bytes()
+    plots.confusion(np.eye(7), path, title="")
+    assert path.read_bytes() == first
+    check_png(path)
+
+
+def test_a_figure_that_cannot_be_written_is_the_users_error(tmp_path):
+    with pytest.raises(UserError, match=r"confusion\.png"):
+        plots.confusion(np.eye(7), tmp_path / "missing" / "confusion.png", title="")
+
+
+def test_import_is_late_and_without_pyplot(tmp_path):
+    code = (
+        "import sys, pathlib, plots; assert 'matplotlib' not in sys.modules\n"
+        "plots.confusion([[1]], pathlib.Path(sys.argv[1]), title='', classes=('one',))\n"
+        "assert 'matplotlib.pyplot' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "one.png")], cwd=ROOT, check=True, timeout=120)
