@@ -109,7 +109,8 @@ def training_layout(where: str, files: Iterable[str], folders: Iterable[str]) ->
     """Return split and class of every file of a training set, given relative names with "/".
 
     `folders` are the folders known by themselves: they tell empty ones from missing ones.
-    Raises UserError if there are no class folders, if a folder in a split is no class, or if train lacks one.
+    Raises UserError if there are no class folders, if a folder in a split is no class, if train lacks one, or if
+    another split is empty.
     """
     files = sorted(name for name in files if not is_junk(name))
     folders = {name for name in folders if not is_junk(name)}
@@ -133,6 +134,8 @@ def training_layout(where: str, files: Iterable[str], folders: Iterable[str]) ->
         if split == "train":
             labels = (item.label for item in items if item.split == "train" and not item.problem)
             check_all_classes(place, labels, names)
+        elif not any(item.split == split and not item.problem for item in items):
+            raise UserError(f"{place} is there but holds no images: fill it, or remove it to do without")
     items, notes = _settle_public_test(items)
     return Layout(items, renamed_folders(class_folders), notes)
 

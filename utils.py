@@ -61,6 +61,11 @@ class Machine(NamedTuple):
     device: torch.device
     dtype: torch.dtype
 
+    @property
+    def sum_dtype(self) -> torch.dtype:
+        """For sums over an epoch; Apple's MPS has no float64."""
+        return torch.float32 if self.device.type == "mps" else torch.float64
+
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not torch.float32)
 
@@ -182,7 +187,7 @@ def read_checkpoint(path: Path, needed: tuple[str, ...] = ("model", "state_dict"
             f"{path} is refused: it is no weight file of this project, or a pickle that could run "
             f"code on loading; only files written by interface.py are read"
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError) as error:
+    except (RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise UserError(f"{path} cannot be read: truncated, or no weight file; copy or train it again") from error
     if not isinstance(content, dict) or any(key not in content for key in ("format", *needed)):
         raise UserError(f"{path} is no weight file of this project: it lacks {', '.join(('format', *needed))}")

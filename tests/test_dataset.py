@@ -1,0 +1,234 @@
+import json
+import os
+
+import numpy as np
+import pytest
+import torch
+
+import dataset
+from config import CLASSES, Config
+from dataset import draw_validation, load, preprocess, stratified_rows
+from helpers import REPO, csv_of_folders, run_script, write_folders, zip_folder
+from utils import UserError
+
+
+@pytest.fixture
+def archive(tmp_path):
+    return write_folders(tmp_path / "archive", val_copies=3)
+
+
+def load_from(path, tmp_path, **knobs):
+    return load(Config(data=str(path), cache=str(tmp_path / "cache"), **knobs))
+
+
+def test_preprocess_maps_pixels_to_minus_one_to_one():
+    out = preprocess(torch.tensor([0, 127, 255], dtype=torch.uint8).view(3, 1, 1))
+    assert out.shape == (3, 1, 1, 1) and out.dtype is torch.float32
+    torch.testing.assert_close(out.ravel(), torch.tensor([-1.0, 127 / 127.5 - 1, 1.0]))
+
+
+def test_publictest_is_validation_and_privatetest_is_test(archive, tmp_path):
+    data = load_from(archive, tmp_path)
+    assert {name: len(split) for name, split in data.splits.items()} == {"train": 70, "val": 28, "test": 14}
+    assert data.split("train").counts() == [10] * 7
+
+
+def test_every_form_gives_the_same_arrays_and_fingerprint(archive, tmp_path):
+    forms = [
+        archive,
+        zip_folder(archive, tmp_path / "archive.zip"),
+        csv_of_folders(archive, tmp_path / "fer2013.csv"),
+    ]
+    first, *others = [load_from(form, tmp_path) for form in forms]
+    for other in others:
+        assert other.fingerprint == first.fingerprint
+        for name, split in first.splits.items():
+            assert np.array_equal(split.images, other.split(name).images)
+            assert np.array_equal(split.labels, other.split(name).labels)
+            assert np.array_equal(split.copies, other.split(name).copies)
+
+
+def test_the_fingerprint_changes_with_a_pixel_a_label_or_a_split(tmp_path):
+    plain = load_from(write_folders(tmp_path / "a"), tmp_path).fingerprint
+    copies = load_from(write_folders(tmp_path / "b", val_copies=1), tmp_path).fingerprint
+    moved = write_folders(tmp_path / "c")
+    file = next((moved / "train" / "sad").iterdir())
+    file.rename(moved / "train" / "happy" / file.name)
+    other_split = write_folders(tmp_path / "d")
+    file = next((other_split / "train" / "sad").iterdir())
+    file.rename(other_split / "test" / "sad" / "PublicTest_x.png")
+    prints = {plain, copies, load_from(moved, tmp_path).fingerprint, load_from(other_split, tmp_path).fingerprint}
+    assert len(prints) == 4
+
+
+def test_a_dataloader_over_the_image_folder_gives_the_cached_pixels(archive, tmp_path):
+    from image_folder import EmotionFolder
+
+    folder = EmotionFolder(archive / "train")
+    pixels, labels = next(iter(torch.utils.data.DataLoader(folder, batch_size=len(folder))))
+    train = load_from(archive, tmp_path).split("train")
+    rows = {(p.tobytes(), int(y)) for p, y in zip(pixels.numpy(), labels, strict=True)}
+    assert rows == {(p.tobytes(), int(y)) for p, y in zip(train.images, train.labels, strict=True)}
+    assert folder.classes == list(CLASSES)
+
+
+def test_copies_of_train_images_are_marked(archive, tmp_path):
+    data = load_from(archive, tmp_path)
+    assert data.split("val").copies.sum() == 3 and not data.split("test").copies.any()
+    assert "  3 of the val images also stand in train" in data.describe()
+
+
+def test_the_second_load_reads_the_cache(archive, tmp_path, monkeypatch):
+    first = load_from(archive, tmp_path)
+    monkeypatch.setattr(dataset, "build_cache", lambda *_: pytest.fail("decoded again"))
+    assert load_from(archive, tmp_path).fingerprint == first.fingerprint
+
+
+@pytest.mark.parametrize("harm", ["meta.json", "index.npz", "images.npy", "version", "fingerprint", "cut"])
+def test_a_harmed_cache_is_rebuilt(archive, tmp_path, harm):
+    first = load_from(archive, tmp_path)
+    images = np.array(first.split("train").images)  # a copy: the file behind the first is about to be cut
+    (folder,) = (tmp_path / "cache").iterdir()
+    if harm in ("version", "fingerprint"):
+        meta = json.loads((folder / "meta.json").read_text())
+        (folder / "meta.json").write_text(json.dumps({**meta, harm: "other"}))
+    elif harm == "cut":
+        data = (folder / "images.npy").read_bytes()
+        (folder / "images.npy").write_bytes(data[: len(data) // 2])
+    else:
+        (folder / harm).unlink()
+    again = load_from(archive, tmp_path)
+    assert again.fingerprint == first.fingerprint
+    assert np.array_equal(again.split("train").images, images)
+
+
+def test_a_changed_file_makes_the_cache_stale(archive, tmp_path):
+    first = load_from(archive, tmp_path)
+    next((archive / "train" / "sad").iterdir()).unlink()
+    assert load_from(archive, tmp_path).fingerprint != first.fingerprint
+
+
+def test_a_cache_that_cannot_be_written_says_so(archive, tmp_path):
+    (tmp_path / "cache").write_text("a file")
+    with pytest.raises(UserError, match=r"decoded images could not be written.*--cache"):
+        load_from(archive, tmp_path)
+
+
+def test_an_aborted_decoding_leaves_nothing(archive, tmp_path, monkeypatch):
+    monkeypatch.setattr(dataset, "write_cache", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        load_from(archive, tmp_path)
+    assert not list((tmp_path / "cache").iterdir())
+
+
+def test_bad_files_are_named_counted_and_skipped(archive, tmp_path):
+    (archive / "train" / "sad" / "empty.png").write_bytes(b"")
+    data = load_from(archive, tmp_path)
+    assert data.unreadable_count == 1 and "train/sad/empty.png: " in data.unreadable[0]
+    assert "  1 files were skipped:" in data.describe() and len(data.split("train")) == 70
+
+
+def test_a_class_with_only_bad_files_is_an_error(archive, tmp_path):
+    for file in (archive / "train" / "fear").iterdir():
+        file.write_bytes(b"no image")
+    with pytest.raises(UserError, match="train has no readable image of fear"):
+        load_from(archive, tmp_path)
+
+
+def test_nothing_readable_is_an_error(archive, tmp_path):
+    for file in archive.rglob("*.png"):
+        file.write_bytes(b"")
+    with pytest.raises(UserError, match=r"not one image could be read \(the first: "):
+        load_from(archive, tmp_path)
+
+
+def test_an_empty_train_split_is_an_error(archive, tmp_path):
+    table = csv_of_folders(archive, tmp_path / "fer2013.csv")
+    table.write_text(table.read_text().replace("Training", "PublicTest"))
+    with pytest.raises(UserError, match="the train split is empty"):
+        load_from(table, tmp_path)
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_an_empty_split_is_an_error(tmp_path, split):
+    folder = write_folders(tmp_path / "a", val=0, test=0)
+    (folder / split / "happy").mkdir(parents=True)
+    with pytest.raises(UserError, match=rf"{split}/ is there but holds no images: fill it, or remove it"):
+        load_from(folder, tmp_path)
+
+
+def test_a_split_that_is_not_there_names_the_others(tmp_path):
+    data = load_from(write_folders(tmp_path / "a", test=0), tmp_path)
+    with pytest.raises(UserError, match="has no test split; use one of: --split val"):
+        data.split("test")
+
+
+def test_without_a_validation_part_a_tenth_of_each_class_is_drawn(tmp_path):
+    data = load_from(write_folders(tmp_path / "a", train=700, val=0, test=0), tmp_path)
+    assert data.split("val").counts() == [10] * 7 and data.split("train").counts() == [90] * 7
+    assert data.drawn_val and "  val (drawn)" in "\n".join(data.describe())
+    again = load_from(tmp_path / "a", tmp_path, seed=5)
+    assert np.array_equal(data.split("val").digests, again.split("val").digests)
+
+
+def test_copies_stay_on_one_side_of_the_drawn_validation():
+    digests = np.array([(i // 3, 0) for i in range(700)], dataset.DIGEST)  # groups of three
+    labels = np.arange(700) // 3 % 7
+    drawn = draw_validation(labels, digests, 0.1)
+    assert not set(digests[drawn]["high"]) & set(digests[~drawn]["high"])
+    assert 70 <= drawn.sum() <= 70 + 7 * 3
+
+
+def test_a_limit_keeps_every_class_in_its_share():
+    labels = np.array([0] * 900 + [1] * 100 + [2] * 3)
+    rows = stratified_rows(labels, 100)
+    assert np.bincount(labels[rows]).tolist() == [90, 10, 1] and (np.diff(rows) > 0).all()
+
+
+def test_batches_give_every_image_once(archive, tmp_path):
+    split = load_from(archive, tmp_path).split("train")
+    batches = list(split.batches(32))
+    assert [len(labels) for _, labels in batches] == [32, 32, 6]
+    assert np.array_equal(torch.cat([images for images, _ in batches]).numpy(), split.images)
+
+
+def test_the_places_are_searched_in_order(archive, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert load(Config()).source == "archive"
+    zip_folder(archive, tmp_path / "archive.zip")
+    archive.rename(tmp_path / "elsewhere")
+    assert load(Config()).source == "archive.zip"
+
+
+def test_dataset_py_says_what_it_found_and_draws_a_sheet(archive, tmp_path):
+    done = run_script("dataset.py", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "data: archive, fingerprint" in done.stdout and (tmp_path / "contact_sheet.png").stat().st_size > 10_000
+    rows = [line.split() for line in done.stdout.splitlines() if line.startswith("  train")]
+    assert rows == [["train", *["10"] * 7, "70"]]
+
+
+def test_dataset_py_ends_with_status_2_for_a_missing_dataset(tmp_path):
+    done = run_script("dataset.py", "--data", "nowhere", cwd=tmp_path)
+    assert done.returncode == 2 and done.stderr.startswith("error: nowhere: no such")
+
+
+real = pytest.mark.skipif("FER2013_DATA" not in os.environ, reason="FER2013_DATA names no real dataset")
+
+
+@real
+def test_fer2013_is_counted_as_published(tmp_path):
+    data = load_from(os.environ["FER2013_DATA"], tmp_path)
+    assert data.split("train").counts() == [3995, 436, 4097, 7215, 4830, 3171, 4965]
+    assert data.split("val").counts() == [467, 56, 496, 895, 653, 415, 607]
+    assert data.split("val").copies.sum() == 280
+    assert data.fingerprint == "14bc802825ac8905"
+
+
+def test_the_demo_is_drawn_where_there_is_no_dataset(tmp_path, monkeypatch):
+    monkeypatch.setattr(dataset, "DEMO_IDENTITIES", 5)
+    monkeypatch.setattr(dataset, "DEMO_VAL_IDENTITIES", 2)
+    monkeypatch.chdir(tmp_path)
+    data = load(Config())
+    assert data.demo and len(data.split("train")) == 35 and len(data.split("val")) == 14
+    assert REPO.name not in data.source
