@@ -185,9 +185,7 @@ def _training_item(name: str, root: str, splits: dict[str, str]) -> Item:
 def _settle_public_test(items: list[Item]) -> tuple[list[Item], list[str]]:
     """Return `items` with PublicTest_* of test/ made validation, or left out if val/ has images; and notes."""
     public = {
-        item.name
-        for item in items
-        if item.split == "test" and item.name.rpartition("/")[2].startswith("PublicTest_")
+        item.name for item in items if item.split == "test" and item.name.rpartition("/")[2].startswith("PublicTest_")
     }
     if not public or not any(item.split == "val" for item in items):
         return [replace(item, split="val") if item.name in public else item for item in items], []

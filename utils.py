@@ -159,7 +159,7 @@ def write_file(path: Path, data: bytes) -> None:
             temporary.unlink()
         raise UserError(
             f"{path} could not be written ({error.strerror}); what stood there is untouched. "
-            f"Free some space or choose another folder with --runs"
+            f"Free some space, or write to another place"
         ) from error
 
 

@@ -1,0 +1,126 @@
+"""Train: find the data, build the network, fit it, report. `python interface.py --help` lists the knobs."""
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from config import MACHINE_FIELDS, RECIPES, Config, Parser, add_flags, combine, differences
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The typed flags. A typo, a value that is not allowed, or an unreadable --config exits with status 2."""
+    parser = Parser("interface.py", "Train a network on FER2013 or on your own faces.")
+    parser.add_argument("--recipe", choices=tuple(RECIPES), default="", help="a named set of knobs, see README")
+    parser.add_argument("--config", default="", metavar="FILE", help="knobs from a run's config.json")
+    parser.add_argument("--resume", default="", metavar="RUN", help="go on with this run's folder")
+    add_flags(parser)
+    args = parser.parse_args(argv)
+    flags = {name: value for name, value in vars(args).items() if name not in ("recipe", "config", "resume")}
+    if args.resume:
+        fixed = sorted({*flags, *(n for n in ("recipe", "config") if getattr(args, n))} - set(MACHINE_FIELDS))
+        if fixed:
+            parser.error(
+                f"--resume goes on with the run's own knobs; only {', '.join(MACHINE_FIELDS)} may be "
+                f"given with it, not {', '.join(fixed)}"
+            )
+    try:
+        config, said = combine(flags, recipe=args.recipe, config_path=args.config)
+    except ValueError as error:
+        parser.error(str(error))
+    return argparse.Namespace(config=config, said=said, flags=flags, resume=args.resume)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse(argv)
+    from utils import exit_status  # late, as below: --help and a typo need not wait for torch
+
+    return exit_status(run_from, args)
+
+
+def run_from(args: argparse.Namespace) -> int:
+    """Find the data, then train in a new run's folder or go on in an old one; nothing else may write there."""
+    from dataset import load
+    from train import check_resume, read_last
+    from utils import locked, new_run_folder, pick_machine, run_folder
+
+    with ExitStack() as stack:
+        config, run, last = args.config, None, None
+        for line in args.said:
+            print(line)
+        if args.resume:
+            run = run_folder(args.resume)
+            stack.enter_context(locked(run))
+            config, last = read_last(run, args.flags)
+        machine = pick_machine(config.device, config.precision, config.threads)
+        print(f"machine: {machine}")
+        data = load(config)
+        print("\n".join(data.describe()))
+        if last:
+            check_resume(last, data, machine)
+        else:
+            run = new_run_folder(config.runs, config.run or f"{config.model}-{time.strftime('%Y%m%d-%H%M%S')}")
+            stack.enter_context(locked(run))
+        return train(data, config, run=run, machine=machine, last=last)
+
+
+def train(data: Any, config: Config, *, run: Path, machine: Any, last: dict[str, Any] | None) -> int:
+    """Seed, build, fit, report; 0, or 130 where Ctrl-C ended the run early."""
+    import torch
+
+    from config import make_loss
+    from dataset import DEMO_NOTE
+    from model import build_model
+    from train import fit
+    from utils import count_params, seed_everything, write_json
+
+    seed_everything(config.seed, deterministic=config.deterministic)
+    model = build_model(config.model, dropout=config.dropout)
+    model = model.to(machine.device, memory_format=torch.channels_last)
+    changed = ", ".join(f"{key} {value}" for key, value in differences(config).items()) or "nothing"
+    print(f"{config.model}, {count_params(model):,} parameters; run {run}; differs from config.py: {changed}")
+    if data.demo:
+        print(DEMO_NOTE)
+    print(f"loss is {make_loss(config, data.split('train').counts())[1]}, in nats per image; train is measured in "
+          f"passing, with augmentation and dropout; val is official / without copies; * is a new best")  # fmt: skip
+    write_json(run / "config.json", asdict(config))
+    trainer = fit(model, data, config, run=run, machine=machine, resume=last)
+    if not trainer.done:
+        print(f"stopped in epoch {trainer.epoch + 1}, nothing is lost; go on with: python interface.py --resume {run}")
+        return 130
+    report(trainer)
+    if data.demo:
+        print(DEMO_NOTE)
+    return 0
+
+
+def report(trainer: Any) -> None:
+    """Score the best weights, draw the figures, promote the weights, and say what to do next."""
+    import plots
+    from val import evaluate, summary, table
+    from weights import SHIPPED, load_weights, promote
+
+    run, data, machine = trainer.run, trainer.data, trainer.machine
+    model, _ = load_weights(run / "best.pth", machine=machine)
+    scores = evaluate(model, data.split("val"), machine=machine, loss=trainer.loss)
+    print(f"\nbest weights on validation, loss is {trainer.loss_name}:")
+    print(f"  official        {summary(scores.official)}")
+    print(f"  without copies  {summary(scores.unseen)}")
+    print("\n".join(table(scores.unseen)))
+    plots.curves(trainer.history, run / "curves.png", title=f"{run.name}: {trainer.loss_name}")
+    plots.confusion(scores.unseen.confusion, run / "confusion.png", title=f"{run.name}: validation without copies")
+    minutes = sum(row["seconds"] for row in trainer.history) / 60
+    print(
+        f"{len(trainer.history)} epochs in {minutes:.1f} minutes; {run} holds best.pth, last.pth, config.json, "
+        f"metrics.jsonl, curves.png, confusion.png"
+    )
+    print(promote(run, data, machine=machine))
+    print(f"`python predict.py` uses {SHIPPED}; this run's weights: python predict.py --weights {run / 'best.pth'}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,249 @@
+"""The training script through its real command line: kills, Ctrl-C, resume, and the weights it promotes."""
+
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from helpers import REPO, csv_of_folders, run_script, write_folders, zip_folder
+
+QUICK = ("--model", "ImprovedFER2013Model", "--threads", "1")
+
+
+def state(path):
+    return torch.load(path, weights_only=True)["state_dict"]
+
+
+def same(first, second) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+def start(cwd, *args, code=""):
+    """A running interface.py; `code` is run in its process first."""
+    script = f"import sys; sys.path.insert(0, {str(REPO)!r})\n{code}\nimport interface\nsys.exit(interface.main())"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-c", script, *map(str, args)],
+        cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def wait_for(process, text):
+    """Read the output up to the line that holds `text`."""
+    for line in process.stdout:
+        if text in line:
+            return
+    pytest.fail(f"no line with {text!r}: {process.stderr.read()}")
+
+
+# Run in the killed process: it dies inside the n-th write of last.pth, the temporary file cut in half.
+DIE_IN_WRITE = """
+import os, signal, utils
+real, count = os.fsync, 0
+def fsync(descriptor):
+    global count
+    real(descriptor)
+    if ".last.pth." in os.readlink(f"/proc/self/fd/{descriptor}"):
+        count += 1
+        if count == %d:
+            os.ftruncate(descriptor, os.fstat(descriptor).st_size // 2)
+            os.kill(os.getpid(), signal.SIGKILL)
+utils.os.fsync = fsync
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_run_killed_again_and_again_ends_with_the_same_weights(tmp_path):
+    """Ten SIGKILLs (one before the first epoch ends, two inside a checkpoint write, seven at random
+    moments) and one Ctrl-C in mid-epoch."""
+    write_folders(tmp_path / "archive", train=140, val=14, test=0)
+    knobs = (*QUICK, "--epochs", "9", "--ema", "0.9")
+    whole = run_script("interface.py", *knobs, "--run", "whole", cwd=tmp_path)
+    assert whole.returncode == 0, whole.stderr
+    epoch_seconds = sum(map(float, re.findall(r"([\d.]+)s +\d+ img/s", whole.stdout))) / 9
+
+    process = start(tmp_path, *knobs, "--run", "cut")
+    wait_for(process, "parameters; run")
+    time.sleep(0.3 * epoch_seconds)
+    process.kill()
+    process.communicate()
+    assert not (tmp_path / "runs" / "cut" / "metrics.jsonl").read_text()
+    resume = ("--resume", "runs/cut")
+    for nth in (1, 2):
+        process = start(tmp_path, *resume, code=DIE_IN_WRITE % nth)
+        process.communicate(timeout=120)
+        assert process.returncode == -signal.SIGKILL
+        assert list((tmp_path / "runs" / "cut").glob(".last.pth.*.tmp"))
+    draws = random.Random(0)
+    for _ in range(7):
+        process = start(tmp_path, *resume)
+        wait_for(process, "parameters; run")
+        time.sleep(draws.uniform(0, 1.2) * epoch_seconds)
+        process.kill()
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+    process = start(tmp_path, *resume)
+    wait_for(process, "parameters; run")
+    time.sleep(0.4 * epoch_seconds)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "stopped in epoch" in out and "go on with: python interface.py --resume runs/cut" in out
+    last = run_script("interface.py", *resume, cwd=tmp_path)
+    assert last.returncode == 0, last.stderr
+    for name in ("best.pth", "last.pth"):
+        runs = tmp_path / "runs"
+        assert same(state(runs / "whole" / name), state(runs / "cut" / name)), name
+    figures = [re.findall(r"accuracy .*", out) for out in (whole.stdout, last.stdout)]
+    assert figures[0] == figures[1] and len(figures[0]) >= 2
+
+
+def test_folders_zip_and_shuffled_csv_give_the_same_weights(tmp_path):
+    folder = write_folders(tmp_path / "faces", val_copies=2)
+    forms = [folder, zip_folder(folder, tmp_path / "a.zip"), csv_of_folders(folder, tmp_path / "fer2013.csv")]
+    prints, states = set(), []
+    for number, form in enumerate(forms):
+        done = run_script("interface.py", *QUICK, "--epochs", "1", "--data", form, "--run", str(number), cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        prints.add(re.search(r"fingerprint (\w+)", done.stdout)[1])
+        states.append(state(tmp_path / "runs" / str(number) / "best.pth"))
+    assert len(prints) == 1 and all(same(states[0], other) for other in states[1:])
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A folder with a dataset, one finished run of two epochs, and its output."""
+    cwd = tmp_path_factory.mktemp("trained")
+    write_folders(cwd / "archive")
+    done = run_script("interface.py", *QUICK, "--epochs", "2", "--run", "first", cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    return cwd, done.stdout
+
+
+def test_a_run_writes_what_the_readme_names(trained):
+    cwd, out = trained
+    names = {file.name for file in (cwd / "runs" / "first").iterdir()} - {".lock"}
+    assert names == {"config.json", "metrics.jsonl", "best.pth", "last.pth", "curves.png", "confusion.png"}
+    lines = [line for line in out.splitlines() if line.startswith("epoch ")]
+    figures = r"train \d\.\d{3} +[\d.]+%  val \d\.\d{3} +[\d.]+% / +[\d.]+% [* ] +[\d.]+s +\d+ img/s"
+    assert len(lines) == 2 and re.fullmatch(r"epoch   1/2  lr 0\.00100  " + figures, lines[0])
+    assert "loss is focal loss (gamma 2)" in out and "angry " in out
+    assert out.splitlines()[-1] == (
+        "`python predict.py` uses final_weights_new.pth; this run's weights: "
+        "python predict.py --weights runs/first/best.pth"
+    )
+
+
+def test_the_first_weights_on_real_data_are_promoted_in_half_precision(trained):
+    cwd, out = trained
+    assert "final_weights_new.pth is replaced" in out and "there was none" in out
+    content = torch.load(cwd / "final_weights_new.pth", weights_only=True)
+    floats = [value for value in content["state_dict"].values() if value.is_floating_point()]
+    assert floats and all(value.dtype is torch.float16 for value in floats)
+    assert content["config"]["data"] == "" and content["dataset"]["source"] == "archive"
+
+
+def test_a_second_run_into_the_same_folder_is_refused(trained):
+    cwd, _ = trained
+    before = (cwd / "runs" / "first" / "last.pth").read_bytes()
+    done = run_script("interface.py", *QUICK, "--run", "first", cwd=cwd)
+    assert done.returncode == 2 and "error: runs/first exists already" in done.stderr
+    assert (cwd / "runs" / "first" / "last.pth").read_bytes() == before
+
+
+def test_two_processes_cannot_resume_one_run(trained):
+    import utils
+
+    cwd, _ = trained
+    with utils.locked(cwd / "runs" / "first"):
+        done = run_script("interface.py", "--resume", "runs/first", cwd=cwd)
+    assert done.returncode == 2 and "is in use by another process" in done.stderr
+
+
+def test_a_finished_run_resumed_reports_again_and_promotes_nothing(trained):
+    cwd, out = trained
+    before = (cwd / "final_weights_new.pth").read_bytes()
+    done = run_script("interface.py", "--resume", "runs/first", cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    assert "final_weights_new.pth is left as it is" in done.stdout
+    assert re.findall(r"without copies  .*", done.stdout) == re.findall(r"without copies  .*", out)
+    assert (cwd / "final_weights_new.pth").read_bytes() == before
+
+
+def test_resume_refuses_other_data(trained, tmp_path):
+    cwd, _ = trained
+    other = write_folders(tmp_path / "other", train=77)
+    done = run_script("interface.py", "--resume", "runs/first", "--data", other, cwd=cwd)
+    assert done.returncode == 2 and "name the run's dataset with --data" in done.stderr
+
+
+def test_resume_of_no_folder_says_so(tmp_path):
+    done = run_script("interface.py", "--resume", "runs/none", cwd=tmp_path)
+    assert done.returncode == 2 and done.stderr.startswith("error: runs/none: no such folder")
+
+
+def test_a_limited_run_never_replaces_the_weights(trained):
+    cwd, _ = trained
+    before = (cwd / "final_weights_new.pth").read_bytes()
+    done = run_script("interface.py", *QUICK, "--epochs", "1", "--limit", "35", "--run", "limited", cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    assert "is left as it is: the run saw only part of the images (--limit)" in done.stdout
+    assert (cwd / "final_weights_new.pth").read_bytes() == before
+
+
+def test_a_run_on_other_data_replaces_the_weights_and_keeps_the_old(trained, tmp_path):
+    cwd, _ = trained
+    old = (cwd / "final_weights_new.pth").read_bytes()
+    other = write_folders(tmp_path / "other", train=77)
+    done = run_script("interface.py", *QUICK, "--epochs", "1", "--data", other, "--run", "other", cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    assert "the old ones were trained on another dataset; they are kept as" in done.stdout
+    assert (cwd / "runs" / "other" / "replaced_weights.pth").read_bytes() == old
+    (cwd / "final_weights_new.pth").write_bytes(old)
+
+
+def test_a_run_made_from_another_runs_config_is_the_same(trained):
+    cwd, _ = trained
+    args = ("--config", "runs/first/config.json", "--run", "again")
+    done = run_script("interface.py", *args, cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    assert same(state(cwd / "runs" / "first" / "best.pth"), state(cwd / "runs" / "again" / "best.pth"))
+
+
+def test_an_edited_config_py_is_what_runs(trained, tmp_path):
+    cwd, _ = trained
+    text = (REPO / "config.py").read_text().replace("epochs: int = knob(40,", "epochs: int = knob(1,")
+    for file in REPO.glob("*.py"):
+        (tmp_path / file.name).write_text(file.read_text())
+    (tmp_path / "config.py").write_text(text)
+    command = [sys.executable, "interface.py", *QUICK, "--data", str(cwd / "archive")]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "epoch   1/1 " in done.stdout
+
+
+def test_the_demo_says_that_its_faces_are_drawn(tmp_path):
+    done = run_script("interface.py", *QUICK, "--epochs", "1", "--limit", "70", cwd=tmp_path, timeout=600)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("DRAWN") == 2 and "archive.zip" in done.stdout
+    assert not (tmp_path / "final_weights_new.pth").exists()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda folder: folder / "nowhere", "nowhere: no such"),
+        (lambda folder: folder, "expected"),
+    ],
+)
+def test_a_dataset_that_cannot_be_read_leaves_no_run(tmp_path, make, message):
+    (tmp_path / "empty").mkdir()
+    done = run_script("interface.py", "--data", make(tmp_path / "empty"), "--run", "a", cwd=tmp_path)
+    assert done.returncode == 2 and message in done.stderr.lower() and done.stderr.count("\n") == 1
+    assert not (tmp_path / "runs").exists()

@@ -1,0 +1,227 @@
+import errno
+import json
+import math
+import signal
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+
+import train
+import utils
+from config import Config
+from dataset import load
+from helpers import write_folders
+from model import build_model
+from train import check_resume, fit, read_last
+from utils import UserError, pick_machine, seed_everything
+from val import Metrics, Scores
+
+QUICK = {"model": "ImprovedFER2013Model", "epochs": 2, "batch_size": 16, "cache": "cache"}
+
+
+@pytest.fixture
+def archive(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return write_folders(tmp_path / "archive", train=35, val=14, test=0)
+
+
+def run_fit(folder, *, resume=None, **knobs):
+    """fit() in the folder `folder` with quick knobs, as interface.py calls it."""
+    config = Config(**{**QUICK, "data": "archive", **knobs})
+    folder.mkdir(exist_ok=True)
+    seed_everything(config.seed)
+    model = build_model(config.model, dropout=config.dropout).to(memory_format=torch.channels_last)
+    machine = pick_machine("cpu", config.precision)
+    return fit(model, load(config), config, run=folder, machine=machine, resume=resume)
+
+
+def same(first, second) -> bool:
+    return all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+def history(folder) -> list[dict]:
+    """metrics.jsonl without what the clock says."""
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: row[key] for key in row if key not in ("seconds", "images_per_second")} for row in rows]
+
+
+VARIANTS = {
+    "plain": {},
+    "sgd, onecycle, averaged": {"optimizer": "sgd", "schedule": "onecycle", "ema": 0.9, "erase": 0.2},
+    "the simple net": {"model": "TheModel", "precision": "fp32", "optimizer": "adamw", "schedule": "constant"},
+}
+
+
+@pytest.mark.parametrize("knobs", VARIANTS.values(), ids=VARIANTS)
+def test_a_run_cut_in_mid_epoch_ends_with_the_same_weights(archive, tmp_path, monkeypatch, knobs):
+    whole = run_fit(tmp_path / "whole", **knobs)
+    step = train.train_step
+
+    def step_then_ctrl_c(trainer, *rest):
+        if (trainer.epoch, trainer.step) == (1, 1):
+            signal.raise_signal(signal.SIGINT)
+        return step(trainer, *rest)
+
+    monkeypatch.setattr(train, "train_step", step_then_ctrl_c)
+    cut = run_fit(tmp_path / "cut", **knobs)
+    assert not cut.done and (cut.epoch, cut.step) == (1, 2)
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    rest = run_fit(tmp_path / "cut", resume=read_last(tmp_path / "cut")[1], **knobs)
+    assert rest.done and same(whole.model.state_dict(), rest.model.state_dict())
+    assert history(tmp_path / "whole") == history(tmp_path / "cut")
+    best = [torch.load(tmp_path / name / "best.pth", weights_only=True) for name in ("whole", "cut")]
+    assert same(best[0]["state_dict"], best[1]["state_dict"])
+
+
+def test_every_batch_has_about_the_same_size_and_every_image_comes_once(archive, tmp_path, monkeypatch):
+    seen = []
+    step = train.train_step
+    monkeypatch.setattr(
+        train, "train_step", lambda trainer, split, rows, draws: seen.append(rows) or step(trainer, split, rows, draws)
+    )
+    run_fit(tmp_path / "run", epochs=1)
+    assert [len(rows) for rows in seen] == [12, 12, 11]
+    assert sorted(np.concatenate(seen)) == list(range(35))
+
+
+def test_the_seed_decides_the_weights(archive, tmp_path):
+    first, again, other = (run_fit(tmp_path / f"run{i}", seed=seed, epochs=1) for i, seed in enumerate((1, 1, 2)))
+    assert same(first.model.state_dict(), again.model.state_dict())
+    assert not same(first.model.state_dict(), other.model.state_dict())
+
+
+def metrics(accuracy: float, loss: float) -> Metrics:
+    return Metrics(10, 5, accuracy, loss, accuracy, 0.0, [accuracy] * 7, [[0] * 7] * 7)
+
+
+def fake_scores(monkeypatch, values):
+    """Let validation read the given (accuracy, loss) pairs, and training do nothing."""
+    values = iter(values)
+
+    def scores(*_, **__):
+        figures = metrics(*next(values))
+        return Scores(figures, figures)
+
+    monkeypatch.setattr(train, "evaluate", scores)
+    monkeypatch.setattr(train, "train_step", lambda *_: (torch.tensor(1.0), torch.tensor(1)))
+
+
+def test_on_a_plateau_the_rate_is_cut_twice_before_the_stop(archive, tmp_path, monkeypatch):
+    fake_scores(monkeypatch, [(0.5, 1.0)] * 40)
+    trainer = run_fit(tmp_path / "run", epochs=40)
+    rates = [row["lr"] for row in trainer.history]
+    assert len(rates) == 9  # the first epoch is the best one, then 8 without a better
+    assert rates[0] == 1e-3 and sum(now < before for before, now in pairwise(rates)) == 2
+
+
+@pytest.mark.parametrize(("metric", "best_epoch"), [("accuracy", 2), ("loss", 3), ("macro_f1", 2)])
+def test_the_best_epoch_goes_by_the_chosen_metric(archive, tmp_path, monkeypatch, metric, best_epoch):
+    fake_scores(monkeypatch, [(0.4, 1.5), (0.6, 1.2), (0.5, 1.1), (0.6, 1.3)])
+    trainer = run_fit(tmp_path / "run", epochs=4, stop_metric=metric)
+    assert [row["epoch"] for row in trainer.history if row["best"]][-1] == best_epoch
+    kept = torch.load(tmp_path / "run" / "best.pth", weights_only=True)["metrics"]["official"]
+    assert kept["accuracy"] == {2: 0.6, 3: 0.5}[best_epoch]
+
+
+def test_stop_patience_0_never_stops_early(archive, tmp_path, monkeypatch):
+    fake_scores(monkeypatch, [(0.5, 1.0)] * 12)
+    assert len(run_fit(tmp_path / "run", epochs=12, stop_patience=0).history) == 12
+
+
+def test_a_finished_run_resumed_trains_nothing(archive, tmp_path, monkeypatch):
+    run_fit(tmp_path / "run", epochs=1)
+    monkeypatch.setattr(train, "train_step", lambda *_: pytest.fail("trained on"))
+    assert run_fit(tmp_path / "run", epochs=1, resume=read_last(tmp_path / "run")[1]).done
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_state(archive, tmp_path, monkeypatch):
+    step = train.train_step
+
+    def break_later(trainer, *rest):
+        losses, hits = step(trainer, *rest)
+        return (losses * math.nan if trainer.epoch == 1 else losses), hits
+
+    monkeypatch.setattr(train, "train_step", break_later)
+    with pytest.raises(UserError, match=r"no longer finite at epoch 2, step 1: lower --lr \(now 0\.001\)"):
+        run_fit(tmp_path / "run")
+    assert read_last(tmp_path / "run")[1]["progress"]["epoch"] == 1
+
+
+def test_a_rate_that_explodes_is_caught(archive, tmp_path):
+    with pytest.raises(UserError, match=r"the training loss is no longer finite|gives numbers that are not finite"):
+        run_fit(tmp_path / "run", model="TheModel", optimizer="sgd", lr=100.0, epochs=30, precision="fp32")
+
+
+def test_a_full_disk_ends_the_run_and_keeps_the_last_state(archive, tmp_path, monkeypatch):
+    real, calls = utils.os.fsync, []
+
+    def full_later(descriptor):
+        calls.append(descriptor)
+        if len(calls) > 5:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(descriptor)
+
+    monkeypatch.setattr(utils.os, "fsync", full_later)
+    with pytest.raises(UserError, match=r"could not be written \(No space left on device\)"):
+        run_fit(tmp_path / "run", epochs=9)
+    monkeypatch.undo()
+    assert read_last(tmp_path / "run")[1]["progress"]["epoch"] == 1
+    assert not list((tmp_path / "run").glob(".*.tmp"))
+
+
+def test_the_first_state_is_saved_before_the_first_step(archive, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "train_step", lambda *_: (_ for _ in ()).throw(KeyError("killed")))
+    with pytest.raises(KeyError):
+        run_fit(tmp_path / "run")
+    assert read_last(tmp_path / "run")[1]["progress"]["epoch"] == 0
+
+
+def test_a_batch_of_one_image_is_refused_for_batch_norm(archive, tmp_path):
+    with pytest.raises(UserError, match=r"--batch-size 1 over 35 images makes batches of one image"):
+        run_fit(tmp_path / "run", batch_size=1)
+
+
+def test_leftovers_of_a_killed_write_are_removed(archive, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".last.pth.1.tmp").write_bytes(b"half")
+    run_fit(tmp_path / "run", epochs=1)
+    assert not list((tmp_path / "run").glob(".*.tmp"))
+
+
+def test_a_folder_without_last_pth_cannot_be_resumed(tmp_path):
+    with pytest.raises(UserError, match=r"holds no last\.pth to go on from"):
+        read_last(tmp_path)
+
+
+def test_a_run_of_another_version_is_refused_by_the_knob_it_has(archive, tmp_path):
+    run_fit(tmp_path / "run", epochs=1)
+    content = torch.load(tmp_path / "run" / "last.pth", weights_only=True)
+    content["config"]["momentum"] = 0.9
+    torch.save(content, tmp_path / "run" / "last.pth")
+    with pytest.raises(UserError, match=r"does not fit this version of the code: .* unknown momentum"):
+        read_last(tmp_path / "run")
+
+
+def test_other_data_are_refused_and_another_machine_is_said(archive, capsys):
+    data, machine = load(Config(data="archive", cache="cache")), pick_machine("cpu", "fp32")
+    last = {"fingerprint": "0123", "machine": "cpu (other), float32"}
+    with pytest.raises(UserError, match="trained on data with fingerprint 0123, these have"):
+        check_resume(last, data, machine)
+    check_resume({**last, "fingerprint": data.fingerprint}, data, machine)
+    assert "the run began on cpu (other), float32" in capsys.readouterr().out
+
+
+def test_the_average_follows_the_weights(archive, tmp_path):
+    trainer = run_fit(tmp_path / "run", ema=0.5, epochs=1)
+    assert not same(trainer.kept.state_dict(), trainer.model.state_dict())
+    kept = torch.load(tmp_path / "run" / "best.pth", weights_only=True)["state_dict"]
+    assert same(kept, trainer.kept.state_dict())
+
+
+def test_training_learns(archive, tmp_path):
+    trainer = run_fit(tmp_path / "run", epochs=8, augment=False, dropout=0.0)
+    first, last = trainer.history[0], trainer.history[-1]
+    assert trainer.best > 0.5 and last["train_loss"] < first["train_loss"] / 2

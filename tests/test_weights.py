@@ -1,0 +1,137 @@
+import shutil
+
+import pytest
+import torch
+
+import weights
+from config import Config
+from dataset import load
+from helpers import write_folders
+from model import TheModel, build_model
+from utils import UserError, pick_machine
+from val import evaluate
+from weights import describe, find_weights, load_weights, promote, save_weights
+
+MACHINE = pick_machine("cpu", "fp32")
+NAME = "ImprovedFER2013Model"
+
+
+@pytest.fixture
+def data(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_folders(tmp_path / "archive", val=30)  # five of the first two classes, four of the others
+    return load(Config(data="archive", cache="cache"))
+
+
+def write_run(folder, data, *, always=0, **knobs):
+    """A run's folder with the best.pth of a network that always says the class `always`."""
+    folder.mkdir()
+    model = build_model(NAME).eval()
+    with torch.no_grad():
+        model.classifier.bias[always] = 100.0
+    scores = evaluate(model, data.split("val"), machine=MACHINE)
+    save_weights(folder / "best.pth", model, scores, config=Config(model=NAME, **knobs), data=data)
+    return model, scores
+
+
+def test_weights_come_back_with_what_is_needed_to_use_them(data, tmp_path):
+    model, scores = write_run(tmp_path / "run", data)
+    loaded, content = load_weights(tmp_path / "run" / "best.pth", machine=MACHINE)
+    assert not loaded.training and content["metrics"]["official"]["accuracy"] == scores.official.accuracy
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in loaded.state_dict().items())
+    line = describe(tmp_path / "run" / "best.pth", content)
+    assert f"{NAME}, trained on archive ({data.fingerprint}), validation accuracy" in line
+
+
+def change(path, **values):
+    """Rewrite the weight file with other values for some of its keys."""
+    torch.save({**torch.load(path, weights_only=True), **values}, path)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"model": "TheModel"}, "does not fit the network 'TheModel' of this code"),
+        ({"model": "VGG"}, "does not fit the network 'VGG' of this code: model: 'VGG' is not one of"),
+        ({"arguments": {"depth": 3}}, "does not fit the network"),
+        ({"arguments": {"num_classes": 8}}, "does not fit the network"),
+        ({"metrics": {}}, "does not fit the network .*official"),
+        ({"preprocessing": {"size": 44}}, "expects other input"),
+        ({"classes": ["angry", "happy"]}, "was trained on the classes"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused(data, tmp_path, values, message):
+    write_run(tmp_path / "run", data)
+    change(tmp_path / "run" / "best.pth", **values)
+    with pytest.raises(UserError, match=message):
+        load_weights(tmp_path / "run" / "best.pth", machine=MACHINE)
+
+
+def test_a_network_of_another_size_is_refused(data, tmp_path):
+    write_run(tmp_path / "run", data)
+    model = TheModel(image_size=64)
+    change(tmp_path / "run" / "best.pth", model="TheModel", arguments={"image_size": 64},
+           state_dict=model.state_dict())  # fmt: skip
+    with pytest.raises(UserError, match=r"it takes another size.*\(64, 1, 7\)"):
+        load_weights(tmp_path / "run" / "best.pth", machine=MACHINE)
+
+
+def test_weights_are_looked_for_here_and_then_beside_the_code(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(weights, "__file__", str(tmp_path / "code" / "weights.py"))
+    (tmp_path / "code").mkdir()
+    with pytest.raises(UserError, match=r"a\.pth: no such weight file; train one with"):
+        find_weights("a.pth")
+    (tmp_path / "code" / "a.pth").write_bytes(b"")
+    assert find_weights("a.pth") == tmp_path / "code" / "a.pth"
+    (tmp_path / "a.pth").write_bytes(b"")
+    assert str(find_weights("a.pth")) == "a.pth"
+
+
+def promoted(tmp_path, data, run) -> str:
+    return promote(tmp_path / run, data, machine=MACHINE, shipped=tmp_path / "shipped.pth")
+
+
+def test_the_better_weights_are_shipped_and_the_old_ones_kept(data, tmp_path):
+    for name, always in (("worse", 6), ("better", 0), ("as good", 1)):
+        write_run(tmp_path / name, data, always=always)
+    assert "there was none" in promoted(tmp_path, data, "worse")
+    old = (tmp_path / "shipped.pth").read_bytes()
+    assert "is replaced" in promoted(tmp_path, data, "better")
+    assert (tmp_path / "better" / "replaced_weights.pth").read_bytes() == old
+    new = (tmp_path / "shipped.pth").read_bytes()
+    for run in ("worse", "as good"):
+        assert "is left as it is" in promoted(tmp_path, data, run)
+        assert (tmp_path / "shipped.pth").read_bytes() == new
+
+
+def test_shipped_weights_carry_the_score_of_their_rounded_numbers(data, tmp_path):
+    write_run(tmp_path / "run", data)
+    promoted(tmp_path, data, "run")
+    model, content = load_weights(tmp_path / "shipped.pth", machine=MACHINE)
+    assert content["metrics"] == evaluate(model, data.split("val"), machine=MACHINE).plain()
+
+
+def test_limited_and_demo_runs_are_never_shipped(data, tmp_path):
+    write_run(tmp_path / "limited", data, limit=35)
+    assert "only part of the images (--limit)" in promoted(tmp_path, data, "limited")
+    write_run(tmp_path / "demo", data)
+    object.__setattr__(data, "demo", True)
+    assert "the faces are drawn" in promoted(tmp_path, data, "demo")
+    assert not (tmp_path / "shipped.pth").exists()
+
+
+def test_a_shipped_file_that_cannot_be_read_is_left_alone(data, tmp_path):
+    write_run(tmp_path / "run", data)
+    (tmp_path / "shipped.pth").write_bytes(b"damaged")
+    assert "is left as it is: " in promoted(tmp_path, data, "run")
+    assert (tmp_path / "shipped.pth").read_bytes() == b"damaged"
+
+
+def test_weights_of_another_dataset_are_replaced(data, tmp_path):
+    write_run(tmp_path / "run", data)
+    promoted(tmp_path, data, "run")
+    content = torch.load(tmp_path / "shipped.pth", weights_only=True)
+    change(tmp_path / "shipped.pth", dataset={**content["dataset"], "fingerprint": "other"})
+    shutil.copytree(tmp_path / "run", tmp_path / "again")
+    assert "trained on another dataset; they are kept as" in promoted(tmp_path, data, "again")

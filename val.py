@@ -1,0 +1,158 @@
+"""Scoring: logits of a split, and the figures made of them."""
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from config import CLASSES, CrossEntropy, Loss
+from dataset import Split, preprocess
+from utils import Machine, UserError
+
+BATCH = 256  # of every scoring path: ragged batches are padded to it, so neighbours do not change an image's logits
+ECE_BINS = 15  # arXiv 1706.04599
+
+
+class Metrics(NamedTuple):
+    """Figures over `count` images. Fractions are in [0, 1]; `loss` is the mean per image, in nats.
+
+    `confusion[t][p]` counts images of true class t predicted as p. `recall` is None for a class without
+    images, and `macro_f1` averages over the classes that have some. `ece` is the expected calibration error
+    with 15 equal bins (arXiv 1706.04599).
+    """
+
+    count: int
+    correct: int
+    accuracy: float
+    loss: float
+    macro_f1: float
+    ece: float
+    recall: list[float | None]
+    confusion: list[list[int]]
+
+    def plain(self) -> dict[str, Any]:
+        """The figures as a dict of plain types, for weight files and JSON."""
+        return self._asdict()
+
+
+class Scores(NamedTuple):
+    """A split scored twice: as it stands ("official"), and without the images that also stand in train."""
+
+    official: Metrics
+    unseen: Metrics
+
+    def plain(self) -> dict[str, Any]:
+        return {"official": self.official.plain(), "unseen": self.unseen.plain()}
+
+
+def forward(model: nn.Module, images: Tensor, *, machine: Machine) -> Tensor:
+    """Logits (B, 7) float32 on the CPU of pixels (B, 48, 48) uint8, B up to 256, in inference mode.
+
+    The batch is padded to a fixed size: the same image then gives the same logits in any batch.
+    Raises UserError where the logits are not finite.
+    """
+    padded = torch.zeros((BATCH, *images.shape[1:]), dtype=torch.uint8)
+    padded[: len(images)] = images
+    with torch.inference_mode(), machine.autocast():
+        inputs = preprocess(padded.to(machine.device)).contiguous(memory_format=torch.channels_last)
+        logits = model(inputs)[: len(images)].float().cpu()
+    if not logits.isfinite().all():
+        raise UserError(
+            "the network gives numbers that are not finite: its weights are damaged, or training "
+            "diverged; use other weights, or train with a smaller --lr"
+        )
+    return logits
+
+
+def predict_logits(model: nn.Module, batches: Iterable[tuple[Tensor, Any]], *, machine: Machine) -> Tensor:
+    """Logits (N, 7) float32 on the CPU, in the order of `batches` of at most 256 images.
+
+    Leaves the model in the mode it was found in.
+    """
+    training = model.training
+    model.eval()
+    try:
+        return torch.cat([forward(model, images, machine=machine) for images, _ in batches])
+    finally:
+        model.train(training)
+
+
+def evaluate(model: nn.Module, split: Split, *, machine: Machine, loss: Loss | None = None) -> Scores:
+    """Score `model` on every image of `split` exactly once, with and without the copies of train images.
+
+    `loss` maps (logits, labels) to nats per image; without it, plain cross-entropy.
+    """
+    logits = predict_logits(model, split.batches(BATCH), machine=machine)
+    labels = torch.from_numpy(split.labels)
+    official = measure(logits, labels, loss=loss)
+    if not split.copies.any():
+        return Scores(official, official)
+    unseen = torch.from_numpy(~split.copies)
+    return Scores(official, measure(logits[unseen], labels[unseen], loss=loss))
+
+
+class Tally:
+    """Counts over the images scored so far, from which Metrics are made; its size does not grow with them.
+
+    `loss` maps (logits, labels) to nats per image; without it, plain cross-entropy.
+    """
+
+    def __init__(self, *, loss: Loss | None = None) -> None:
+        classes = len(CLASSES)
+        self.loss = loss or CrossEntropy(reduction="none")
+        self.nats = 0.0
+        self.confusion = torch.zeros(classes, classes, dtype=torch.int64)
+        self.gaps = torch.zeros(ECE_BINS, dtype=torch.float64)  # confidence less accuracy, summed per bin
+
+    def update(self, logits: Tensor, labels: Tensor) -> None:
+        """Count images by their logits (N, 7) and labels (N,) int64 in 0..6; N may be 0."""
+        classes = len(CLASSES)
+        confidence, predicted = logits.softmax(1).max(1)
+        self.confusion += torch.bincount(labels * classes + predicted, minlength=classes**2).view(classes, classes)
+        bins = (confidence * ECE_BINS).long().clamp(max=ECE_BINS - 1)
+        self.gaps.index_add_(0, bins, confidence.double() - (predicted == labels).double())
+        self.nats += self.loss(logits, labels).double().sum().item()
+
+    def metrics(self) -> Metrics:
+        """The figures over all images so far; without any they are all 0."""
+        count, classes = int(self.confusion.sum()), len(CLASSES)
+        hits, true = self.confusion.diag().double(), self.confusion.sum(1).double()
+        f1 = 2 * hits / (true + self.confusion.sum(0)).clamp(min=1)
+        present = true > 0
+        n = max(count, 1)
+        return Metrics(
+            count=count,
+            correct=int(hits.sum()),
+            accuracy=hits.sum().item() / n,
+            loss=self.nats / n,
+            macro_f1=f1[present].mean().item() if count else 0.0,
+            ece=self.gaps.abs().sum().item() / n,
+            recall=[(hits[c] / true[c]).item() if present[c] else None for c in range(classes)],
+            confusion=self.confusion.tolist(),
+        )
+
+
+def measure(logits: Tensor, labels: Tensor, *, loss: Loss | None = None) -> Metrics:
+    """The Metrics of logits (N, 7) against labels (N,) int64; N may be 0, then all figures are 0."""
+    tally = Tally(loss=loss)
+    tally.update(logits, labels)
+    return tally.metrics()
+
+
+def summary(metrics: Metrics) -> str:
+    """One line: accuracy with its counts, macro-F1, calibration error and loss."""
+    return (
+        f"accuracy {metrics.accuracy:.4f} ({metrics.correct} of {metrics.count})  "
+        f"macro-F1 {metrics.macro_f1:.4f}  ECE {metrics.ece:.4f}  loss {metrics.loss:.4f}"
+    )
+
+
+def table(metrics: Metrics) -> list[str]:
+    """Lines with the recall of every class and the confusion matrix in images, a row per true class."""
+    width = max(map(len, CLASSES)) + 1
+    lines = [f"{'true class':<12}{'recall':>7}  predicted as:" + "".join(f"{name:>{width}}" for name in CLASSES)]
+    for name, recall, row in zip(CLASSES, metrics.recall, metrics.confusion, strict=True):
+        shown = "-" if recall is None else f"{recall:.3f}"
+        lines.append(f"{name:<12}{shown:>7}               " + "".join(f"{count:>{width}}" for count in row))
+    return lines

@@ -1,0 +1,122 @@
+"""Weight files: made from a trained network, turned back into one, and promoted to the shipped file."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from config import CLASSES, Config
+from dataset import PREPROCESSING, FaceData
+from model import FaceNet, build_model
+from utils import Machine, UserError, read_checkpoint, write_checkpoint, write_file
+from val import Scores, evaluate
+
+SHIPPED = "final_weights_new.pth"
+
+
+def save_weights(
+    path: Path, model: nn.Module, scores: Scores, *, config: Config, data: FaceData, half: bool = False
+) -> None:
+    """Write the network with all that is needed to use it: plain types and tensors only.
+
+    `scores` are its figures on the validation images of `data`. `half` stores floats in 16 bits.
+    """
+    state = {name: value.detach().cpu() for name, value in model.state_dict().items()}
+    if half:
+        state = {name: value.half() if value.is_floating_point() else value for name, value in state.items()}
+    write_checkpoint(path, {
+        "model": config.model,
+        "arguments": {"dropout": config.dropout},
+        "state_dict": state,
+        "preprocessing": PREPROCESSING,
+        "config": asdict(config) | {"data": Path(config.data).name},
+        "metrics": scores.plain(),
+        "dataset": {"source": Path(data.source).name, "fingerprint": data.fingerprint, "demo": data.demo,
+                    "limit": config.limit, "train": data.split("train").counts()},
+    })  # fmt: skip
+
+
+def find_weights(name: str) -> Path:
+    """The file `name`, looked for in the current folder and then beside this code. Raises UserError."""
+    for path in (Path(name), Path(__file__).parent / name):
+        if path.exists():
+            return path
+    raise UserError(
+        f"{name}: no such weight file; train one with `python interface.py`, or name another with --weights"
+    )
+
+
+def load_weights(path: Path, *, machine: Machine) -> tuple[FaceNet, dict[str, Any]]:
+    """The network in `path`, in evaluation mode on the machine's device, and the file's whole content.
+
+    Raises UserError for a file that is missing, damaged, foreign, or of a network this code does not have.
+    """
+    content = read_checkpoint(path, ("model", "arguments", "state_dict", "preprocessing", "metrics", "dataset"))
+    if content["preprocessing"] != PREPROCESSING:
+        raise UserError(
+            f"{path} expects other input ({content['preprocessing']}) than this code makes "
+            f"({PREPROCESSING}); use the version of the code it was trained with"
+        )
+    try:
+        model = build_model(content["model"], **content["arguments"])
+        model.load_state_dict(content["state_dict"])
+        describe(path, content)
+        takes = (model.image_size, model.channels, model.num_classes)
+        if takes != (PREPROCESSING["size"], PREPROCESSING["channels"], len(CLASSES)):
+            raise ValueError(f"it takes another size, number of channels or number of classes: {takes}")
+    except (ValueError, TypeError, LookupError, RuntimeError) as error:
+        raise UserError(
+            f"{path} does not fit the network {content['model']!r} of this code: {str(error).splitlines()[0]}"
+        ) from error
+    return model.eval().to(machine.device, memory_format=torch.channels_last), content
+
+
+def describe(path: Path, content: dict[str, Any]) -> str:
+    """One line: file, network, the dataset it was trained on, and its validation accuracy."""
+    scores, data = content["metrics"], content["dataset"]
+    kind = "the drawn demo faces" if data["demo"] else data["source"]
+    part = f", {sum(data['train'])} images" if data["limit"] else ""
+    return (
+        f"weights {path}: {content['model']}, trained on {kind} ({data['fingerprint']}{part}), "
+        f"validation accuracy {scores['official']['accuracy']:.4f} "
+        f"({scores['unseen']['accuracy']:.4f} without copies)"
+    )
+
+
+def promote(run: Path, data: FaceData, *, machine: Machine, shipped: Path | None = None) -> str:
+    """Put the best weights of `run` in the place of the shipped ones if they are better; a line that says so.
+
+    Both are scored on the run's validation images without copies of train images. The shipped file is
+    replaced by a better one, or where it was trained on another dataset, and then kept as
+    replaced_weights.pth in the run's folder. Runs on the demo faces or with --limit never replace it.
+    """
+    shipped = shipped or Path(SHIPPED)
+    model, content = load_weights(run / "best.pth", machine=machine)
+    config = Config(**content["config"])
+    if data.demo or config.limit:
+        reason = "the faces are drawn" if data.demo else "the run saw only part of the images (--limit)"
+        return f"{shipped} is left as it is: {reason}"
+    model.load_state_dict({k: v.half() if v.is_floating_point() else v for k, v in model.state_dict().items()})
+    ours = evaluate(model, data.split("val"), machine=machine)
+    reason = "there was none"
+    if shipped.exists():
+        try:
+            old, old_content = load_weights(shipped, machine=machine)
+        except UserError as error:
+            return f"{shipped} is left as it is: {error}"
+        if old_content["dataset"]["fingerprint"] == data.fingerprint:
+            theirs = evaluate(old, data.split("val"), machine=machine).unseen.accuracy
+            if ours.unseen.accuracy <= theirs:
+                return (
+                    f"{shipped} is left as it is: {theirs:.4f} on these validation images without copies, "
+                    f"this run {ours.unseen.accuracy:.4f}"
+                )
+            reason = f"the old ones reach {theirs:.4f}"
+        else:
+            reason = "the old ones were trained on another dataset"
+        write_file(run / "replaced_weights.pth", shipped.read_bytes())
+        reason += f"; they are kept as {run / 'replaced_weights.pth'}"
+    save_weights(shipped, model, ours, config=config, data=data, half=True)
+    return f"{shipped} is replaced: {ours.unseen.accuracy:.4f} without copies, {reason}"
