@@ -1,0 +1,94 @@
+"""Test: score a split of the dataset. `python test.py --split val` takes the validation images."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from config import Config, add_flags, combine
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The typed flags. A typo, or a value that is not allowed, exits with status 2."""
+    parser = argparse.ArgumentParser(
+        prog="test.py",
+        allow_abbrev=False,
+        description="Score a split of the dataset: accuracy, macro-F1, recall of every class, confusion matrix, "
+        "once as the split stands and once without the images that also stand in train.",
+    )
+    parser.add_argument("--split", choices=("val", "test"), default="test", help="what is scored (default: test)")
+    parser.add_argument("--weights", default="", metavar="FILE", help="weights to score (default: the shipped ones)")
+    parser.add_argument("--json", default="", metavar="FILE", help="write the same figures to this file too")
+    add_flags(parser, names=("data", "cache", "device", "precision", "threads"))
+    flags = vars(parser.parse_args(argv))
+    own = {name: flags.pop(name) for name in ("split", "weights", "json")}
+    try:
+        config, _ = combine(flags)
+    except ValueError as error:
+        parser.error(str(error))
+    return argparse.Namespace(config=config, **own)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse(argv)
+    from utils import exit_status  # late, as below: --help and a typo need not wait for torch
+
+    return exit_status(score, args)
+
+
+def score(args: argparse.Namespace) -> int:
+    """Load weights and data, score the split, print the figures."""
+    from dataset import DEMO_NOTE, load
+    from utils import UserError, pick_machine, write_json
+    from val import evaluate
+    from weights import SHIPPED, describe, find_weights, load_weights
+
+    out = Path(args.json)
+    if args.json and (out.is_dir() or not out.absolute().parent.is_dir()):
+        raise UserError(f"--json {out}: a folder, or a file in a folder that is not there; name another file")
+    config: Config = args.config
+    machine = pick_machine(config.device, config.precision, config.threads)
+    path = find_weights(args.weights or SHIPPED)
+    model, content = load_weights(path, machine=machine)
+    print(describe(path, content))
+    # The validation part that training drew is drawn again: its share stands in the weights' own config.
+    fraction = content.get("config", {}).get("val_fraction", config.val_fraction)
+    data = load(replace(config, val_fraction=fraction))
+    print("\n".join(data.describe()))
+    trained_on = content["dataset"]["fingerprint"]
+    if trained_on != data.fingerprint:
+        print(f"note: these weights were trained on another dataset ({trained_on}, this one is {data.fingerprint}); "
+              f"'without copies' can only look at this one's train images")  # fmt: skip
+    split = data.split(args.split)
+    scores = evaluate(model, split, machine=machine)
+    name = f"{split.name} (drawn)" if split.name == "val" and data.drawn_val else split.name
+    print("\n".join(lines(name, scores)))
+    if args.json:
+        write_json(out, {
+            "split": split.name, "drawn": split.name == "val" and data.drawn_val, **scores.plain(),
+            "weights": str(path), "model": content["model"], "trained_on": trained_on,
+            "data": data.source, "fingerprint": data.fingerprint, "demo": data.demo, "machine": str(machine),
+        })  # fmt: skip
+    if data.demo:
+        print(DEMO_NOTE)
+    return 0
+
+
+def lines(split: str, scores: Any) -> list[str]:
+    """The figures of a split: both summaries, then recall and confusion; each line begins with its name."""
+    from val import summary, table
+
+    shown = [
+        "loss is cross-entropy, in nats per image",
+        f"official        {summary(scores.official)}",
+        f"without copies  {summary(scores.unseen)}",
+        "recall and confusion, official:",
+        *table(scores.official),
+    ]
+    return [f"{split}  {line}" for line in shown]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

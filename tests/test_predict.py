@@ -1,0 +1,620 @@
+"""predict.py through its command line: what it reads, what it says and writes, and how it ends."""
+
+import csv
+import io
+import json
+import os
+import pickle
+import re
+import resource
+import signal
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import predict
+import test as test_script
+import val
+import weights as weights_module
+from config import CLASSES
+from helpers import REPO, brightness_weights, faces, run_script, write_folders, zip_folder
+from utils import read_checkpoint, write_checkpoint
+
+COLUMNS = "file,prediction,probability,angry,disgust,fear,happy,sad,surprise,neutral,true,note,problem"
+RUN = [sys.executable, str(REPO / "predict.py")]
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory):
+    return brightness_weights(tmp_path_factory.mktemp("weights") / "w.pth")
+
+
+@pytest.fixture(scope="session")
+def loaded(weights):
+    return weights_module.load_weights(weights, machine=weights_machine())
+
+
+def weights_machine():
+    from utils import pick_machine
+
+    return pick_machine("cpu", "fp32")
+
+
+@pytest.fixture
+def go(weights, loaded, tmp_path, monkeypatch, capsys):
+    """predict.main in an empty folder, with small batches and the weights already loaded: (status, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(val, "BATCH", 8)
+    load = weights_module.load_weights
+    monkeypatch.setattr(
+        weights_module,
+        "load_weights",
+        lambda path, *, machine: loaded if path == weights else load(path, machine=machine),
+    )
+
+    def run(*args, weights=weights):
+        status = predict.main([*map(str, args), "--weights", str(weights), "--device", "cpu", "--precision", "fp32"])
+        out, err = capsys.readouterr()
+        return status, out, err
+
+    return run
+
+
+def save(path: Path, label: int = 3, *, size: tuple[int, int] = (48, 48), seed: int = 0) -> Path:
+    """An image that the weights read as class `label`, in the format of its suffix."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.fromarray(faces(7, seed=seed)[0][label])
+    if size != (48, 48):
+        image = image.resize(size, Image.Resampling.NEAREST)
+    image.save(path)
+    return path
+
+
+def save_test_set(root: Path, count: int = 21, *, wrong: int = 0) -> Path:
+    """root/<class>/NN.png of `count` images; the folders of the first `wrong` name the next class, not their own."""
+    images, labels = faces(count)
+    for number, (image, label) in enumerate(zip(images, labels, strict=True)):
+        folder = root / CLASSES[(label + (number < wrong)) % 7]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(folder / f"{number:02}.png")
+    return root
+
+
+def named(out: str) -> list[str]:
+    """The files of the lines with a prediction, in their order."""
+    prediction = re.compile(rf"  ({'|'.join(CLASSES)}) [01]\.\d{{4}}")
+    return [line.split("  ")[0] for line in out.splitlines() if prediction.search(line)]
+
+
+def rows(path: Path) -> list[dict]:
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+# --- What is read ---
+
+
+def test_without_paths_test_is_read(tmp_path, weights):
+    save_test_set(tmp_path / "test", 7)
+    done = run_script("predict.py", "--weights", weights, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith(f"weights {weights}: TheModel, trained on archive.zip (0123456789abcdef), validation")
+    assert re.fullmatch(r"test/angry/00.png  angry 0.\d{4}  \(true angry\)", lines[1])
+    assert "accuracy 1.0000 (7 of 7)  macro-F1 1.0000" in done.stdout
+    assert re.match(r"7 images, 0 skipped, 0 notes; \d+ images/s on cpu ", lines[-1])
+
+
+def test_without_paths_and_test_the_zip_is_read(go, tmp_path):
+    zip_folder(save_test_set(tmp_path / "faces", 7), tmp_path / "test.zip")
+    status, out, _ = go()
+    assert status == 0 and len(named(out)) == 7 and named(out)[0] == "test.zip/angry/00.png"
+
+
+def test_where_both_are_there_the_folder_is_read_and_said(go, tmp_path):
+    save_test_set(tmp_path / "test", 7)
+    zip_folder(tmp_path / "test", tmp_path / "test.zip")
+    status, out, _ = go()
+    assert status == 0 and len(named(out)) == 7
+    assert out.splitlines()[1].startswith("test/ and test.zip are both here: test/ is read")
+
+
+def test_where_neither_is_there_it_says_what_to_type(go):
+    status, out, err = go()
+    assert (status, out) == (2, "")
+    assert "there is no test/ and no test.zip" in err and "python predict.py photo.jpg faces/ faces.zip" in err
+
+
+def test_images_folders_and_zips_mix_in_the_order_typed(go, tmp_path):
+    save(tmp_path / "b.png", 0)
+    save_test_set(tmp_path / "many", 9)
+    zip_folder(save(tmp_path / "z" / "in.png", 1).parent, tmp_path / "some.zip")
+    status, out, _ = go("some.zip", "--top-k", "1", "many", "b.png")
+    assert status == 0
+    names = named(out)
+    assert (names[0], names[-1], len(names)) == ("some.zip/in.png", "b.png", 11)
+    assert names[1:-1] == sorted(names[1:-1]) and names[1] == "many/angry/00.png"
+
+
+def test_a_file_given_twice_is_predicted_twice(go, tmp_path):
+    save(tmp_path / "a.png")
+    assert named(go("a.png", "a.png")[1]) == ["a.png", "a.png"]
+
+
+def test_nested_zips_and_what_systems_leave_behind(go, tmp_path):
+    inner = save(tmp_path / "x.png").read_bytes()
+    nested = io.BytesIO()
+    with zipfile.ZipFile(nested, "w") as archive:
+        archive.writestr("y.png", inner)
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("deep/deeper/happy/x.png", inner)
+        archive.writestr("deep/inner.zip", nested.getvalue())
+        for junk in ("__MACOSX/deep/._x.png", "deep/.DS_Store", "deep/Thumbs.db", "desktop.ini"):
+            archive.writestr(junk, b"junk")
+    status, out, err = go("a.zip")
+    assert status == 0 and named(out) == ["a.zip/deep/deeper/happy/x.png"] and "(true happy)" in out
+    assert err == "skipped a.zip/deep/inner.zip: not an image file\n"
+    assert "1 images, 1 skipped, 0 notes" in out
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "jpeg", "png", "bmp", "webp", "tif", "tiff", "pgm", "ppm", "gif", "PNG"])
+def test_every_format_is_read(go, tmp_path, suffix):
+    path = tmp_path / f"face.{suffix}"
+    image = Image.fromarray(faces(7)[0][5])
+    (image.convert("RGB") if suffix == "ppm" else image).save(path)
+    assert re.search(rf"face\.{suffix}  surprise 0\.\d{{4}}\n", go(path.name)[1])
+
+
+def test_folders_under_other_names_are_read_and_said(go, tmp_path):
+    save(tmp_path / "in" / "Happiness" / "a.png", 3)
+    _, out, _ = go("in")
+    assert "in: folder 'Happiness' is read as happy\n" in out and "(true happy)" in out
+
+
+@pytest.mark.parametrize(
+    ("size", "noted"),
+    [
+        ((48, 48), False),
+        ((512, 512), False),
+        ((513, 513), True),
+        ((72, 48), False),
+        ((73, 48), True),
+        ((40, 100), True),
+    ],
+)
+def test_an_image_far_from_a_cropped_face_gets_a_note(go, tmp_path, size, noted):
+    save(tmp_path / "a.png", size=size)
+    _, out, _ = go("a.png", "--csv", "a.csv")
+    note = f"{size[0]}x{size[1]}: a cropped face is expected"
+    assert (f"  note: {note}\n" in out) is noted
+    assert f"1 images, 0 skipped, {int(noted)} notes" in out
+    assert rows(tmp_path / "a.csv")[0]["note"] == (note if noted else "")
+
+
+# --- What cannot be read ---
+
+
+def test_bad_files_are_named_counted_and_skipped(go, tmp_path):
+    good = save(tmp_path / "in" / "b.png").read_bytes()
+    (tmp_path / "in" / "a.png").write_bytes(b"")
+    (tmp_path / "in" / "c.png").write_bytes(good[:200])
+    (tmp_path / "in" / "d.txt").write_text("no image")
+    status, out, err = go("in", "--csv", "t.csv")
+    assert status == 0 and named(out) == ["in/b.png"]
+    assert err.splitlines() == [
+        "skipped in/a.png: 0 bytes", "skipped in/c.png: truncated", "skipped in/d.txt: not an image file"
+    ]  # fmt: skip
+    assert "1 images, 3 skipped, 0 notes" in out
+    table = rows(tmp_path / "t.csv")
+    assert [row["problem"] for row in table] == ["0 bytes", "", "truncated", "not an image file"]
+    assert [bool(row["prediction"]) for row in table] == [False, True, False, False]
+
+
+def test_strict_makes_a_skipped_file_an_error_after_all_work_is_done(go, tmp_path):
+    save(tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes(b"")
+    status, out, err = go("b.png", "a.png", "--strict", "--csv", "t.csv")
+    assert status == 2 and named(out) == ["a.png"] and len(rows(tmp_path / "t.csv")) == 2
+    assert err.endswith("error: --strict: 1 skipped\n")
+
+
+def test_strict_without_a_bad_file_is_fine(go, tmp_path):
+    save(tmp_path / "a.png")
+    assert go("a.png", "--strict")[0] == 0
+
+
+def test_nothing_readable_is_an_error(go, tmp_path):
+    (tmp_path / "test").mkdir()
+    status, out, err = go()
+    assert status == 2 and "0 images, 1 skipped" in out
+    assert err.startswith("skipped test: holds no files.") and "error: nothing could be read: 1 skipped" in err
+
+
+def test_a_missing_path_stops_before_any_work(go, tmp_path):
+    save(tmp_path / "a.png")
+    assert go("a.png", "b.png", "", "c") == (2, "", "error: 'b.png', '', 'c': no such file or folder\n")
+
+
+def test_a_path_that_is_no_source_is_skipped_like_a_bad_file(go, tmp_path):
+    save(tmp_path / "a.png")
+    (tmp_path / "half.zip").write_bytes(b"PK\3\4 broken off")
+    (tmp_path / "notes.txt").write_text("no image")
+    (tmp_path / "lost.png").symlink_to("nowhere")
+    status, out, err = go("half.zip", "notes.txt", "lost.png", "a.png")
+    assert status == 0 and named(out) == ["a.png"] and "1 images, 3 skipped" in out
+    first, second, third = err.splitlines()
+    assert first.startswith("skipped half.zip: truncated or not a zip")
+    assert second.startswith("skipped notes.txt: not an image. Accepted are a folder, .zip")
+    assert third.startswith("skipped lost.png: no such file")
+
+
+# --- Weights ---
+
+
+class Bomb:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self):
+        return Path.touch, (self.marker,)
+
+
+def refused(go, tmp_path, path) -> str:
+    save(tmp_path / "a.png")
+    status, out, err = go("a.png", "--csv", "t.csv", weights=path)
+    assert (status, out) == (2, "") and err.startswith("error: ") and err.count("\n") == 1
+    assert [entry.name for entry in tmp_path.iterdir() if "t.csv" in entry.name] == []
+    return err
+
+
+def test_missing_weights_are_refused(go, tmp_path):
+    assert "no.pth: no such weight file; train one with `python interface.py`" in refused(go, tmp_path, "no.pth")
+
+
+@pytest.mark.parametrize("kept", [0, 10, 1000, -1000, -1])
+def test_truncated_weights_are_refused(go, tmp_path, weights, kept):
+    (tmp_path / "half.pth").write_bytes(weights.read_bytes()[:kept])
+    assert re.search("half.pth (cannot be read: truncated|is refused)", refused(go, tmp_path, "half.pth"))
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_code_in_weights_is_refused_and_does_not_run(go, tmp_path, zipped):
+    marker = tmp_path / "the code ran"
+    if zipped:
+        torch.save({"format": 1, "state_dict": Bomb(marker)}, tmp_path / "bomb.pth")
+    else:
+        (tmp_path / "bomb.pth").write_bytes(pickle.dumps(Bomb(marker), protocol=2))
+    assert "a pickle that could run code" in refused(go, tmp_path, "bomb.pth")
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model": "OtherNet"}, "'OtherNet' is not one of TheModel, ImprovedFER2013Model"),
+        ({"model": "ImprovedFER2013Model"}, "does not fit the network 'ImprovedFER2013Model'"),
+        ({"arguments": {"dropout": 0.5, "image_size": 64}}, "does not fit the network 'TheModel'"),
+        ({"arguments": {"depth": 3}}, "does not fit the network 'TheModel'"),
+        ({"classes": [*CLASSES[1:], CLASSES[0]]}, "was trained on the classes ['disgust', "),
+        ({"preprocessing": {"size": 64}}, "expects other input ({'size': 64})"),
+        ({"format": 99}, "has format 99"),
+        ({"state_dict": {"weight": torch.zeros(3)}}, "does not fit the network 'TheModel'"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused(go, tmp_path, weights, change, message):
+    write_checkpoint(tmp_path / "other.pth", {**read_checkpoint(weights), **change})
+    assert message in refused(go, tmp_path, "other.pth")
+
+
+def test_a_dict_that_is_no_weight_file_is_refused(go, tmp_path):
+    torch.save({"weight": torch.zeros(3)}, tmp_path / "other.pth")
+    assert "it lacks format, model" in refused(go, tmp_path, "other.pth")
+
+
+def test_weights_that_give_no_numbers_are_refused(go, tmp_path, weights):
+    content = read_checkpoint(weights)
+    content["state_dict"]["classifier.bias"][2] = torch.nan
+    write_checkpoint(tmp_path / "nan.pth", content)
+    save(tmp_path / "a.png")
+    status, out, err = go("a.png", "--csv", "t.csv", weights="nan.pth")
+    assert status == 2 and named(out) == [] and "not finite" in err and not (tmp_path / "t.csv").exists()
+
+
+# --- What is said ---
+
+
+@pytest.mark.parametrize(
+    "typo",
+    [
+        ["--wieghts", "x"],
+        ["--top"],
+        ["--top-k", "0"],
+        ["--top-k", "8"],
+        ["--threads", "-1"],
+        ["--csv", "-", "--json", "-"],
+        ["--precision", "fp64"],
+    ],
+)
+def test_a_typo_in_a_flag_exits_with_2_and_names_it(typo, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        predict.main(["a.png", *typo])
+    assert stopped.value.code == 2
+    assert typo[-2 if len(typo) == 2 else -1].lstrip("-") in capsys.readouterr().err
+
+
+def test_top_k_gives_the_best_first(go, tmp_path):
+    save(tmp_path / "a.png", 4)
+    line = next(line for line in go("a.png", "--top-k", "7")[1].splitlines() if line.startswith("a.png"))
+    pairs = [pair.split() for pair in line.split("  ")[1].split(", ")]
+    assert pairs[0][0] == "sad" and {name for name, _ in pairs} == set(CLASSES)
+    values = [float(value) for _, value in pairs]
+    assert values == sorted(values, reverse=True) and sum(values) == pytest.approx(1, abs=1e-3)
+
+
+def test_quiet_prints_weights_and_summary_only(go, tmp_path):
+    save_test_set(tmp_path / "test", 14, wrong=1)
+    _, out, err = go("--quiet")
+    lines = out.splitlines()
+    assert err == "" and named(out) == [] and len(lines) == 1 + 1 + 8 + 1
+    assert lines[0].startswith("weights ") and lines[1].startswith("accuracy 0.9286 (13 of 14)  macro-F1 0.")
+    assert lines[2].startswith("true class") and lines[-1].startswith("14 images, 0 skipped, 0 notes; ")
+
+
+def test_images_of_unknown_class_are_not_scored(go, tmp_path):
+    save(tmp_path / "in" / "happy" / "a.png", 3)
+    save(tmp_path / "in" / "contempt" / "b.png", 3)
+    _, out, _ = go("in")
+    assert "accuracy 1.0000 (1 of 1)" in out and "1 images have no class folder around them: not scored" in out
+
+
+def test_without_labels_there_is_no_accuracy(go, tmp_path):
+    save(tmp_path / "a.png")
+    _, out, _ = go("a.png")
+    assert "accuracy" not in out.split("\n", 1)[1] and "true" not in out
+
+
+def test_accuracy_equals_a_count_by_hand(go, tmp_path):
+    save_test_set(tmp_path / "test", 30, wrong=11)
+    _, out, _ = go("--csv", "t.csv", "--quiet")
+    table = rows(tmp_path / "t.csv")
+    right = sum(row["prediction"] == row["true"] for row in table)
+    assert (len(table), right) == (30, 19)
+    assert f"accuracy {19 / 30:.4f} (19 of 30)" in out
+    for name in CLASSES:
+        of_class = [row for row in table if row["true"] == name]
+        cells = next(line for line in out.splitlines() if line.startswith(name)).split()
+        predicted = [sum(row["prediction"] == other for row in of_class) for other in CLASSES]
+        assert cells[1] == f"{predicted[CLASSES.index(name)] / len(of_class):.3f}"
+        assert cells[2:] == [str(number) for number in predicted]
+
+
+def test_accuracy_equals_that_of_test_py(go, tmp_path, weights, capsys):
+    write_folders(tmp_path / "archive", train=14, val=0, test=30)
+    place = tmp_path / "archive" / "test"
+    for path in sorted((place / "happy").iterdir())[:3]:
+        path.rename(place / "sad" / path.name)
+    predicted = go("archive/test", "--quiet")[1].splitlines()
+    status = test_script.main(["--weights", str(weights), "--device", "cpu", "--precision", "fp32"])
+    scored = capsys.readouterr().out.splitlines()
+    assert status == 0
+    official = next(line for line in scored if line.startswith("test  official "))
+    assert predicted[1].startswith("accuracy 0.9000 (27 of 30)")
+    assert official.removeprefix("test  official").strip() == predicted[1]
+    assert scored[-8:] == [f"test  {line}" for line in predicted[2:10]]
+
+
+def test_an_image_gives_the_same_alone_and_among_others(go, tmp_path):
+    save_test_set(tmp_path / "test", 13)
+    go("--csv", "all.csv")
+    go("test/sad/11.png", "--csv", "one.csv")
+    alone = rows(tmp_path / "one.csv")
+    assert len(alone) == 1 and alone[0] in rows(tmp_path / "all.csv")
+
+
+# --- Tables ---
+
+
+def test_csv_and_json_hold_the_same_rows_in_the_order_of_the_lines(go, tmp_path):
+    save_test_set(tmp_path / "test", 20)
+    (tmp_path / "test" / "angry" / "bad.png").write_bytes(b"no image")
+    _, out, _ = go("--csv", "t.csv", "--json", "t.json")
+    assert (tmp_path / "t.csv").read_text().split("\n")[0] == COLUMNS
+    table, listed = rows(tmp_path / "t.csv"), json.loads((tmp_path / "t.json").read_text())
+    assert [row["file"] for row in table if row["prediction"]] == named(out)
+    assert len(table) == len(listed) == 21
+    for row, entry in zip(table, listed, strict=True):
+        assert all(row[key] == (entry[key] or "") for key in ("file", "prediction", "true", "note", "problem"))
+        if entry["problem"]:
+            assert entry["probability"] is None and entry["probabilities"] is None and row["probability"] == ""
+        else:
+            assert list(entry["probabilities"]) == list(CLASSES)
+            assert {name: float(row[name]) for name in CLASSES} == entry["probabilities"]
+            assert sum(entry["probabilities"].values()) == pytest.approx(1, abs=1e-5)
+            assert entry["probability"] == max(entry["probabilities"].values()) == float(row["probability"])
+
+
+@pytest.mark.parametrize("form", ["csv", "json"])
+def test_a_table_on_standard_output_stands_there_alone(go, tmp_path, form):
+    save_test_set(tmp_path / "test", 3)
+    status, out, err = go(f"--{form}", "-")
+    table = list(csv.DictReader(io.StringIO(out))) if form == "csv" else json.loads(out)
+    assert status == 0 and [row["prediction"] for row in table] == ["angry", "disgust", "fear"]
+    assert err.startswith("weights ") and "accuracy 1.0000 (3 of 3)" in err
+
+
+def test_strange_file_names_do_not_break_lines_or_tables(go, tmp_path):
+    names = ["a\nb.png", "c\rd.png", 'e,"f.png', "=1+1.png", "g\x1b[31m.png", "höhe.png"]
+    for name in names:
+        save(tmp_path / "in" / name)
+    os.rename(save(tmp_path / "in" / "h.png"), os.fsencode(tmp_path / "in") + b"/\xff.png")
+    _, out, _ = go("in", "--csv", "t.csv", "--json", "t.json")
+    found = {row["file"] for row in rows(tmp_path / "t.csv")}
+    assert found == {f"in/{name}" for name in [*names, "\\xff.png"]}
+    assert {entry["file"] for entry in json.loads((tmp_path / "t.json").read_text())} == found
+    assert set(named(out)) == {"in/a\\nb.png", "in/c\\rd.png", 'in/e,"f.png', "in/=1+1.png", "in/g\\x1b[31m.png",
+                               "in/höhe.png", "in/\\xff.png"}  # fmt: skip
+
+
+def test_a_name_that_is_no_utf8_can_be_typed(go, tmp_path):
+    path = os.fsencode(tmp_path) + b"/\xff.png"
+    os.rename(save(tmp_path / "a.png"), path)
+    status, out, _ = go(os.path.basename(os.fsdecode(path)), "--json", "t.json")
+    assert status == 0 and named(out) == ["\\xff.png"]
+    assert json.loads((tmp_path / "t.json").read_text())[0]["file"] == "\\xff.png"
+
+
+def test_what_the_terminal_cannot_write_is_escaped():
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    predict.say(stream, ["höhe"])
+    assert stream.buffer.getvalue() == b"h\\xf6he\n"
+
+
+@pytest.mark.parametrize(("target", "reason"), [("no/t.csv", "No such file or directory"), (".", "Is a directory")])
+def test_a_table_that_cannot_be_written_stops_before_any_work(go, tmp_path, target, reason):
+    save(tmp_path / "a.png")
+    status, out, err = go("a.png", "--csv", target)
+    assert (status, out) == (2, "") and f"error: --csv {target} could not be written ({reason})" in err
+
+
+@pytest.mark.parametrize("target", ["b.PNG", "test.zip", "final_weights_new.pth"])
+def test_a_table_does_not_take_the_place_of_inputs_or_weights(go, tmp_path, target):
+    save(tmp_path / "a.png")
+    status, _, err = go("a.png", "--json", target)
+    assert status == 2 and f"error: --json {target}: the table would take the place of that file" in err
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+@pytest.mark.parametrize("flag", ["--csv", "--json"])
+def test_a_full_disk_is_an_error(go, tmp_path, flag):
+    save(tmp_path / "a.png")
+    status, _, err = go("a.png", flag, "/dev/full")
+    assert status == 2 and f"error: {flag} /dev/full could not be written (No space left on device)" in err
+    assert not Path("/dev/full").is_file()
+
+
+def test_a_table_that_breaks_off_leaves_the_old_one_whole(tmp_path, weights):
+    save_test_set(tmp_path / "test", 30)
+    (tmp_path / "t.csv").write_text("the old one")
+    limit = 2000  # bytes a file may have: the header and some rows; other files must not be met by it
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
+    done = subprocess.run(
+        [*RUN, "--weights", str(weights), "--csv", "t.csv"],
+        cwd=tmp_path,
+        env=environment | {"PYTHONDONTWRITEBYTECODE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+    )
+    assert done.returncode == 2, done.stderr
+    assert "error: --csv t.csv could not be written (File too large)" in done.stderr
+    assert (tmp_path / "t.csv").read_text() == "the old one"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["t.csv", "test"]
+
+
+def test_a_link_stays_a_link_and_a_device_a_device(go, tmp_path):
+    save(tmp_path / "a.png")
+    (tmp_path / "real.csv").write_text("old")
+    (tmp_path / "link.csv").symlink_to("real.csv")
+    assert go("a.png", "--csv", "link.csv", "--json", "/dev/null")[0] == 0
+    assert (tmp_path / "link.csv").is_symlink() and len(rows(tmp_path / "real.csv")) == 1
+    assert Path("/dev/null").is_char_device()
+
+
+# --- How it ends ---
+
+
+def many_images(path: Path, count: int) -> Path:
+    """A zip of `count` images in class folders, quick to make."""
+    images, labels = faces(7)
+    encoded = []
+    for image in images:
+        buffer = io.BytesIO()
+        Image.fromarray(image).save(buffer, "PNG")
+        encoded.append(buffer.getvalue())
+    with zipfile.ZipFile(path, "w") as archive:
+        for number in range(count):
+            archive.writestr(f"{CLASSES[labels[number % 7]]}/{number:05}.png", encoded[number % 7])
+    return path
+
+
+def test_a_reader_that_leaves_ends_it_quietly(tmp_path, weights):
+    many_images(tmp_path / "test.zip", 600)
+    process = subprocess.Popen([*RUN, "--weights", str(weights), "--csv", "t.csv"], cwd=tmp_path, text=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+    assert process.stdout.readline().startswith("weights ")
+    process.stdout.close()
+    assert (process.wait(300), process.stderr.read()) == (141, "")
+    process.stderr.close()
+    assert [path.name for path in tmp_path.iterdir()] == ["test.zip"]
+
+
+def test_ctrl_c_ends_it_with_130(tmp_path, weights):
+    many_images(tmp_path / "test.zip", 2000)
+    process = subprocess.Popen([*RUN, "--weights", str(weights), "--csv", "t.csv"], cwd=tmp_path, text=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+    assert process.stdout.readline().startswith("weights ")
+    process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=300)
+    assert (process.returncode, err) == (130, "stopped\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["test.zip"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+@pytest.mark.parametrize("flags", [[], ["--csv", "-"]])
+def test_a_full_disk_under_standard_output_is_an_error(tmp_path, weights, flags):
+    save(tmp_path / "a.png")
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([*RUN, "a.png", "--weights", str(weights), *flags], cwd=tmp_path, stdout=full,
+                              stderr=subprocess.PIPE, text=True, timeout=300)  # fmt: skip
+    assert done.returncode == 2
+    assert re.search(r"^error: (the output|--csv -) could not be written \(No space left on device\)", done.stderr)
+    assert "Traceback" not in done.stderr and "Exception" not in done.stderr
+
+
+MEMORY = """
+import contextlib, io, os, resource, sys
+sys.path.insert(0, {repo!r})
+import torch
+import predict, weights
+class Mean(torch.nn.Module):  # quick: what is measured is what stands around the network
+    def forward(self, images):
+        return images.mean((1, 2, 3))[:, None] * torch.arange(7.0)
+real = weights.load_weights
+weights.load_weights = lambda path, *, machine: (Mean(), real(path, machine=machine)[1])
+def peak(path):
+    with contextlib.redirect_stdout(open(os.devnull, "w")):
+        tables = ["--csv", "t.csv", "--json", "t.json"]
+        assert predict.main([path, "--weights", {weights!r}, "--device", "cpu", *tables]) == 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+before = peak("300.zip")
+print(before, peak("3000.zip"))
+"""
+
+
+def test_memory_does_not_grow_with_the_number_of_images(tmp_path, weights):
+    for count in (300, 3000):
+        many_images(tmp_path / f"{count}.zip", count)
+    code = MEMORY.format(repo=str(REPO), weights=str(weights))
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    few, many = map(float, done.stdout.split())
+    # 2,700 more images are 6 MB of pixels alone, 25 MB as the network's input.
+    assert many - few < 12, f"{few} MB for 300 images, {many} MB for 3000"
+    assert len(rows(tmp_path / "t.csv")) == 3000
+
+
+def test_probabilities_do_not_depend_on_the_place_in_a_batch(loaded):
+    images = torch.from_numpy(np.ascontiguousarray(faces(40)[0]))
+    logits = val.forward(loaded[0], images, machine=weights_machine())
+    turned = val.forward(loaded[0], images.roll(7, 0), machine=weights_machine())
+    assert torch.equal(logits.roll(7, 0), turned)

@@ -1,0 +1,194 @@
+"""test.py: the figures of a split, where they come from, and what it says about them."""
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import dataset
+import test as script
+import val
+import weights as weights_module
+from config import CLASSES, Config
+from helpers import REPO, brightness_weights, run_script, write_folders, zip_folder
+from utils import pick_machine, read_checkpoint, write_checkpoint
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory):
+    return brightness_weights(tmp_path_factory.mktemp("weights") / "w.pth")
+
+
+@pytest.fixture(scope="session")
+def loaded(weights):
+    return weights_module.load_weights(weights, machine=pick_machine("cpu", "fp32"))
+
+
+@pytest.fixture
+def go(weights, loaded, tmp_path, monkeypatch, capsys):
+    """test.main in an empty folder, with small batches and the weights already loaded: (status, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(val, "BATCH", 8)
+    load = weights_module.load_weights
+    monkeypatch.setattr(
+        weights_module,
+        "load_weights",
+        lambda path, *, machine: loaded if path == weights else load(path, machine=machine),
+    )
+
+    def run(*args, weights=weights):
+        status = script.main([*map(str, args), "--weights", str(weights), "--device", "cpu", "--precision", "fp32"])
+        out, err = capsys.readouterr()
+        return status, out, err
+
+    return run
+
+
+def test_the_test_split_through_the_command_line(tmp_path, weights):
+    write_folders(tmp_path / "archive", train=14, val=7, test=21)
+    zip_folder(tmp_path / "archive", tmp_path / "archive.zip")
+    done = run_script("test.py", "--data", "archive.zip", "--weights", weights, "--json", "t.json", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith(f"weights {weights}: TheModel, trained on archive.zip")
+    figures = "accuracy 1.0000 (21 of 21)  macro-F1 1.0000  ECE 0."
+    assert any(line.startswith(f"test  official        {figures}") for line in lines)
+    assert any(line.startswith(f"test  without copies  {figures}") for line in lines)
+    written = json.loads((tmp_path / "t.json").read_text())
+    assert (written["split"], written["demo"], written["data"]) == ("test", False, "archive.zip")
+    assert written["official"]["accuracy"] == 1.0 and written["official"]["count"] == 21
+
+
+def test_every_figure_stands_beside_the_name_of_its_split(go, tmp_path):
+    write_folders(tmp_path / "archive")
+    _, out, _ = go("--split", "val")
+    lines = out.splitlines()
+    first = next(number for number, line in enumerate(lines) if "cross-entropy" in line)
+    assert len(lines[first:]) == 1 + 2 + 1 + 8 and all(line.startswith("val  ") for line in lines[first:])
+    assert [line.split()[1] for line in lines[-7:]] == list(CLASSES)
+
+
+def test_copies_of_train_images_are_left_out_of_the_second_line(go, tmp_path):
+    write_folders(tmp_path / "archive", val=28, val_copies=10)
+    _, out, _ = go("--split", "val", "--json", "t.json")
+    assert re.search(r"^val  official +accuracy 1.0000 \(28 of 28\)", out, re.M)
+    assert re.search(r"^val  without copies +accuracy 1.0000 \(18 of 18\)", out, re.M)
+    assert "10 of the val images also stand in train" in out
+    written = json.loads((tmp_path / "t.json").read_text())
+    assert (written["official"]["count"], written["unseen"]["count"]) == (28, 18)
+
+
+def test_a_dataset_without_a_test_split_names_the_other(go, tmp_path):
+    write_folders(tmp_path / "archive", test=0)
+    status, out, err = go()
+    assert status == 2 and "official" not in out
+    assert err == "error: archive has no test split; use one of: --split val\n"
+
+
+def test_a_validation_part_that_is_drawn_is_called_so(go, tmp_path):
+    write_folders(tmp_path / "archive", val=0)
+    _, out, _ = go("--split", "val", "--json", "t.json")
+    assert re.search(r"^val \(drawn\)  official ", out, re.M)
+    assert json.loads((tmp_path / "t.json").read_text())["drawn"] is True
+
+
+def test_the_validation_part_is_drawn_as_in_training(go, tmp_path, weights):
+    write_folders(tmp_path / "archive", train=140, val=0)
+    content = read_checkpoint(weights)
+    content["config"]["val_fraction"] = 0.3
+    write_checkpoint(tmp_path / "w.pth", content)
+    assert "(14 of 14)" in go("--split", "val")[1]
+    assert "(42 of 42)" in go("--split", "val", weights=tmp_path / "w.pth")[1]
+
+
+def test_weights_of_another_dataset_are_said(go, tmp_path):
+    write_folders(tmp_path / "archive")
+    _, out, _ = go()
+    assert "note: these weights were trained on another dataset (0123456789abcdef, this one is " in out
+
+
+def test_weights_of_the_same_dataset_bring_no_note(go, tmp_path):
+    write_folders(tmp_path / "archive")
+    data = dataset.load(Config())
+    brightness_weights(tmp_path / "own.pth", data=data)
+    _, out, _ = go(weights=tmp_path / "own.pth")
+    assert data.fingerprint in out.splitlines()[0] and "another dataset" not in out
+
+
+@pytest.fixture
+def few_faces(monkeypatch):
+    monkeypatch.setattr(dataset, "DEMO_IDENTITIES", 2)
+    monkeypatch.setattr(dataset, "DEMO_VAL_IDENTITIES", 1)
+
+
+def test_drawn_faces_are_called_drawn(go, few_faces):
+    status, out, _ = go("--split", "val")
+    assert status == 0 and "data: the built-in drawn faces" in out
+    assert "the faces are DRAWN by this project" in out.splitlines()[-1]
+
+
+def test_drawn_faces_have_no_test_split(go, few_faces):
+    status, _, err = go()
+    assert (status, err) == (2, "error: the built-in drawn faces has no test split; use one of: --split val\n")
+
+
+@pytest.mark.parametrize("target", ["no/t.json", "."])
+def test_a_json_file_that_cannot_be_made_stops_before_any_work(go, target):
+    status, out, err = go("--json", target)
+    assert (status, out) == (2, "") and f"error: --json {target}: a folder, or a file in a folder" in err
+
+
+def test_a_full_disk_is_an_error(go, tmp_path, monkeypatch):
+    write_folders(tmp_path / "archive")
+    go()  # the decoded images are in the cache now
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("utils.os.fsync", full)
+    status, _, err = go("--json", "t.json")
+    assert status == 2 and "t.json could not be written (No space left on device)" in err
+    assert [path.name for path in tmp_path.iterdir() if "t.json" in path.name] == []
+
+
+@pytest.mark.parametrize("typo", [["--spilt", "val"], ["--split", "train"], ["--threads", "-1"], ["--data"]])
+def test_a_typo_exits_with_2_and_names_it(typo, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        script.main(typo)
+    assert stopped.value.code == 2 and typo[0].lstrip("-") in capsys.readouterr().err
+
+
+def test_a_dataset_that_is_not_there_is_an_error(go):
+    status, _, err = go("--data", "nowhere")
+    assert status == 2 and err.startswith("error: nowhere: no such file or folder")
+
+
+def test_a_reader_that_leaves_ends_it_quietly(tmp_path, weights):
+    write_folders(tmp_path / "archive", train=14, val=7, test=7)
+    process = subprocess.Popen([sys.executable, str(REPO / "test.py"), "--weights", str(weights)], cwd=tmp_path,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # fmt: skip
+    process.stdout.close()
+    assert (process.wait(300), process.stderr.read()) == (141, "")
+    process.stderr.close()
+
+
+# --- The count behind both scripts ---
+
+
+def test_a_tally_in_parts_gives_the_figures_of_the_whole():
+    logits, labels = torch.randn(500, 7, generator=torch.Generator().manual_seed(1)), torch.arange(500) % 7
+    tally = val.Tally()
+    for start in range(0, 500, 33):
+        tally.update(logits[start : start + 33], labels[start : start + 33])
+    whole, parts = val.measure(logits, labels), tally.metrics()
+    assert parts.confusion == whole.confusion and parts.recall == whole.recall and parts.macro_f1 == whole.macro_f1
+    assert (parts.loss, parts.ece) == pytest.approx((whole.loss, whole.ece), abs=1e-12)
+
+
+def test_a_tally_of_nothing_is_all_zero():
+    metrics = val.Tally().metrics()
+    assert (metrics.count, metrics.accuracy, metrics.macro_f1, metrics.ece, metrics.loss) == (0, 0, 0, 0, 0)
+    assert metrics.recall == [None] * 7
