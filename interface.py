@@ -46,7 +46,7 @@ def run_from(args: argparse.Namespace) -> int:
     """Find the data, then train in a new run's folder or go on in an old one; nothing else may write there."""
     from dataset import load
     from train import check_resume, read_last
-    from utils import locked, new_run_folder, pick_machine, run_folder
+    from utils import locked, new_run_folder, pick_machine, run_folder, write_json
 
     with ExitStack() as stack:
         config, run, last = args.config, None, None
@@ -62,8 +62,9 @@ def run_from(args: argparse.Namespace) -> int:
         print("\n".join(data.describe()))
         if last:
             check_resume(last, data, machine)
-        else:
+        elif not args.resume:
             run = new_run_folder(config.runs, config.run or f"{config.model}-{time.strftime('%Y%m%d-%H%M%S')}")
+            write_json(run / "config.json", asdict(config))
             stack.enter_context(locked(run))
         return train(data, config, run=run, machine=machine, last=last)
 
@@ -76,7 +77,7 @@ def train(data: Any, config: Config, *, run: Path, machine: Any, last: dict[str,
     from dataset import DEMO_NOTE
     from model import build_model
     from train import fit
-    from utils import count_params, seed_everything, write_json
+    from utils import count_params, seed_everything
 
     seed_everything(config.seed, deterministic=config.deterministic)
     model = build_model(config.model, dropout=config.dropout)
@@ -87,7 +88,6 @@ def train(data: Any, config: Config, *, run: Path, machine: Any, last: dict[str,
         print(DEMO_NOTE)
     print(f"loss is {make_loss(config, data.split('train').counts())[1]}, in nats per image; train is measured in "
           f"passing, with augmentation and dropout; val is official / without copies; * is a new best")  # fmt: skip
-    write_json(run / "config.json", asdict(config))
     trainer = fit(model, data, config, run=run, machine=machine, resume=last)
     if not trainer.done:
         print(f"stopped in epoch {trainer.epoch + 1}, nothing is lost; go on with: python interface.py --resume {run}")

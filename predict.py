@@ -7,47 +7,27 @@ The JSON is one array, with an object per line.
 """
 
 import argparse
-import csv
-import io
-import json
 import os
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from functools import partial
-from itertools import chain, islice, repeat
+from contextlib import ExitStack
+from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import Any, TextIO
 
-from config import CLASSES, Config, add_flags, combine
+from config import CLASSES, Config, Parser, add_flags, combine
+from tables import Row, open_table, refusing
 
 # A face in FER2013 fills a square of 48x48. Further from that an image is rather a photo with a face somewhere in it.
 MAX_RATIO = 1.5
 MAX_SIDE = 512
-COLUMNS = ("file", "prediction", "probability", *CLASSES, "true", "note", "problem")
-
-
-class Row(NamedTuple):
-    """What is said of one image: a probability for every class, or the problem with it and none."""
-
-    file: str
-    true: int  # index into CLASSES, -1 unknown
-    probabilities: list[float]
-    note: str = ""
-    problem: str = ""
-
-    def ranked(self) -> list[tuple[str, float]]:
-        """Classes and their probabilities, the likeliest first."""
-        return sorted(zip(CLASSES, self.probabilities, strict=True), key=lambda pair: -pair[1])
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The typed flags. A typo, or a value that is not allowed, exits with status 2."""
-    parser = argparse.ArgumentParser(
-        prog="predict.py", allow_abbrev=False, description="Name the emotion in images of faces."
-    )
+    parser = Parser("predict.py", "Name the emotion in images of faces.")
     parser.add_argument("paths", nargs="*", metavar="PATH", help="images, folders, zips (default: test/ or test.zip)")
     parser.add_argument("--weights", default="", metavar="FILE", help="weights to use (default: the shipped ones)")
     parser.add_argument("--top-k", type=int, default=1, metavar="K", help="name the K likeliest emotions (default: 1)")
@@ -191,26 +171,6 @@ def remark(width: int, height: int) -> str:
 # --- Out: lines and tables ---
 
 
-@contextmanager
-def refusing(what: str, stream: TextIO | None = None) -> Iterator[None]:
-    """Turn what the system refuses to write into a UserError; a reader that has gone (`| head`) passes through.
-
-    `stream` is what was written to, if it is one of Python's own: what it still holds is given up.
-    """
-    from utils import UserError, discard
-
-    try:
-        yield
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        if stream:
-            discard(stream)
-        raise UserError(
-            f"{what} could not be written ({error.strerror}): free some space, or choose another place"
-        ) from error
-
-
 def say(stream: TextIO, lines: Iterable[str]) -> None:
     """Print `lines` now; what the stream's encoding lacks is escaped. Raises UserError."""
     text = "".join(f"{line}\n" for line in lines)
@@ -250,80 +210,6 @@ def summarize(tally: Any, counts: Counter, seconds: float, machine: Any) -> list
         f"{counts['images']} images, {counts['skipped']} skipped, {counts['notes']} notes; "
         f"{rate:.0f} images/s on {machine}",
     ]
-
-
-def csv_line(row: Row) -> str:
-    """The row of a table, in the order of COLUMNS, ended by a bare newline."""
-    numbers = [""] * (2 + len(CLASSES))
-    if row.probabilities:
-        best, highest = row.ranked()[0]
-        numbers = [best, *(f"{value:.6f}" for value in (highest, *row.probabilities))]
-    true = CLASSES[row.true] if row.true >= 0 else ""
-    buffer = io.StringIO()
-    # The module quotes only the line ends that it writes: with both of them, a file name may hold either.
-    csv.writer(buffer, lineterminator="\r\n").writerow([row.file, *numbers, true, row.note, row.problem])
-    return buffer.getvalue().removesuffix("\r\n") + "\n"
-
-
-def json_line(row: Row) -> str:
-    """The row as an object on its own line; what is not known is null."""
-    values = {name: round(value, 6) for name, value in zip(CLASSES, row.probabilities, strict=False)}
-    prediction = row.ranked()[0][0] if values else None
-    return "\n" + json.dumps({
-        "file": row.file, "prediction": prediction, "probability": values.get(prediction),
-        "probabilities": values or None, "true": CLASSES[row.true] if row.true >= 0 else None,
-        "note": row.note or None, "problem": row.problem or None,
-    })  # fmt: skip
-
-
-# How a table is written: a row's line, and what stands before, between and after the lines.
-FORMS = {"csv": (csv_line, ",".join(COLUMNS) + "\n", "", ""), "json": (json_line, "[", ",", "\n]\n")}
-
-
-@contextmanager
-def open_table(target: str, form: str) -> Iterator[Callable[[list[Row]], None]]:
-    """A function that writes rows to `target` at once; the file appears whole when the block ends well, or not at all.
-
-    "-" is standard output; that, and what is no regular file (/dev/null, a pipe), is written directly.
-    Raises UserError where the target cannot be written, or is an image, a zip or weights by its name.
-    """
-    from images import EXTENSIONS
-    from utils import UserError
-
-    if Path(target).suffix.lower() in (*EXTENSIONS, ".zip", ".pth"):
-        raise UserError(f"--{form} {target}: the table would take the place of that file; name a .{form} file")
-    path, stdout = Path(os.path.realpath(target)), target == "-"  # a link stays one: its file is replaced
-    direct = stdout or (path.exists() and not path.is_file())
-    place = path if direct else path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    writing = partial(refusing, f"--{form} {target}", sys.stdout if stdout else None)
-    line, head, between, tail = FORMS[form]
-    before = chain([""], repeat(between))
-
-    def write(rows: list[Row]) -> None:
-        put("".join(next(before) + line(row) for row in rows))
-
-    def put(text: str) -> None:
-        with writing():
-            file.write(text.encode("utf-8", "backslashreplace"))
-            file.flush()
-
-    with writing():
-        file = sys.stdout.buffer if stdout else open(place, "wb")  # noqa: SIM115 (closed below)
-    try:
-        put(head)
-        yield write
-        put(tail)
-        if not direct:
-            with writing():
-                os.fsync(file.fileno())
-                file.close()
-                os.replace(place, path)
-    finally:
-        if not stdout:
-            with suppress(OSError):  # a full disk was reported when it was met
-                file.close()
-        if not direct:
-            place.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

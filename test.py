@@ -7,15 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from config import Config, add_flags, combine
+from config import Config, Parser, add_flags, combine
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The typed flags. A typo, or a value that is not allowed, exits with status 2."""
-    parser = argparse.ArgumentParser(
-        prog="test.py",
-        allow_abbrev=False,
-        description="Score a split of the dataset: accuracy, macro-F1, recall of every class, confusion matrix, "
+    parser = Parser(
+        "test.py",
+        "Score a split of the dataset: accuracy, macro-F1, recall of every class, confusion matrix, "
         "once as the split stands and once without the images that also stand in train.",
     )
     parser.add_argument("--split", choices=("val", "test"), default="test", help="what is scored (default: test)")

@@ -20,7 +20,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from augment import augment, draw
-from config import Config, from_dict, make_loss
+from config import Config, from_dict, make_loss, read_config
 from dataset import FaceData, Split, preprocess
 from utils import Machine, UserError, read_checkpoint, write_checkpoint, write_file
 from val import Scores, evaluate
@@ -299,16 +299,23 @@ def check_batch(model: nn.Module, data: FaceData, config: Config) -> None:
         )
 
 
-def read_last(run: Path, flags: dict[str, Any] | None = None) -> tuple[Config, dict[str, Any]]:
-    """The Config of a stopped run, with `flags` over it, and the content of its last.pth. Raises UserError."""
-    path = run / "last.pth"
-    if not path.exists():
-        raise UserError(f"{run} holds no last.pth to go on from; --resume takes a run's folder, such as runs/NAME")
-    content = read_checkpoint(path, LAST)
+def read_last(run: Path, flags: dict[str, Any] | None = None) -> tuple[Config, dict[str, Any] | None]:
+    """The Config of a stopped run, with `flags` over it, and the content of its last.pth.
+
+    The content is None for a run that was killed between making its folder and the first last.pth.
+    Raises UserError where the folder holds no run, or one of another version.
+    """
+    path, content = run / "last.pth", None
     try:
-        return from_dict(content["config"] | (flags or {}), str(path)), content
+        if path.exists():
+            content = read_checkpoint(path, LAST)
+            return from_dict(content["config"] | (flags or {}), str(path)), content
+        path = run / "config.json"
+        if path.exists():
+            return from_dict(read_config(str(path)) | (flags or {}), str(path)), None
     except ValueError as error:
         raise UserError(f"{path} does not fit this version of the code: {error}; start a new run") from error
+    raise UserError(f"{run} holds no run to go on with; --resume takes a run's folder, such as runs/NAME")
 
 
 def check_resume(last: dict[str, Any], data: FaceData, machine: Machine) -> None:

@@ -58,22 +58,39 @@ utils.os.fsync = fsync
 """
 
 
+# Run in a process that is about to be killed or stopped: it tells when its first step begins.
+TELL_FIRST_STEP = """
+import train
+step, told = train.train_step, False
+def tell(trainer, *rest):
+    global told
+    if not told and trainer.step < trainer.steps - 2:
+        told = True
+        print("first step", trainer.epoch, trainer.step, flush=True)
+        %s
+    return step(trainer, *rest)
+train.train_step = tell
+"""
+CTRL_C = "import os, signal; os.kill(os.getpid(), signal.SIGINT)"
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_run_killed_again_and_again_ends_with_the_same_weights(tmp_path):
     """Ten SIGKILLs (one before the first epoch ends, two inside a checkpoint write, seven at random
     moments) and one Ctrl-C in mid-epoch."""
     write_folders(tmp_path / "archive", train=140, val=14, test=0)
-    knobs = (*QUICK, "--epochs", "9", "--ema", "0.9")
+    knobs = (*QUICK, "--epochs", "12", "--batch-size", "16", "--ema", "0.9")
     whole = run_script("interface.py", *knobs, "--run", "whole", cwd=tmp_path)
     assert whole.returncode == 0, whole.stderr
-    epoch_seconds = sum(map(float, re.findall(r"([\d.]+)s +\d+ img/s", whole.stdout))) / 9
+    epoch_seconds = sum(map(float, re.findall(r"([\d.]+)s +\d+ img/s", whole.stdout))) / 12
 
-    process = start(tmp_path, *knobs, "--run", "cut")
-    wait_for(process, "parameters; run")
+    begun = "first step"
+    process = start(tmp_path, *knobs, "--run", "cut", code=TELL_FIRST_STEP % "")
+    wait_for(process, begun)
     time.sleep(0.3 * epoch_seconds)
     process.kill()
     process.communicate()
-    assert not (tmp_path / "runs" / "cut" / "metrics.jsonl").read_text()
+    assert not (tmp_path / "runs" / "cut" / "best.pth").exists()
     resume = ("--resume", "runs/cut")
     for nth in (1, 2):
         process = start(tmp_path, *resume, code=DIE_IN_WRITE % nth)
@@ -82,17 +99,14 @@ def test_a_run_killed_again_and_again_ends_with_the_same_weights(tmp_path):
         assert list((tmp_path / "runs" / "cut").glob(".last.pth.*.tmp"))
     draws = random.Random(0)
     for _ in range(7):
-        process = start(tmp_path, *resume)
-        wait_for(process, "parameters; run")
+        process = start(tmp_path, *resume, code=TELL_FIRST_STEP % "")
+        wait_for(process, begun)
         time.sleep(draws.uniform(0, 1.2) * epoch_seconds)
         process.kill()
         process.communicate()
         assert process.returncode == -signal.SIGKILL
-    process = start(tmp_path, *resume)
-    wait_for(process, "parameters; run")
-    time.sleep(0.4 * epoch_seconds)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    process = start(tmp_path, *resume, code=TELL_FIRST_STEP % CTRL_C)
+    out, err = process.communicate(timeout=120)
     assert process.returncode == 130, err
     assert "stopped in epoch" in out and "go on with: python interface.py --resume runs/cut" in out
     last = run_script("interface.py", *resume, cwd=tmp_path)

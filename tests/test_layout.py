@@ -17,6 +17,7 @@ ORDER = (
     "utils",
     "plots",
     "images",
+    "tables",
     "source_layout",
     "source_csv",
     "source_zip",

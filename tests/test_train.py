@@ -191,9 +191,15 @@ def test_leftovers_of_a_killed_write_are_removed(archive, tmp_path):
     assert not list((tmp_path / "run").glob(".*.tmp"))
 
 
-def test_a_folder_without_last_pth_cannot_be_resumed(tmp_path):
-    with pytest.raises(UserError, match=r"holds no last\.pth to go on from"):
+def test_a_folder_without_a_run_cannot_be_resumed(tmp_path):
+    with pytest.raises(UserError, match=r"holds no run to go on with; --resume takes a run's folder"):
         read_last(tmp_path)
+
+
+def test_a_run_killed_before_its_first_state_begins_anew(tmp_path):
+    (tmp_path / "config.json").write_text('{"epochs": 3}')
+    config, content = read_last(tmp_path, {"threads": 2})
+    assert (config.epochs, config.threads, content) == (3, 2, None)
 
 
 def test_a_run_of_another_version_is_refused_by_the_knob_it_has(archive, tmp_path):
