@@ -114,7 +114,7 @@ class FaceData:
             if name in self.splits and self.splits[name].copies.any():
                 lines.append(f"  {int(self.splits[name].copies.sum())} of the {name} images also stand in train")
         if self.unreadable_count:
-            lines.append(f"  {self.unreadable_count} files were skipped:")
+            lines.append(f"  skipped files: {self.unreadable_count}")
             lines += [f"    {name}" for name in self.unreadable[:10]]
             if self.unreadable_count > 10:
                 lines.append(f"    and {self.unreadable_count - 10} more (all in the cache's meta.json)")

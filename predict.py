@@ -203,7 +203,7 @@ def summarize(tally: Any, counts: Counter, seconds: float, machine: Any) -> list
     if metrics.count:
         lines = [summary(metrics), *table(metrics)]
         if metrics.count < counts["images"]:
-            lines.append(f"{counts['images'] - metrics.count} images have no class folder around them: not scored")
+            lines.append(f"not scored, without a class folder around them: {counts['images'] - metrics.count}")
     rate = counts["images"] / max(seconds, 1e-9)
     return [
         *lines,

@@ -125,7 +125,7 @@ def test_bad_files_are_named_counted_and_skipped(archive, tmp_path):
     (archive / "train" / "sad" / "empty.png").write_bytes(b"")
     data = load_from(archive, tmp_path)
     assert data.unreadable_count == 1 and "train/sad/empty.png: " in data.unreadable[0]
-    assert "  1 files were skipped:" in data.describe() and len(data.split("train")) == 70
+    assert "  skipped files: 1" in data.describe() and len(data.split("train")) == 70
 
 
 def test_a_class_with_only_bad_files_is_an_error(archive, tmp_path):

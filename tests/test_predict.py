@@ -372,7 +372,7 @@ def test_images_of_unknown_class_are_not_scored(go, tmp_path):
     save(tmp_path / "in" / "happy" / "a.png", 3)
     save(tmp_path / "in" / "contempt" / "b.png", 3)
     _, out, _ = go("in")
-    assert "accuracy 1.0000 (1 of 1)" in out and "1 images have no class folder around them: not scored" in out
+    assert "accuracy 1.0000 (1 of 1)" in out and "not scored, without a class folder around them: 1" in out
 
 
 def test_without_labels_there_is_no_accuracy(go, tmp_path):
