@@ -50,7 +50,11 @@ def augment(images: Tensor, draws: Draws) -> Tensor:
     Bilinear; beyond the border the edge is repeated. An erased square becomes mid-grey, 0.
     """
     grid = F.affine_grid(draws.theta, list(images.shape), align_corners=False)
-    images = F.grid_sample(images, grid, padding_mode="border", align_corners=False)
+    padding = "border"
+    if images.device.type == "mps":  # has no "border" in some versions; at the edge pixel's centre it is the same
+        edge = 1 - 1 / images.shape[-1]
+        grid, padding = grid.clamp(-edge, edge), "zeros"
+    images = F.grid_sample(images, grid, padding_mode=padding, align_corners=False)
     return images if draws.boxes is None else erase(images, draws.boxes)
 
 

@@ -235,7 +235,10 @@ class FocalLoss:
 
     def __call__(self, logits: Any, labels: Any) -> Any:
         log_p = logits.log_softmax(1).gather(1, labels[:, None])[:, 0]
-        values = -((1 - log_p.exp()) ** self.gamma) * log_p
+        missing = 1 - log_p.exp()
+        if 0 < self.gamma < 1:  # the power's slope at 0 is infinite
+            missing = missing.clamp(min=1e-7)
+        values = -(missing**self.gamma) * log_p
         if self.alpha is not None:
             scalar = isinstance(self.alpha, int | float)
             values = values * (self.alpha if scalar else logits.new_tensor(self.alpha)[labels])

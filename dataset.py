@@ -9,6 +9,8 @@ import os
 import shutil
 import sys
 import tempfile
+import time
+import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,11 +23,13 @@ from torch import Tensor
 from config import CLASSES, Config, Parser, add_flags, from_dict
 from images import SIZE
 from sources import Item, Source, open_dataset
-from utils import UserError, exit_status
+from utils import UserError, exit_status, plain
 
 SPLITS = ("train", "val", "test")
 CACHE_VERSION = 1  # raised when decoding or the order changes
 DEMO_IDENTITIES, DEMO_VAL_IDENTITIES = 400, 100  # 2,800 and 700 drawn faces: minutes on two cores
+STRAY_SECONDS = 86_400.0  # a half-written cache this old belongs to no running process
+NAMED = 1000  # unreadable files whose names are kept
 VAL_SEED = 2013  # of the drawn validation part: the same for every run, so that runs compare on the same images
 DIGEST = np.dtype([("high", ">u8"), ("low", ">u8")])  # 16 bytes of BLAKE2b over an image's 48x48 pixels
 PLACES = ("archive", "archive.zip", "fer2013.csv", "icml_face_data.csv", "fer2013.tar.gz")
@@ -35,7 +39,7 @@ GET_FER2013 = (
 )
 
 DEMO_NOTE = (
-    "note: no dataset was found here, so the faces are DRAWN by this project: a demonstration. Its "
+    "note: with no dataset here (or with --data demo) the faces are DRAWN by this project: a demonstration. Its "
     f"accuracy says nothing about real faces. {GET_FER2013}"
 )
 
@@ -115,9 +119,9 @@ class FaceData:
                 lines.append(f"  {int(self.splits[name].copies.sum())} of the {name} images also stand in train")
         if self.unreadable_count:
             lines.append(f"  skipped files: {self.unreadable_count}")
-            lines += [f"    {name}" for name in self.unreadable[:10]]
+            lines += [f"    {plain(name)}" for name in self.unreadable[:10]]
             if self.unreadable_count > 10:
-                lines.append(f"    and {self.unreadable_count - 10} more (all in the cache's meta.json)")
+                lines.append(f"    and {self.unreadable_count - 10} more (in the cache's meta.json)")
         return lines
 
 
@@ -127,8 +131,8 @@ def load(config: Config) -> FaceData:
     Decodes on the first call and reads the cache afterwards. Raises UserError for a dataset that
     cannot be read, lacks a class in train, or has an empty split.
     """
-    where = config.data or next((place for place in PLACES if Path(place).exists()), "demo")
-    demo = where == "demo" and not Path(where).exists()
+    where = config.data or next((place for place in PLACES if os.path.exists(place)), "demo")
+    demo = where == "demo" and not os.path.exists(where)
     source: Any = DemoSource() if demo else open_dataset(Path(where))
     folder = Path(config.cache) / f"{source.key()[:24]}-{CACHE_VERSION}"
     meta = read_meta(folder) or build_cache(source, folder)
@@ -164,10 +168,17 @@ def read_meta(folder: Path) -> dict[str, Any] | None:
     try:
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
         index = np.load(folder / "index.npz")
-        shape = np.load(folder / "images.npy", mmap_mode="r").shape
-        whole = shape == (len(index["labels"]), SIZE, SIZE) and meta["version"] == CACHE_VERSION
+        images = np.load(folder / "images.npy", mmap_mode="r")
+        shape = images.shape
+        rows = np.linspace(0, len(index["labels"]) - 1, 16).astype(int)
+        sample = [hashlib.blake2b(images[row].tobytes(), digest_size=16).digest() for row in rows]
+        whole = (
+            sample == [index["digests"][row].tobytes() for row in rows]
+            and shape == (len(index["labels"]), SIZE, SIZE)
+            and meta["version"] == CACHE_VERSION
+        )
         return meta if whole and meta["fingerprint"] == fingerprint(index) else None
-    except (OSError, ValueError, KeyError, TypeError, EOFError):
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
         return None
 
 
@@ -178,9 +189,14 @@ def build_cache(source: Source, folder: Path) -> dict[str, Any]:
     """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
+        for stray in folder.parent.glob("half-*"):  # of a decoding that was killed
+            if time.time() - stray.stat().st_mtime > STRAY_SECONDS:
+                shutil.rmtree(stray, ignore_errors=True)
         half = Path(tempfile.mkdtemp(prefix="half-", dir=folder.parent))
         try:
             meta = write_cache(source, half)
+            if there := read_meta(folder):  # another process was quicker
+                return there
             shutil.rmtree(folder, ignore_errors=True)
             os.replace(half, folder)
         finally:
@@ -197,16 +213,18 @@ def write_cache(source: Source, half: Path) -> dict[str, Any]:
     """Write the three files into `half` in canonical order: split, class, digest of the pixels."""
     from tqdm import tqdm  # late: only the first run over a dataset decodes
 
-    labels, splits, digests, bad, bad_count = [], [], bytearray(), [], 0
+    labels, splits, digests, bad, bad_count, asked = [], [], bytearray(), [], 0, set()
     raw = half / "raw.bin"
     with open(raw, "wb") as file:
         for item in tqdm(
             source.items(), total=source.total, desc="decoding", unit=" images", disable=None, leave=False
         ):
+            asked.add(item.split or "train")
             problem = item.problem or ("no class folder" if item.label < 0 else "")
             if problem:
                 bad_count += 1
-                bad.append(f"{item.name}: {problem}")
+                if bad_count <= NAMED:
+                    bad.append(f"{item.name}: {problem}")
                 continue
             pixels = item.pixels.tobytes()
             file.write(pixels)
@@ -236,6 +254,7 @@ def write_cache(source: Source, half: Path) -> dict[str, Any]:
         "fingerprint": fingerprint(index),
         "unreadable": bad,
         "unreadable_count": bad_count,
+        "asked": sorted(asked),
         "renamed": source.renamed,
         "notes": source.notes,
     }
@@ -262,6 +281,8 @@ def assemble(config: Config, source: Source, folder: Path, meta: dict[str, Any],
     rows = {name: np.flatnonzero(codes == code) for code, name in enumerate(SPLITS)}
     if not len(rows["train"]):
         raise UserError(f"{source.path}: the train split is empty")
+    if lost := [name for name in meta["asked"] if not len(rows[name])]:
+        raise UserError(f"{source.path}: not one image of {', '.join(lost)} could be read: mend or remove them")
     drawn = not len(rows["val"])
     if drawn:
         taken = draw_validation(labels[rows["train"]], digests[rows["train"]], config.val_fraction)
@@ -282,6 +303,11 @@ def assemble(config: Config, source: Source, folder: Path, meta: dict[str, Any],
             splits[name] = Split(name, pixels, labels[at], digests[at], copies)
     if config.limit and config.limit < len(splits["train"]):
         splits["train"] = splits["train"].take(stratified_rows(splits["train"].labels, config.limit))
+    if splits["val"].copies.all():
+        raise UserError(
+            f"{source.path}: every validation image also stands in train, so that nothing is left to "
+            f"choose weights by; validate on other images"
+        )
     notes = [*meta["notes"], *(f"folder {name!r} is read as {to}" for name, to in meta["renamed"].items())]
     return FaceData(
         splits, str(source.path), meta["fingerprint"], demo, drawn, meta["unreadable"], meta["unreadable_count"], notes
@@ -289,7 +315,7 @@ def assemble(config: Config, source: Source, folder: Path, meta: dict[str, Any],
 
 
 def draw_validation(labels: np.ndarray, digests: np.ndarray, fraction: float) -> np.ndarray:
-    """A mask (N,) of the images drawn for validation: `fraction` of each class, at least one image.
+    """A mask (N,) of the images drawn for validation: `fraction` of each class that has two different images.
 
     Whole groups of pixel-identical images are drawn, so that copies stay on one side.
     """
@@ -301,6 +327,8 @@ def draw_validation(labels: np.ndarray, digests: np.ndarray, fraction: float) ->
     chosen = np.zeros(len(group_label), bool)
     for label in range(len(CLASSES)):
         groups = rng.permutation(np.flatnonzero(group_label == label))
+        if len(groups) < 2:  # the only one stays in train
+            continue
         before = np.cumsum(group_size[groups]) - group_size[groups]
         chosen[groups[before < fraction * group_size[groups].sum()]] = True
     return chosen[group]

@@ -1,6 +1,7 @@
 """Train: find the data, build the network, fit it, report. `python interface.py --help` lists the knobs."""
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -45,9 +46,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run_from(args: argparse.Namespace) -> int:
     """Find the data, then train in a new run's folder or go on in an old one; nothing else may write there."""
     from dataset import load
-    from train import check_resume, read_last
-    from utils import locked, new_run_folder, pick_machine, run_folder, write_json
+    from train import check_batch, check_resume, read_last
+    from utils import UserError, locked, new_run_folder, pick_machine, run_folder, write_json
 
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("torchrun with several processes is not there yet: start one with python interface.py")
     with ExitStack() as stack:
         config, run, last = args.config, None, None
         for line in args.said:
@@ -60,28 +63,36 @@ def run_from(args: argparse.Namespace) -> int:
         print(f"machine: {machine}")
         data = load(config)
         print("\n".join(data.describe()))
+        model = new_model(config, machine)
         if last:
             check_resume(last, data, machine)
         elif not args.resume:
+            check_batch(model, data, config)
             run = new_run_folder(config.runs, config.run or f"{config.model}-{time.strftime('%Y%m%d-%H%M%S')}")
             write_json(run / "config.json", asdict(config))
             stack.enter_context(locked(run))
-        return train(data, config, run=run, machine=machine, last=last)
+        return train(model, data, config, run=run, machine=machine, last=last)
 
 
-def train(data: Any, config: Config, *, run: Path, machine: Any, last: dict[str, Any] | None) -> int:
-    """Seed, build, fit, report; 0, or 130 where Ctrl-C ended the run early."""
+def new_model(config: Config, machine: Any) -> Any:
+    """Seed everything, then draw the network."""
     import torch
 
-    from config import make_loss
-    from dataset import DEMO_NOTE
     from model import build_model
-    from train import fit
-    from utils import count_params, seed_everything
+    from utils import seed_everything
 
     seed_everything(config.seed, deterministic=config.deterministic)
     model = build_model(config.model, dropout=config.dropout)
-    model = model.to(machine.device, memory_format=torch.channels_last)
+    return model.to(machine.device, memory_format=torch.channels_last)
+
+
+def train(model: Any, data: Any, config: Config, *, run: Path, machine: Any, last: dict[str, Any] | None) -> int:
+    """Fit and report; 0, or 130 where Ctrl-C ended the run early."""
+    from config import make_loss
+    from dataset import DEMO_NOTE
+    from train import fit
+    from utils import count_params
+
     changed = ", ".join(f"{key} {value}" for key, value in differences(config).items()) or "nothing"
     print(f"{config.model}, {count_params(model):,} parameters; run {run}; differs from config.py: {changed}")
     if data.demo:
@@ -93,16 +104,16 @@ def train(data: Any, config: Config, *, run: Path, machine: Any, last: dict[str,
         print(f"stopped in epoch {trainer.epoch + 1}, nothing is lost; go on with: python interface.py --resume {run}")
         return 130
     report(trainer)
-    if data.demo:
-        print(DEMO_NOTE)
     return 0
 
 
 def report(trainer: Any) -> None:
     """Score the best weights, draw the figures, promote the weights, and say what to do next."""
     import plots
+    from dataset import DEMO_NOTE
+    from utils import UserError
     from val import evaluate, summary, table
-    from weights import SHIPPED, load_weights, promote
+    from weights import SHIPPED, find_weights, load_weights, promote
 
     run, data, machine = trainer.run, trainer.data, trainer.machine
     model, _ = load_weights(run / "best.pth", machine=machine)
@@ -119,7 +130,13 @@ def report(trainer: Any) -> None:
         f"metrics.jsonl, curves.png, confusion.png"
     )
     print(promote(run, data, machine=machine))
-    print(f"`python predict.py` uses {SHIPPED}; this run's weights: python predict.py --weights {run / 'best.pth'}")
+    if data.demo:
+        print(DEMO_NOTE)
+    try:
+        used = f"uses {find_weights(SHIPPED)}"
+    except UserError:
+        used = f"needs a {SHIPPED}, and there is none yet"
+    print(f"`python predict.py` {used}; this run's weights: python predict.py --weights {run / 'best.pth'}")
 
 
 if __name__ == "__main__":

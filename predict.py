@@ -61,7 +61,7 @@ def predict(args: argparse.Namespace) -> int:
 
     Raises UserError where nothing can be read, where --strict forbids what was skipped, or where an output fails.
     """
-    from utils import UserError, pick_machine
+    from utils import UserError, pick_machine, plain
     from val import Tally
     from weights import SHIPPED, describe, find_weights, load_weights
 
@@ -124,7 +124,7 @@ def read(paths: Iterable[Path], say: Callable[[str], None]) -> Iterator[Any]:
     from dataclasses import replace
 
     from sources import Item, open_inputs
-    from utils import UserError
+    from utils import UserError, plain
 
     for path in paths:
         name = os.fsencode(path).decode("utf-8", "backslashreplace")  # as `sources` writes names that are no UTF-8
@@ -180,13 +180,10 @@ def say(stream: TextIO, lines: Iterable[str]) -> None:
         stream.flush()
 
 
-def plain(name: str) -> str:
-    """`name` in one printable line: other characters are escaped, so that no file name can forge output."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
-
-
 def sentence(row: Row, top_k: int) -> str:
     """One line: file, likeliest classes with probabilities, the true class if known, the note."""
+    from utils import plain
+
     parts = [plain(row.file), ", ".join(f"{name} {value:.4f}" for name, value in row.ranked()[:top_k])]
     if row.true >= 0:
         parts.append(f"(true {CLASSES[row.true]})")

@@ -23,6 +23,7 @@ COLUMNS = {"emotion": "emotion", "pixels": "pixels", "usage": "Usage"}
 # A row of 2304 numbers has about 9,000 characters. A line longer than this is no row of such a table, and is not
 # read to its end; it is below the limit that the csv module sets itself, 131,072 characters a field.
 MAX_LINE = 100_000
+MAX_ROWS = 10_000_000
 
 # What archives raise where they are opened or read: OSError (gzip's BadGzipFile, bz2, the disk), EOFError (they
 # break off), and the decompressors' and archives' own errors.
@@ -42,6 +43,8 @@ def read_rows(file: BinaryIO, name: str) -> Iterator[Item]:
     try:
         columns = _columns(next(rows, []), name)
         for number, row in enumerate(rows, start=2):
+            if number > MAX_ROWS:
+                raise UserError(f"{name} has more than {MAX_ROWS:,} rows: split it")
             if row:
                 yield _item(row, columns, f"{name} row {number}")
     except csv.Error as error:

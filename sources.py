@@ -103,7 +103,7 @@ def open_inputs(path: Path) -> Source:
 
 def _existing(path: Path) -> Path:
     path = Path(path)
-    if not path.exists():
+    if not os.path.exists(path):  # Path.exists raises for a name that is too long
         raise UserError(f"{path}: no such file or folder.")
     if not (path.is_file() or path.is_dir()):
         raise UserError(f"{path}: neither a file nor a folder.")

@@ -54,7 +54,11 @@ def score(args: argparse.Namespace) -> int:
     print(describe(path, content))
     # The validation part that training drew is drawn again: its share stands in the weights' own config.
     fraction = content.get("config", {}).get("val_fraction", config.val_fraction)
-    data = load(replace(config, val_fraction=fraction))
+    try:
+        config = replace(config, val_fraction=fraction)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}; these weights were not written by this project") from error
+    data = load(config)
     print("\n".join(data.describe()))
     trained_on = content["dataset"]["fingerprint"]
     if trained_on != data.fingerprint:

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from augment import augment, draw
 from config import Config, from_dict, make_loss, read_config
 from dataset import FaceData, Split, preprocess
-from utils import Machine, UserError, read_checkpoint, write_checkpoint, write_file
+from utils import Machine, UserError, read_checkpoint, versions, write_checkpoint, write_file
 from val import Scores, evaluate
 from weights import save_weights
 
@@ -42,6 +42,8 @@ class Trainer:
     # State
     epoch: int = 0  # epochs done
     step: int = 0  # steps done in the epoch under way
+    seconds: float = 0.0  # spent on the epoch under way by processes before this one
+    rate: float = 0.0  # learning rate of the last step
     loss_sum: float = 0.0  # over the images seen in the epoch under way, in nats
     correct: int = 0
     best: float | None = None  # of the stop metric; larger is better
@@ -100,8 +102,17 @@ class Trainer:
             setattr(self, name, content["progress"][name])
 
 
-LAST = ("config", "fingerprint", "machine", "progress", "state_dict", "optimizer", "scheduler")  # in every last.pth
-PROGRESS = ("epoch", "step", "loss_sum", "correct", "best", "stale", "history")
+LAST = (
+    "config",
+    "fingerprint",
+    "machine",
+    "versions",
+    "progress",
+    "state_dict",
+    "optimizer",
+    "scheduler",
+)  # in every last.pth
+PROGRESS = ("epoch", "step", "seconds", "rate", "loss_sum", "correct", "best", "stale", "history")
 
 
 def make_optimizer(model: nn.Module, config: Config, machine: Machine) -> torch.optim.Optimizer:
@@ -119,9 +130,9 @@ def make_scheduler(optimizer: torch.optim.Optimizer, config: Config, steps: int)
     if config.schedule == "plateau":
         return lr_scheduler.ReduceLROnPlateau(optimizer, factor=config.plateau_factor, patience=config.plateau_patience)
     if config.schedule == "onecycle":
-        return lr_scheduler.OneCycleLR(
-            optimizer, config.lr, total_steps=config.epochs * steps, pct_start=0.2, cycle_momentum=False
-        )
+        total = config.epochs * steps
+        total += total == 5  # there torch's rise would end at step 0, and divide by it
+        return lr_scheduler.OneCycleLR(optimizer, config.lr, total_steps=total, pct_start=0.2, cycle_momentum=False)
     return lr_scheduler.ConstantLR(optimizer, factor=1.0)
 
 
@@ -181,6 +192,7 @@ def train_epoch(trainer: Trainer, request: StopRequest) -> bool:
     )
     for rows in bar:
         torch.manual_seed(epoch_seed(config, trainer.epoch, trainer.step))
+        trainer.rate = float(trainer.optimizer.param_groups[0]["lr"])
         losses, hits = train_step(trainer, split, rows, draws)
         loss_sum += losses
         correct += hits
@@ -241,18 +253,18 @@ def fit(
         stray.unlink()  # of a write that was killed
     if resume:
         trainer.restore(resume)
-    else:
-        trainer.save()
+    trainer.save()
     saved = time.monotonic()
     with ctrl_c_is_a_request() as request:
         while not trainer.done and not request.wanted:
             start, first_step = time.perf_counter(), trainer.step
             if not train_epoch(trainer, request):
+                trainer.seconds += time.perf_counter() - start
                 break
             seconds = time.perf_counter() - start
             rate = len(data.split("train")) * (trainer.steps - first_step) / trainer.steps / seconds
             scores = evaluate(trainer.kept, data.split("val"), machine=machine, loss=trainer.loss)
-            end_epoch(trainer, scores, rate, time.perf_counter() - start)
+            end_epoch(trainer, scores, rate, trainer.seconds + time.perf_counter() - start)
             if machine.device.type == "cpu" or trainer.done or time.monotonic() - saved > SAVE_SECONDS:
                 trainer.save()
                 saved = time.monotonic()
@@ -267,7 +279,7 @@ def end_epoch(trainer: Trainer, scores: Scores, rate: float, seconds: float) -> 
     value = -unseen.loss if config.stop_metric == "loss" else getattr(unseen, config.stop_metric)
     best = trainer.best is None or value > trainer.best
     images = len(trainer.data.split("train"))
-    row = {"epoch": trainer.epoch + 1, "lr": trainer.optimizer.param_groups[0]["lr"],
+    row = {"epoch": trainer.epoch + 1, "lr": trainer.rate,
            "train_loss": trainer.loss_sum / images, "train_accuracy": trainer.correct / images,
            "val_loss": official.loss, "val_accuracy": official.accuracy,
            "val_loss_unseen": unseen.loss, "val_accuracy_unseen": unseen.accuracy,
@@ -285,7 +297,8 @@ def end_epoch(trainer: Trainer, scores: Scores, rate: float, seconds: float) -> 
         trainer.stale += 1
     if config.schedule == "plateau":
         trainer.scheduler.step(unseen.loss)
-    trainer.epoch, trainer.step, trainer.loss_sum, trainer.correct = trainer.epoch + 1, 0, 0.0, 0
+    trainer.epoch += 1
+    trainer.step, trainer.seconds, trainer.loss_sum, trainer.correct = 0, 0.0, 0.0, 0
 
 
 def check_batch(model: nn.Module, data: FaceData, config: Config) -> None:
@@ -325,5 +338,9 @@ def check_resume(last: dict[str, Any], data: FaceData, machine: Machine) -> None
             f"the run was trained on data with fingerprint {last['fingerprint']}, these have "
             f"{data.fingerprint}: name the run's dataset with --data"
         )
-    if last["machine"] != str(machine):
-        print(f"note: the run began on {last['machine']}; from here on its weights are not bit for bit the same")
+    before, now = (last["machine"], last["versions"]["torch"]), (str(machine), versions()["torch"])
+    if before != now:
+        print(
+            f"note: the run began on {before[0]} with torch {before[1]}, this is {now[0]} with torch {now[1]}: "
+            f"from here on its weights are not bit for bit the same"
+        )

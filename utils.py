@@ -8,6 +8,7 @@ import os
 import pickle
 import platform
 import random
+import struct
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +19,8 @@ import torch
 
 from config import CLASSES
 
+# What torch.load raises, seen on files with bytes changed or cut off
+DAMAGE = (RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError, AssertionError, struct.error)
 FORMAT = 1  # of the weight files; raised when their keys change meaning
 
 
@@ -30,6 +33,9 @@ def exit_status(run: Callable[..., int], *args: Any) -> int:
 
     Where the reader of stdout has gone (`| head`), it ends quietly with 141, the shell's number for that.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a name that the terminal cannot show is escaped, not a crash
+            stream.reconfigure(errors="backslashreplace")
     try:
         status = run(*args)
         sys.stdout.flush()
@@ -112,7 +118,7 @@ def has_fast_bf16(device: str) -> bool:
 def keep_freed_memory() -> None:
     """Make glibc keep freed memory: by default each large tensor is page-faulted anew at every step.
 
-    Measured: README, "What makes it fast". Elsewhere (musl, macOS, Windows) nothing is done.
+    What it brings: README, "What makes it fast". Elsewhere (musl, macOS, Windows) nothing is done.
     """
     if platform.libc_ver()[0] != "glibc":
         return
@@ -187,7 +193,7 @@ def read_checkpoint(path: Path, needed: tuple[str, ...] = ("model", "state_dict"
             f"{path} is refused: it is no weight file of this project, or a pickle that could run "
             f"code on loading; only files written by interface.py are read"
         ) from error
-    except (RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError) as error:
+    except DAMAGE as error:
         raise UserError(f"{path} cannot be read: truncated, or no weight file; copy or train it again") from error
     if not isinstance(content, dict) or any(key not in content for key in ("format", *needed)):
         raise UserError(f"{path} is no weight file of this project: it lacks {', '.join(('format', *needed))}")
@@ -206,13 +212,22 @@ def write_json(path: Path, values: dict[str, Any]) -> None:
     write_file(path, (json.dumps(values, indent=2) + "\n").encode())
 
 
+def plain(name: str) -> str:
+    """`name` in one printable line: other characters are escaped, so that no file name can forge output."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
+
+
 # --- Run folders ---
 
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Hold `folder` for this process; UserError where another one holds it. A kill lets go of it."""
-    with open(folder / ".lock", "w") as file:
+    try:
+        file = open(folder / ".lock", "w")  # noqa: SIM115 (closed below)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written: {error.strerror}") from error
+    with file:
         try:
             if os.name == "nt":
                 import msvcrt  # Windows only
@@ -222,8 +237,10 @@ def locked(folder: Path) -> Iterator[None]:
                 import fcntl  # everywhere else
 
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except (BlockingIOError, PermissionError) as error:
             raise UserError(f"{folder} is in use by another process; wait for it or choose another --run") from error
+        except OSError as error:
+            raise UserError(f"{folder} cannot be locked: {error.strerror}; choose another place with --runs") from error
         yield
 
 
@@ -233,6 +250,8 @@ def new_run_folder(runs: str, name: str) -> Path:
     try:
         folder.mkdir(parents=True)
     except FileExistsError as error:
+        if folder.is_dir() and not any(folder.iterdir()):
+            return folder
         raise UserError(
             f"{folder} exists already: choose another name with --run, "
             f"or go on with it: python interface.py --resume {folder}"

@@ -1,5 +1,6 @@
 """Weight files: made from a trained network, turned back into one, and promoted to the shipped file."""
 
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ def save_weights(
         "arguments": {"dropout": config.dropout},
         "state_dict": state,
         "preprocessing": PREPROCESSING,
-        "config": asdict(config) | {"data": Path(config.data).name},
+        "config": asdict(config) | {name: Path(getattr(config, name)).name for name in ("data", "cache", "runs")},
         "metrics": scores.plain(),
         "dataset": {"source": Path(data.source).name, "fingerprint": data.fingerprint, "demo": data.demo,
                     "limit": config.limit, "train": data.split("train").counts()},
@@ -41,7 +42,7 @@ def save_weights(
 def find_weights(name: str) -> Path:
     """The file `name`, looked for in the current folder and then beside this code. Raises UserError."""
     for path in (Path(name), Path(__file__).parent / name):
-        if path.exists():
+        if os.path.exists(path):  # Path.exists raises for a name that is too long
             return path
     raise UserError(
         f"{name}: no such weight file; train one with `python interface.py`, or name another with --weights"
@@ -53,7 +54,9 @@ def load_weights(path: Path, *, machine: Machine) -> tuple[FaceNet, dict[str, An
 
     Raises UserError for a file that is missing, damaged, foreign, or of a network this code does not have.
     """
-    content = read_checkpoint(path, ("model", "arguments", "state_dict", "preprocessing", "metrics", "dataset"))
+    content = read_checkpoint(
+        path, ("model", "arguments", "state_dict", "preprocessing", "config", "metrics", "dataset")
+    )
     if content["preprocessing"] != PREPROCESSING:
         raise UserError(
             f"{path} expects other input ({content['preprocessing']}) than this code makes "
@@ -106,7 +109,9 @@ def promote(run: Path, data: FaceData, *, machine: Machine, shipped: Path | None
             old, old_content = load_weights(shipped, machine=machine)
         except UserError as error:
             return f"{shipped} is left as it is: {error}"
-        if old_content["dataset"]["fingerprint"] == data.fingerprint:
+        same = old_content["dataset"]["fingerprint"] == data.fingerprint
+        part = old_content["config"].get("val_fraction")  # where validation is drawn, another part is other data
+        if same and (part == config.val_fraction or not data.drawn_val):
             theirs = evaluate(old, data.split("val"), machine=machine).unseen.accuracy
             if ours.unseen.accuracy <= theirs:
                 return (

@@ -37,10 +37,11 @@ def test_focal_loss_at_gamma_0_is_cross_entropy():
         torch.testing.assert_close(got, F.cross_entropy(LOGITS, LABELS, reduction=reduction))
 
 
-def test_focal_loss_has_a_finite_gradient_for_a_certain_answer():
+@pytest.mark.parametrize("gamma", [0, 0.5, 1, 2, 5])
+def test_focal_loss_has_a_finite_gradient_for_a_certain_answer(gamma):
     logits = torch.tensor([[200.0, 0, 0, 0, 0, 0, 0]], requires_grad=True)
     for label in (0, 1):
-        (gradient,) = torch.autograd.grad(FocalLoss()(logits, torch.tensor([label])), logits)
+        (gradient,) = torch.autograd.grad(FocalLoss(gamma=gamma)(logits, torch.tensor([label])), logits)
         assert gradient.isfinite().all()
 
 

@@ -84,7 +84,9 @@ def test_the_second_load_reads_the_cache(archive, tmp_path, monkeypatch):
     assert load_from(archive, tmp_path).fingerprint == first.fingerprint
 
 
-@pytest.mark.parametrize("harm", ["meta.json", "index.npz", "images.npy", "version", "fingerprint", "cut"])
+@pytest.mark.parametrize(
+    "harm", ["meta.json", "index.npz", "images.npy", "version", "fingerprint", "cut images", "cut index", "zeros"]
+)
 def test_a_harmed_cache_is_rebuilt(archive, tmp_path, harm):
     first = load_from(archive, tmp_path)
     images = np.array(first.split("train").images)  # a copy: the file behind the first is about to be cut
@@ -92,9 +94,11 @@ def test_a_harmed_cache_is_rebuilt(archive, tmp_path, harm):
     if harm in ("version", "fingerprint"):
         meta = json.loads((folder / "meta.json").read_text())
         (folder / "meta.json").write_text(json.dumps({**meta, harm: "other"}))
-    elif harm == "cut":
-        data = (folder / "images.npy").read_bytes()
-        (folder / "images.npy").write_bytes(data[: len(data) // 2])
+    elif harm.startswith("cut"):
+        file = folder / {"cut images": "images.npy", "cut index": "index.npz"}[harm]
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    elif harm == "zeros":
+        np.save(folder / "images.npy", np.zeros((112, 48, 48), np.uint8))
     else:
         (folder / harm).unlink()
     again = load_from(archive, tmp_path)
@@ -155,6 +159,39 @@ def test_an_empty_split_is_an_error(tmp_path, split):
     (folder / split / "happy").mkdir(parents=True)
     with pytest.raises(UserError, match=rf"{split}/ is there but holds no images: fill it, or remove it"):
         load_from(folder, tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["PublicTest", "PrivateTest"])
+def test_a_split_of_bad_files_only_is_an_error(archive, tmp_path, kind):
+    for file in archive.rglob(f"{kind}_*"):
+        file.write_bytes(b"no image")
+    with pytest.raises(UserError, match=rf"not one image of {'val' if kind == 'PublicTest' else 'test'} could be read"):
+        load_from(archive, tmp_path)
+
+
+def test_validation_made_of_train_images_is_an_error(tmp_path):
+    folder = write_folders(tmp_path / "a", train=28, val=28, test=0, val_copies=28)
+    with pytest.raises(UserError, match="every validation image also stands in train"):
+        load_from(folder, tmp_path)
+
+
+def test_a_class_with_one_image_keeps_it_in_train(tmp_path):
+    folder = write_folders(tmp_path / "a", train=70, val=0, test=0)
+    for file in sorted((folder / "train" / "fear").iterdir())[1:]:
+        file.unlink()
+    data = load_from(folder, tmp_path)
+    assert data.split("train").counts()[2] == 1 and data.split("val").counts()[2] == 0
+
+
+def test_names_cannot_forge_output(archive, tmp_path):
+    (archive / "train" / "sad" / "\x1b[31mforged\nline.png").write_bytes(b"")
+    text = "\n".join(load_from(archive, tmp_path).describe())
+    assert "\x1b" not in text and "forged\\nline.png: 0 bytes" in text
+
+
+def test_a_name_that_is_too_long_is_an_error(tmp_path):
+    with pytest.raises(UserError, match="no such file or folder"):
+        load_from("x" * 300, tmp_path)
 
 
 def test_a_split_that_is_not_there_names_the_others(tmp_path):

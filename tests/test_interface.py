@@ -197,6 +197,19 @@ def test_resume_refuses_other_data(trained, tmp_path):
     assert done.returncode == 2 and "name the run's dataset with --data" in done.stderr
 
 
+def test_a_run_refused_for_its_batches_leaves_no_folder(trained):
+    cwd, _ = trained
+    done = run_script("interface.py", *QUICK, "--batch-size", "1", "--run", "refused", cwd=cwd)
+    assert done.returncode == 2 and "error: --batch-size 1 over 70 images" in done.stderr
+    assert not (cwd / "runs" / "refused").exists()
+
+
+def test_several_processes_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    done = run_script("interface.py", cwd=tmp_path)
+    assert done.returncode == 2 and done.stderr.startswith("error: torchrun with several processes is not there yet")
+
+
 def test_resume_of_no_folder_says_so(tmp_path):
     done = run_script("interface.py", "--resume", "runs/none", cwd=tmp_path)
     assert done.returncode == 2 and done.stderr.startswith("error: runs/none: no such folder")
@@ -246,6 +259,7 @@ def test_the_demo_says_that_its_faces_are_drawn(tmp_path):
     done = run_script("interface.py", *QUICK, "--epochs", "1", "--limit", "70", cwd=tmp_path, timeout=600)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("DRAWN") == 2 and "archive.zip" in done.stdout
+    assert done.stdout.splitlines()[-1].startswith("`python predict.py` uses ")
     assert not (tmp_path / "final_weights_new.pth").exists()
 
 

@@ -126,6 +126,15 @@ def test_the_best_epoch_goes_by_the_chosen_metric(archive, tmp_path, monkeypatch
     assert kept["accuracy"] == {2: 0.6, 3: 0.5}[best_epoch]
 
 
+@pytest.mark.parametrize("epochs", range(1, 11))
+def test_one_cycle_fits_any_number_of_steps(archive, tmp_path, monkeypatch, epochs):
+    fake_scores(monkeypatch, [(0.5, 1.0)] * epochs)
+    trainer = run_fit(tmp_path / "run", epochs=epochs, batch_size=35, schedule="onecycle", stop_patience=0)
+    for _ in range(epochs):
+        trainer.optimizer.step()
+        trainer.scheduler.step()
+
+
 def test_stop_patience_0_never_stops_early(archive, tmp_path, monkeypatch):
     fake_scores(monkeypatch, [(0.5, 1.0)] * 12)
     assert len(run_fit(tmp_path / "run", epochs=12, stop_patience=0).history) == 12
@@ -213,11 +222,15 @@ def test_a_run_of_another_version_is_refused_by_the_knob_it_has(archive, tmp_pat
 
 def test_other_data_are_refused_and_another_machine_is_said(archive, capsys):
     data, machine = load(Config(data="archive", cache="cache")), pick_machine("cpu", "fp32")
-    last = {"fingerprint": "0123", "machine": "cpu (other), float32"}
+    last = {"fingerprint": "0123", "machine": str(machine), "versions": {"torch": "2.0"}}
     with pytest.raises(UserError, match="trained on data with fingerprint 0123, these have"):
         check_resume(last, data, machine)
     check_resume({**last, "fingerprint": data.fingerprint}, data, machine)
-    assert "the run began on cpu (other), float32" in capsys.readouterr().out
+    assert f"with torch 2.0, this is {machine} with torch {torch.__version__}" in capsys.readouterr().out
+    check_resume(
+        {**last, "fingerprint": data.fingerprint, "versions": {"torch": str(torch.__version__)}}, data, machine
+    )
+    assert not capsys.readouterr().out
 
 
 def test_the_average_follows_the_weights(archive, tmp_path):

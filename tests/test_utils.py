@@ -48,11 +48,18 @@ class Bomb:
 def test_code_in_a_pickle_is_refused_and_never_runs(tmp_path):
     marker = tmp_path / "ran"
     torch.save({**GOOD, "format": 1, "bomb": Bomb(marker)}, tmp_path / "torch.pth")
-    (tmp_path / "plain.pth").write_bytes(pickle.dumps(Bomb(marker)))
+    (tmp_path / "plain.pth").write_bytes(pickle.dumps(Bomb(marker), protocol=2))
     for name in ("torch.pth", "plain.pth"):
         with pytest.raises(UserError, match=r"is refused: .* code on loading"):
             read_checkpoint(tmp_path / name)
     assert not marker.exists()
+
+
+@pytest.mark.parametrize("data", [b"\x80\x02J\x01", b"\x80\x02}q\x00.", b"text"])
+def test_a_damaged_pickle_is_refused(tmp_path, data):
+    (tmp_path / "a.pth").write_bytes(data)
+    with pytest.raises(UserError, match=r"a\.pth"):
+        read_checkpoint(tmp_path / "a.pth")
 
 
 def test_a_file_of_another_project_is_refused(tmp_path):
@@ -89,6 +96,8 @@ def test_a_full_disk_leaves_the_old_file_whole(tmp_path, monkeypatch):
 
 def test_a_run_folder_is_made_once(tmp_path):
     folder = new_run_folder(str(tmp_path / "runs"), "a")
+    assert new_run_folder(str(tmp_path / "runs"), "a") == folder  # an empty one is as good as new
+    (folder / "config.json").write_text("{}")
     with pytest.raises(UserError, match=r"exists already: choose another name with --run.*--resume"):
         new_run_folder(str(tmp_path / "runs"), "a")
     (tmp_path / "file").write_text("")

@@ -128,6 +128,14 @@ def test_a_shipped_file_that_cannot_be_read_is_left_alone(data, tmp_path):
     assert (tmp_path / "shipped.pth").read_bytes() == b"damaged"
 
 
+def test_another_drawn_validation_part_is_another_dataset(data, tmp_path):
+    write_run(tmp_path / "run", data)
+    object.__setattr__(data, "drawn_val", True)
+    promoted(tmp_path, data, "run")
+    write_run(tmp_path / "worse", data, always=6, val_fraction=0.3)
+    assert "trained on another dataset" in promoted(tmp_path, data, "worse")
+
+
 def test_weights_of_another_dataset_are_replaced(data, tmp_path):
     write_run(tmp_path / "run", data)
     promoted(tmp_path, data, "run")
