@@ -361,6 +361,8 @@ def show(config: Config, sheet: Path) -> int:
     """Print what `load` finds and draw ten faces of each class from train."""
     import plots  # late: only here
 
+    if sheet.suffix.lower() != ".png":
+        raise UserError(f"--sheet {sheet}: the sheet is a PNG; name a .png file")
     data = load(config)
     print("\n".join(data.describe()))
     if data.demo:

@@ -79,6 +79,15 @@ def json_line(row: Row) -> str:
 FORMS = {"csv": (csv_line, ",".join(COLUMNS) + "\n", "", ""), "json": (json_line, "[", ",", "\n]\n")}
 
 
+def check_target(target: str, form: str) -> None:
+    """Raise UserError where `target` is an image, a zip or weights by its name: a typo must not overwrite these."""
+    from images import EXTENSIONS
+    from utils import UserError
+
+    if Path(target).suffix.lower() in (*EXTENSIONS, ".zip", ".pth"):
+        raise UserError(f"--{form} {target}: the table would take the place of that file; name a .{form} file")
+
+
 @contextmanager
 def open_table(target: str, form: str) -> Iterator[Callable[[list[Row]], None]]:
     """A function that writes rows to `target` at once; the file appears whole when the block ends well, or not at all.
@@ -86,11 +95,7 @@ def open_table(target: str, form: str) -> Iterator[Callable[[list[Row]], None]]:
     "-" is standard output; that, and what is no regular file (/dev/null, a pipe), is written directly.
     Raises UserError where the target cannot be written, or is an image, a zip or weights by its name.
     """
-    from images import EXTENSIONS
-    from utils import UserError
-
-    if Path(target).suffix.lower() in (*EXTENSIONS, ".zip", ".pth"):
-        raise UserError(f"--{form} {target}: the table would take the place of that file; name a .{form} file")
+    check_target(target, form)
     path, stdout = Path(os.path.realpath(target)), target == "-"  # a link stays one: its file is replaced
     direct = stdout or (path.exists() and not path.is_file())
     place = path if direct else path.with_name(f".{path.name}.{os.getpid()}.tmp")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from config import Config, Parser, add_flags, combine
+from tables import check_target
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -45,6 +46,7 @@ def score(args: argparse.Namespace) -> int:
     from weights import SHIPPED, describe, find_weights, load_weights
 
     out = Path(args.json)
+    check_target(args.json, "json")
     if args.json and (out.is_dir() or not out.absolute().parent.is_dir()):
         raise UserError(f"--json {out}: a folder, or a file in a folder that is not there; name another file")
     config: Config = args.config

@@ -245,6 +245,12 @@ def test_dataset_py_says_what_it_found_and_draws_a_sheet(archive, tmp_path):
     assert rows == [["train", *["10"] * 7, "70"]]
 
 
+def test_dataset_py_overwrites_no_archive(archive, tmp_path):
+    before = zip_folder(archive, tmp_path / "archive.zip").read_bytes()
+    assert dataset.main(["--data", str(archive), "--sheet", str(tmp_path / "archive.zip")]) == 2
+    assert (tmp_path / "archive.zip").read_bytes() == before
+
+
 def test_dataset_py_ends_with_status_2_for_a_missing_dataset(tmp_path):
     done = run_script("dataset.py", "--data", "nowhere", cwd=tmp_path)
     assert done.returncode == 2 and done.stderr.startswith("error: nowhere: no such")

@@ -141,6 +141,12 @@ def test_a_json_file_that_cannot_be_made_stops_before_any_work(go, target):
     assert (status, out) == (2, "") and f"error: --json {target}: a folder, or a file in a folder" in err
 
 
+@pytest.mark.parametrize("target", ["archive.zip", "final_weights_new.pth"])
+def test_a_json_file_takes_no_place_of_data_or_weights(go, target):
+    status, out, err = go("--json", target)
+    assert (status, out) == (2, "") and f"error: --json {target}: the table would take the place of that file" in err
+
+
 def test_a_full_disk_is_an_error(go, tmp_path, monkeypatch):
     write_folders(tmp_path / "archive")
     go()  # the decoded images are in the cache now
