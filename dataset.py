@@ -26,6 +26,7 @@ from sources import Item, Source, open_dataset
 from utils import UserError, exit_status, plain
 
 SPLITS = ("train", "val", "test")
+DRAWN_MARK = ".drawn-faces"  # in a folder that demo_faces.py wrote
 CACHE_VERSION = 1  # raised when decoding or the order changes
 DEMO_IDENTITIES, DEMO_VAL_IDENTITIES = 400, 100  # 2,800 and 700 drawn faces: minutes on two cores
 STRAY_SECONDS = 86_400.0  # a half-written cache this old belongs to no running process
@@ -39,8 +40,8 @@ GET_FER2013 = (
 )
 
 DEMO_NOTE = (
-    "note: with no dataset here (or with --data demo) the faces are DRAWN by this project: a demonstration. Its "
-    f"accuracy says nothing about real faces. {GET_FER2013}"
+    "note: these faces are DRAWN by this project, as a demonstration: accuracy on them says nothing about real "
+    f"faces. {GET_FER2013}"
 )
 
 
@@ -136,7 +137,8 @@ def load(config: Config) -> FaceData:
     source: Any = DemoSource() if demo else open_dataset(Path(where))
     folder = Path(config.cache) / f"{source.key()[:24]}-{CACHE_VERSION}"
     meta = read_meta(folder) or build_cache(source, folder)
-    return assemble(config, source, folder, meta, demo=demo)
+    drawn = demo or Path(where, DRAWN_MARK).is_file()
+    return assemble(config, source, folder, meta, demo=drawn)
 
 
 class DemoSource:

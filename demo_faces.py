@@ -187,6 +187,8 @@ def write_folder(folder: Path, *, identities: int, seed: int, one_mouth: bool = 
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise UserError(f"{folder} exists and is not an empty folder: name a new one with --out")
         images, labels, who = demo_faces(identities, seed=seed, one_mouth=one_mouth)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ".drawn-faces").touch()  # dataset.DRAWN_MARK: weights trained on these are never shipped
         for split in ("train", "val"):
             for name in CLASSES:
                 (folder / split / name).mkdir(parents=True, exist_ok=True)

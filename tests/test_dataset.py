@@ -268,6 +268,13 @@ def test_fer2013_is_counted_as_published(tmp_path):
     assert data.fingerprint == "14bc802825ac8905"
 
 
+def test_a_folder_of_drawn_faces_is_known_as_such(tmp_path):
+    import demo_faces
+
+    demo_faces.write_folder(tmp_path / "drawn", identities=3, seed=0)
+    assert load_from(tmp_path / "drawn", tmp_path).demo
+
+
 def test_the_demo_is_drawn_where_there_is_no_dataset(tmp_path, monkeypatch):
     monkeypatch.setattr(dataset, "DEMO_IDENTITIES", 5)
     monkeypatch.setattr(dataset, "DEMO_VAL_IDENTITIES", 2)
