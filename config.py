@@ -142,6 +142,19 @@ class Parser(argparse.ArgumentParser):
         hint = f" (did you mean {', '.join(near)}?)" if near else ""
         self.exit(2, f"error: {message}{hint}; see python {self.prog} --help\n")
 
+    def resolve(self, args: argparse.Namespace) -> argparse.Namespace:
+        """`args` with its knobs gathered: `config` is the Config they make, `flags` the knobs typed, `said` what a
+        recipe or file changed. The script's own flags stay; a value that is not allowed ends the script with status 2.
+        """
+        knobs = {spec.name for spec in fields(Config)}
+        own = {name: value for name, value in vars(args).items() if name not in knobs}
+        flags = {name: value for name, value in vars(args).items() if name in knobs}
+        try:
+            config, said = combine(flags, recipe=own.pop("recipe", ""), config_path=own.pop("config", ""))
+        except ValueError as error:
+            self.error(str(error))
+        return argparse.Namespace(config=config, flags=flags, said=said, **own)
+
 
 def add_flags(parser: argparse.ArgumentParser, names: Sequence[str] = ()) -> None:
     """Give `parser` one flag per field of Config, or per name in `names`; what is not typed is not set."""

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from config import CLASSES, Config, Parser, add_flags, from_dict
+from config import CLASSES, Config, Parser, add_flags
 from images import SIZE
 from sources import Item, Source, open_dataset
 from utils import UserError, exit_status, plain
@@ -350,13 +350,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser("dataset.py", "Say what dataset is found here, and draw a sheet of its faces.")
     parser.add_argument("--sheet", default="contact_sheet.png", metavar="FILE", help="where the sheet is drawn")
     add_flags(parser, ("data", "cache", "val_fraction", "limit"))
-    args = parser.parse_args(argv)
-    flags = {name: value for name, value in vars(args).items() if name != "sheet"}
-    try:
-        config = from_dict(flags, "flags")
-    except ValueError as error:
-        parser.error(str(error))
-    return exit_status(show, config, Path(args.sheet))
+    args = parser.resolve(parser.parse_args(argv))
+    return exit_status(show, args.config, Path(args.sheet))
 
 
 def show(config: Config, sheet: Path) -> int:

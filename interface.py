@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from config import MACHINE_FIELDS, RECIPES, Config, Parser, add_flags, combine, differences
+from config import MACHINE_FIELDS, RECIPES, Config, Parser, add_flags, differences
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -20,20 +20,17 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--config", default="", metavar="FILE", help="knobs from a run's config.json")
     parser.add_argument("--resume", default="", metavar="RUN", help="go on with this run's folder")
     add_flags(parser)
-    args = parser.parse_args(argv)
-    flags = {name: value for name, value in vars(args).items() if name not in ("recipe", "config", "resume")}
+    typed = parser.parse_args(argv)
+    args = parser.resolve(typed)
     if args.resume:
-        fixed = sorted({*flags, *(n for n in ("recipe", "config") if getattr(args, n))} - set(MACHINE_FIELDS))
+        layers = [name for name in ("recipe", "config") if getattr(typed, name)]
+        fixed = sorted({*args.flags, *layers} - set(MACHINE_FIELDS))
         if fixed:
             parser.error(
                 f"--resume goes on with the run's own knobs; only {', '.join(MACHINE_FIELDS)} may be "
                 f"given with it, not {', '.join(fixed)}"
             )
-    try:
-        config, said = combine(flags, recipe=args.recipe, config_path=args.config)
-    except ValueError as error:
-        parser.error(str(error))
-    return argparse.Namespace(config=config, said=said, flags=flags, resume=args.resume)
+    return args
 
 
 def main(argv: Sequence[str] | None = None) -> int:

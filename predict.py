@@ -17,7 +17,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
 
-from config import CLASSES, Config, Parser, add_flags, combine
+from config import CLASSES, Config, Parser, add_flags
 from tables import Row, open_table, refusing
 
 # A face in FER2013 fills a square of 48x48. Further from that an image is rather a photo with a face somewhere in it.
@@ -36,17 +36,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--quiet", action="store_true", help="print the summary only")
     parser.add_argument("--strict", action="store_true", help="exit with status 2 if any file had to be skipped")
     add_flags(parser, names=("device", "precision", "threads"))
-    flags = vars(parser.parse_intermixed_args(argv))
-    own = {name: flags.pop(name) for name in ("paths", "weights", "top_k", "csv", "json", "quiet", "strict")}
-    if not 1 <= own["top_k"] <= len(CLASSES):
-        parser.error(f"argument --top-k: {own['top_k']} is not between 1 and {len(CLASSES)}")
-    if own["csv"] and own["csv"] == own["json"]:
-        parser.error(f"argument --json: {own['json']} is where --csv writes; name another file")
-    try:
-        config, _ = combine(flags)
-    except ValueError as error:
-        parser.error(str(error))
-    return argparse.Namespace(config=config, **own)
+    args = parser.resolve(parser.parse_intermixed_args(argv))
+    if not 1 <= args.top_k <= len(CLASSES):
+        parser.error(f"argument --top-k: {args.top_k} is not between 1 and {len(CLASSES)}")
+    if args.csv and args.csv == args.json:
+        parser.error(f"argument --json: {args.json} is where --csv writes; name another file")
+    return args
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from config import Config, Parser, add_flags, combine
+from config import Config, Parser, add_flags
 from tables import check_target
 
 
@@ -22,13 +22,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--weights", default="", metavar="FILE", help="weights to score (default: the shipped ones)")
     parser.add_argument("--json", default="", metavar="FILE", help="write the same figures to this file too")
     add_flags(parser, names=("data", "cache", "device", "precision", "threads"))
-    flags = vars(parser.parse_args(argv))
-    own = {name: flags.pop(name) for name in ("split", "weights", "json")}
-    try:
-        config, _ = combine(flags)
-    except ValueError as error:
-        parser.error(str(error))
-    return argparse.Namespace(config=config, **own)
+    return parser.resolve(parser.parse_args(argv))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
