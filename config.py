@@ -126,7 +126,9 @@ def check_field(name: str, value: Any, kind: type, allowed: Knob) -> None:
     if allowed.choices and value not in allowed.choices:
         raise ValueError(f"{name}: {value!r} is not one of {', '.join(allowed.choices)}")
     if kind in (int, float) and not allowed.low <= value <= allowed.high:
-        raise ValueError(f"{name}: {value!r} is not between {allowed.low:g} and {allowed.high:g}")
+        least = f"{allowed.low:g} or more"
+        wanted = least if allowed.high == math.inf else f"between {allowed.low:g} and {allowed.high:g}"
+        raise ValueError(f"{name}: {value!r} is not {wanted}")
 
 
 class Parser(argparse.ArgumentParser):

@@ -86,8 +86,9 @@ def brightness_weights(path: Path, *, data: object = None, noise: float = 55.5) 
     """
     import torch
 
+    from cache import DIGEST
     from config import Config
-    from dataset import DIGEST, FaceData, Split
+    from dataset import FaceData, Split
     from model import TheModel
     from val import Scores, measure
     from weights import save_weights

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+import cache
 import dataset
 from config import CLASSES, Config
 from dataset import draw_validation, load, preprocess, stratified_rows
@@ -80,12 +81,13 @@ def test_copies_of_train_images_are_marked(archive, tmp_path):
 
 def test_the_second_load_reads_the_cache(archive, tmp_path, monkeypatch):
     first = load_from(archive, tmp_path)
-    monkeypatch.setattr(dataset, "build_cache", lambda *_: pytest.fail("decoded again"))
+    monkeypatch.setattr(cache, "build_cache", lambda *_: pytest.fail("decoded again"))
     assert load_from(archive, tmp_path).fingerprint == first.fingerprint
 
 
 @pytest.mark.parametrize(
-    "harm", ["meta.json", "index.npz", "images.npy", "version", "fingerprint", "cut images", "cut index", "zeros"]
+    "harm",
+    ["meta.json", "index.npz", "images.npy", "version", "fingerprint", "cut images", "cut index", "zeros", "fewer"],
 )
 def test_a_harmed_cache_is_rebuilt(archive, tmp_path, harm):
     first = load_from(archive, tmp_path)
@@ -99,6 +101,8 @@ def test_a_harmed_cache_is_rebuilt(archive, tmp_path, harm):
         file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     elif harm == "zeros":
         np.save(folder / "images.npy", np.zeros((112, 48, 48), np.uint8))
+    elif harm == "fewer":
+        np.save(folder / "images.npy", np.load(folder / "images.npy")[:50])
     else:
         (folder / harm).unlink()
     again = load_from(archive, tmp_path)
@@ -119,7 +123,7 @@ def test_a_cache_that_cannot_be_written_says_so(archive, tmp_path):
 
 
 def test_an_aborted_decoding_leaves_nothing(archive, tmp_path, monkeypatch):
-    monkeypatch.setattr(dataset, "write_cache", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(cache, "write_cache", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         load_from(archive, tmp_path)
     assert not list((tmp_path / "cache").iterdir())
@@ -209,7 +213,7 @@ def test_without_a_validation_part_a_tenth_of_each_class_is_drawn(tmp_path):
 
 
 def test_copies_stay_on_one_side_of_the_drawn_validation():
-    digests = np.array([(i // 3, 0) for i in range(700)], dataset.DIGEST)  # groups of three
+    digests = np.array([(i // 3, 0) for i in range(700)], cache.DIGEST)  # groups of three
     labels = np.arange(700) // 3 % 7
     drawn = draw_validation(labels, digests, 0.1)
     assert not set(digests[drawn]["high"]) & set(digests[~drawn]["high"])

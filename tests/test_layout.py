@@ -23,6 +23,7 @@ ORDER = (
     "source_zip",
     "image_folder",
     "sources",
+    "cache",
     "demo_strokes",
     "demo_faces",
     "dataset",

@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 import torch
 
+from cache import DIGEST
 from config import CrossEntropy, FocalLoss
-from dataset import DIGEST, Split
+from dataset import Split
 from helpers import faces
 from model import build_model
 from utils import UserError, pick_machine
