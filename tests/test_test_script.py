@@ -127,7 +127,7 @@ def few_faces(monkeypatch):
 def test_drawn_faces_are_called_drawn(go, few_faces):
     status, out, _ = go("--split", "val")
     assert status == 0 and "data: the built-in drawn faces" in out
-    assert "the faces are DRAWN by this project" in out.splitlines()[-1]
+    assert "these faces are DRAWN by this project" in out.splitlines()[-1]
 
 
 def test_drawn_faces_have_no_test_split(go, few_faces):
