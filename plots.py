@@ -184,7 +184,7 @@ def _mark_rates(panels, epochs: np.ndarray, rates: np.ndarray) -> None:
     for axes in panels:
         axes.set_title(f"learning rate {course}", loc="left", fontsize=8.5, color=GREY, pad=16 if cuts else 6)
         # Two labels closer than this would touch.
-        room, labelled = 0.075 * (epochs[-1] - epochs[0] + 1), -math.inf
+        room, labelled = 0.1 * (epochs[-1] - epochs[0] + 1), -math.inf
         for cut in cuts:
             x = (epochs[cut - 1] + epochs[cut]) / 2
             axes.axvline(x, color=GREY, linewidth=0.7, linestyle=(0, (2, 2)), zorder=0.5)
