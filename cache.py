@@ -20,7 +20,7 @@ from sources import Source
 from utils import UserError
 
 SPLITS = ("train", "val", "test")
-CACHE_VERSION = 1  # raised when decoding or the order changes
+CACHE_VERSION = 2  # raised when decoding or the order changes
 STRAY_SECONDS = 86_400.0  # a half-written cache this old belongs to no running process
 NAMED = 1000  # unreadable files whose names are kept
 DIGEST = np.dtype([("high", ">u8"), ("low", ">u8")])  # 16 bytes of BLAKE2b over an image's 48x48 pixels

@@ -21,7 +21,6 @@ from images import SIZE
 from sources import Item, Source, open_dataset
 from utils import UserError, exit_status, plain
 
-DRAWN_MARK = ".drawn-faces"  # in a folder that demo_faces.py wrote
 DEMO_IDENTITIES, DEMO_VAL_IDENTITIES = 400, 100  # 2,800 and 700 drawn faces: minutes on two cores
 VAL_SEED = 2013  # of the drawn validation part: the same for every run, so that runs compare on the same images
 PLACES = ("archive", "archive.zip", "fer2013.csv", "icml_face_data.csv", "fer2013.tar.gz")
@@ -68,10 +67,10 @@ class Split:
         """The images at `rows` (a sorted index), as a split of the same name."""
         return Split(self.name, self.images[rows], self.labels[rows], self.digests[rows], self.copies[rows])
 
-    def batches(self, size: int, order: np.ndarray | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Every image once, as ((B, 48, 48) uint8, (B,) int64) on the CPU; the last one may be smaller."""
         for start in range(0, len(self), size):
-            rows = slice(start, start + size) if order is None else order[start : start + size]
+            rows = slice(start, start + size)
             yield torch.from_numpy(np.array(self.images[rows])), torch.from_numpy(np.array(self.labels[rows]))
 
 
@@ -124,6 +123,8 @@ def load(config: Config) -> FaceData:
     cannot be read, lacks a class in train, or has an empty split.
     """
     where = config.data or next((place for place in PLACES if os.path.exists(place)), "demo")
+    from demo_faces import DRAWN_MARK  # late: scoring and predicting need no faces drawn
+
     demo = where == "demo" and not os.path.exists(where)
     source: Any = DemoSource() if demo else open_dataset(Path(where))
     folder, meta = cached(source, Path(config.cache))
@@ -169,6 +170,11 @@ def assemble(config: Config, source: Source, folder: Path, meta: dict[str, Any],
     if drawn:
         taken = draw_validation(labels[rows["train"]], digests[rows["train"]], config.val_fraction)
         rows["val"], rows["train"] = rows["train"][taken], rows["train"][~taken]
+        if not len(rows["val"]):
+            raise UserError(
+                f"{source.path}: there is no validation part, and no class has two different images to draw one from; "
+                f"add images, or a val/ folder"
+            )
     missing = [name for name, n in zip(CLASSES, np.bincount(labels[rows["train"]], minlength=7), strict=True) if not n]
     if missing:
         raise UserError(

@@ -20,6 +20,7 @@ from config import CLASSES, Parser
 from demo_strokes import LINE, Identity, Mouth, Stroke, Upper
 
 SIZE = 48
+DRAWN_MARK = ".drawn-faces"  # a file in a folder of them: weights trained on these are never shipped
 
 # How hard the faces are: weaker expressions and more chance make the classes overlap. Both halves must matter, so
 # that a classifier loses at least 20 points without the mouth. Measure with and without --one-mouth:
@@ -188,7 +189,7 @@ def write_folder(folder: Path, *, identities: int, seed: int, one_mouth: bool = 
             raise UserError(f"{folder} exists and is not an empty folder: name a new one with --out")
         images, labels, who = demo_faces(identities, seed=seed, one_mouth=one_mouth)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / ".drawn-faces").touch()  # dataset.DRAWN_MARK: weights trained on these are never shipped
+        (folder / DRAWN_MARK).touch()
         for split in ("train", "val"):
             for name in CLASSES:
                 (folder / split / name).mkdir(parents=True, exist_ok=True)

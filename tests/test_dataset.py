@@ -187,6 +187,11 @@ def test_a_class_with_one_image_keeps_it_in_train(tmp_path):
     assert data.split("train").counts()[2] == 1 and data.split("val").counts()[2] == 0
 
 
+def test_nothing_to_draw_a_validation_part_from_is_an_error(tmp_path):
+    with pytest.raises(UserError, match="no class has two different images to draw one from"):
+        load_from(write_folders(tmp_path / "a", train=7, val=0, test=0), tmp_path)
+
+
 def test_names_cannot_forge_output(archive, tmp_path):
     (archive / "train" / "sad" / "\x1b[31mforged\nline.png").write_bytes(b"")
     text = "\n".join(load_from(archive, tmp_path).describe())
