@@ -21,49 +21,17 @@ from PIL import Image
 import predict
 import test as test_script
 import val
-import weights as weights_module
 from config import CLASSES
-from helpers import REPO, brightness_weights, faces, run_script, write_folders, zip_folder
-from utils import read_checkpoint, write_checkpoint
+from helpers import REPO, faces, run_script, write_folders, zip_folder
+from utils import pick_machine, read_checkpoint, write_checkpoint
 
 COLUMNS = "file,prediction,probability,angry,disgust,fear,happy,sad,surprise,neutral,true,note,problem"
 RUN = [sys.executable, str(REPO / "predict.py")]
 
 
-@pytest.fixture(scope="session")
-def weights(tmp_path_factory):
-    return brightness_weights(tmp_path_factory.mktemp("weights") / "w.pth")
-
-
-@pytest.fixture(scope="session")
-def loaded(weights):
-    return weights_module.load_weights(weights, machine=weights_machine())
-
-
-def weights_machine():
-    from utils import pick_machine
-
-    return pick_machine("cpu", "fp32")
-
-
 @pytest.fixture
-def go(weights, loaded, tmp_path, monkeypatch, capsys):
-    """predict.main in an empty folder, with small batches and the weights already loaded: (status, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(val, "BATCH", 8)
-    load = weights_module.load_weights
-    monkeypatch.setattr(
-        weights_module,
-        "load_weights",
-        lambda path, *, machine: loaded if path == weights else load(path, machine=machine),
-    )
-
-    def run(*args, weights=weights):
-        status = predict.main([*map(str, args), "--weights", str(weights), "--device", "cpu", "--precision", "fp32"])
-        out, err = capsys.readouterr()
-        return status, out, err
-
-    return run
+def go(script_runner):
+    return script_runner(predict.main)
 
 
 def save(path: Path, label: int = 3, *, size: tuple[int, int] = (48, 48), seed: int = 0) -> Path:
@@ -615,6 +583,6 @@ def test_memory_does_not_grow_with_the_number_of_images(tmp_path, weights):
 
 def test_probabilities_do_not_depend_on_the_place_in_a_batch(loaded):
     images = torch.from_numpy(np.ascontiguousarray(faces(40)[0]))
-    logits = val.forward(loaded[0], images, machine=weights_machine())
-    turned = val.forward(loaded[0], images.roll(7, 0), machine=weights_machine())
+    logits = val.forward(loaded[0], images, machine=pick_machine("cpu", "fp32"))
+    turned = val.forward(loaded[0], images.roll(7, 0), machine=pick_machine("cpu", "fp32"))
     assert torch.equal(logits.roll(7, 0), turned)

@@ -11,40 +11,14 @@ import torch
 import dataset
 import test as script
 import val
-import weights as weights_module
 from config import CLASSES, Config
 from helpers import REPO, brightness_weights, run_script, write_folders, zip_folder
-from utils import pick_machine, read_checkpoint, write_checkpoint
-
-
-@pytest.fixture(scope="session")
-def weights(tmp_path_factory):
-    return brightness_weights(tmp_path_factory.mktemp("weights") / "w.pth")
-
-
-@pytest.fixture(scope="session")
-def loaded(weights):
-    return weights_module.load_weights(weights, machine=pick_machine("cpu", "fp32"))
+from utils import read_checkpoint, write_checkpoint
 
 
 @pytest.fixture
-def go(weights, loaded, tmp_path, monkeypatch, capsys):
-    """test.main in an empty folder, with small batches and the weights already loaded: (status, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(val, "BATCH", 8)
-    load = weights_module.load_weights
-    monkeypatch.setattr(
-        weights_module,
-        "load_weights",
-        lambda path, *, machine: loaded if path == weights else load(path, machine=machine),
-    )
-
-    def run(*args, weights=weights):
-        status = script.main([*map(str, args), "--weights", str(weights), "--device", "cpu", "--precision", "fp32"])
-        out, err = capsys.readouterr()
-        return status, out, err
-
-    return run
+def go(script_runner):
+    return script_runner(script.main)
 
 
 def test_the_test_split_through_the_command_line(tmp_path, weights):
