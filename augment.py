@@ -3,6 +3,7 @@
 import math
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -11,7 +12,7 @@ from config import Config
 
 
 class Draws(NamedTuple):
-    """What one epoch does to each of N images: `theta` (N, 2, 3) affine maps, `boxes` (N, 4) erased squares.
+    """What an epoch does to each of B images: `theta` (B, 2, 3) affine maps, `boxes` (B, 4) erased squares.
 
     A box is (left, top, right, bottom) in [-1, 1] across the image; None erases nothing.
     """
@@ -19,29 +20,56 @@ class Draws(NamedTuple):
     theta: Tensor
     boxes: Tensor | None
 
-    def rows(self, at: Tensor, device: torch.device) -> "Draws":
-        """The draws of the images `at`, on `device`."""
-        return Draws(self.theta[at].to(device), None if self.boxes is None else self.boxes[at].to(device))
+    def to(self, device: torch.device) -> "Draws":
+        """The same on `device`."""
+        boxes = None if self.boxes is None else self.boxes.to(device, non_blocking=True)
+        return Draws(self.theta.to(device, non_blocking=True), boxes)
+
+    def rows(self, at: slice) -> "Draws":
+        """Those of the images `at`."""
+        return Draws(self.theta[at], None if self.boxes is None else self.boxes[at])
 
 
-def draw(config: Config, *, count: int, epoch: int, size: int = 48) -> Draws | None:
-    """The draws of `epoch` for `count` images, on the CPU; None where augmentation is off.
+def draw(config: Config, rows: np.ndarray, *, epoch: int, size: int = 48) -> Draws | None:
+    """The draws of `epoch` for the training images `rows` (B,), on the CPU; None where augmentation is off.
 
-    Row i belongs to image i whatever its batch. Flips have probability one half; the rest is uniform.
+    An image's draws depend on the seed, the epoch and its row alone, whatever the batch, the device and the
+    number of processes. Flips have probability one half; the rest is uniform.
     """
     if not config.augment:
         return None
-    generator = torch.Generator().manual_seed(config.seed * 1_000_003 + epoch)
-    flip, angle, zoom, dx, dy, box_x, box_y = torch.rand((7, count), generator=generator) * 2 - 1
-    sign = torch.where(flip < 0, -1.0, 1.0) if config.flip else torch.ones(count)
+    drawn = torch.from_numpy(2 * uniform(rows, 7, of=(config.seed, epoch)) - 1)
+    flip, angle, zoom, dx, dy, box_x, box_y = drawn
+    sign = torch.where(flip < 0, -1.0, 1.0) if config.flip else torch.ones(len(rows))
     angle = angle * math.radians(config.rotation)
     scale = 1 + zoom * config.zoom
     move = 2 * config.shift / size
-    rows = [scale * angle.cos() * sign, -scale * angle.sin(), dx * move,
-            scale * angle.sin() * sign, scale * angle.cos(), dy * move]  # fmt: skip
+    theta = [scale * angle.cos() * sign, -scale * angle.sin(), dx * move,
+             scale * angle.sin() * sign, scale * angle.cos(), dy * move]  # fmt: skip
     half = config.erase  # of the image's width, 2
     boxes = torch.stack([box_x - half, box_y - half, box_x + half, box_y + half], 1) if half else None
-    return Draws(torch.stack(rows, 1).view(count, 2, 3), boxes)
+    return Draws(torch.stack(theta, 1).view(len(rows), 2, 3), boxes)
+
+
+def uniform(rows: np.ndarray, count: int, *, of: tuple[int, ...]) -> np.ndarray:
+    """Numbers (count, B) float32 in [0, 1): each is a hash of `of`, its number and its row, so any is drawn alone."""
+    keys = np.zeros(1, np.uint64)
+    for part in of:
+        keys = mix(keys + np.uint64(part))
+    keys = mix(keys + np.arange(count, dtype=np.uint64))
+    bits = mix(rows.astype(np.uint64) ^ keys[:, None])
+    return (bits >> np.uint64(40)).astype(np.float32) * np.float32(2**-24)
+
+
+def mix(x: np.ndarray) -> np.ndarray:
+    """A bijection of 64-bit numbers that leaves no pattern: splitmix64 (doi 10.1145/2714064.2660195).
+
+    Sums and products are meant modulo 2^64, as numpy's arrays have them.
+    """
+    x = x + np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
 
 
 def augment(images: Tensor, draws: Draws) -> Tensor:

@@ -7,6 +7,7 @@ This module needs the standard library only, so `--help` answers at once.
 import argparse
 import json
 import math
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from difflib import get_close_matches
@@ -72,6 +73,7 @@ class Config:
     # Machine
     device: str = knob("auto", "where to compute", choices=("auto", "cuda", "mps", "cpu"))
     precision: str = knob("auto", "format of the heavy products; auto is bf16 where it is native", choices=PRECISIONS)
+    compile: bool = knob(False, "torch.compile the network; on the CPUs tried it is slower, see README")
     threads: int = knob(0, "CPU threads; 0 is one per core", 0, 4096)
     seed: int = knob(0, "start of every random draw", 0, 2**31 - 1)
     deterministic: bool = knob(False, "CUDA: the same result bit for bit, slower; the CPU always is")
@@ -142,7 +144,8 @@ class Parser(argparse.ArgumentParser):
         known = [flag for action in self._actions for flag in action.option_strings]
         near = [found for word in typed.split() for found in get_close_matches(word.split("=")[0], known, 1)]
         hint = f" (did you mean {', '.join(near)}?)" if near else ""
-        self.exit(2, f"error: {message}{hint}; see python {self.prog} --help\n")
+        said = f"error: {message}{hint}; see python {self.prog} --help\n"
+        self.exit(2, said if os.environ.get("RANK", "0") == "0" else None)  # of several processes one says it
 
     def resolve(self, args: argparse.Namespace) -> argparse.Namespace:
         """`args` with its knobs gathered: `config` is the Config they make, `flags` the knobs typed, `said` what a

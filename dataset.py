@@ -67,12 +67,6 @@ class Split:
         """The images at `rows` (a sorted index), as a split of the same name."""
         return Split(self.name, self.images[rows], self.labels[rows], self.digests[rows], self.copies[rows])
 
-    def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Every image once, as ((B, 48, 48) uint8, (B,) int64) on the CPU; the last one may be smaller."""
-        for start in range(0, len(self), size):
-            rows = slice(start, start + size)
-            yield torch.from_numpy(np.array(self.images[rows])), torch.from_numpy(np.array(self.labels[rows]))
-
 
 @dataclass(frozen=True)
 class FaceData:

@@ -1,7 +1,6 @@
 """Train: find the data, build the network, fit it, report. `python interface.py --help` lists the knobs."""
 
 import argparse
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -41,34 +40,44 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run_from(args: argparse.Namespace) -> int:
-    """Find the data, then train in a new run's folder or go on in an old one; nothing else may write there."""
-    from dataset import load
-    from train import check_batch, check_resume, read_last
-    from utils import UserError, locked, new_run_folder, pick_machine, run_folder, write_json
+    """Find the data, then train in a new run's folder or go on in an old one; nothing else may write there.
 
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError("torchrun with several processes is not there yet: start one with python interface.py")
-    with ExitStack() as stack:
+    Of several processes (torchrun) each runs this; the first one prints and writes.
+    """
+    from dataset import load
+    from ranks import joined
+    from resume import check_resume, read_last
+    from train import check_batch
+    from utils import locked, new_run_folder, pick_machine, run_folder, write_json
+
+    with joined() as ranks, ExitStack() as stack:
         config, run, last = args.config, None, None
         for line in args.said:
             print(line)
         if args.resume:
-            run = run_folder(args.resume)
-            stack.enter_context(locked(run))
-            config, last = read_last(run, args.flags)
-        machine = pick_machine(config.device, config.precision, config.threads)
-        print(f"machine: {machine}")
-        data = load(config)
+            run = ranks.in_turn(lambda: run_folder(args.resume))
+            ranks.in_turn(lambda: stack.enter_context(locked(run)) if ranks.first else None)
+            config, last = ranks.in_turn(lambda: read_last(run, args.flags))
+        machine = ranks.in_turn(lambda: pick_machine(config.device, config.precision, config.threads))
+        ranks.check(machine.device.type)
+        print(f"machine: {machine}" + (f", {ranks.size} processes" if ranks.size > 1 else ""))
+        data = ranks.in_turn(lambda: load(config))
         print("\n".join(data.describe()))
         model = new_model(config, machine)
         if last:
-            check_resume(last, data, machine)
+            ranks.in_turn(lambda: check_resume(last, data, machine))
         elif not args.resume:
-            check_batch(model, data, config)
-            run = new_run_folder(config.runs, config.run or f"{config.model}-{time.strftime('%Y%m%d-%H%M%S')}")
-            write_json(run / "config.json", asdict(config))
-            stack.enter_context(locked(run))
-        return train(model, data, config, run=run, machine=machine, last=last)
+            ranks.in_turn(lambda: check_batch(model, data, config, ranks))
+            name = ranks.share(config.run or f"{config.model}-{time.strftime('%Y%m%d-%H%M%S')}")
+            run = Path(config.runs, name)
+
+            def begin() -> None:
+                new_run_folder(config.runs, name)
+                write_json(run / "config.json", asdict(config))
+                stack.enter_context(locked(run))
+
+            ranks.in_turn(lambda: begin() if ranks.first else None)
+        return train(model, data, config, run=run, machine=machine, last=last, ranks=ranks)
 
 
 def new_model(config: Config, machine: Any) -> Any:
@@ -83,7 +92,9 @@ def new_model(config: Config, machine: Any) -> Any:
     return model.to(machine.device, memory_format=torch.channels_last)
 
 
-def train(model: Any, data: Any, config: Config, *, run: Path, machine: Any, last: dict[str, Any] | None) -> int:
+def train(
+    model: Any, data: Any, config: Config, *, run: Path, machine: Any, last: dict[str, Any] | None, ranks: Any
+) -> int:
     """Fit and report; 0, or 130 where Ctrl-C ended the run early."""
     from config import make_loss
     from dataset import DEMO_NOTE
@@ -96,11 +107,12 @@ def train(model: Any, data: Any, config: Config, *, run: Path, machine: Any, las
         print(DEMO_NOTE)
     print(f"loss is {make_loss(config, data.split('train').counts())[1]}, in nats per image; train is measured in "
           f"passing, with augmentation and dropout; val is official / without copies; * is a new best")  # fmt: skip
-    trainer = fit(model, data, config, run=run, machine=machine, resume=last)
+    trainer = fit(model, data, config, run=run, machine=machine, resume=last, ranks=ranks)
     if not trainer.done:
         print(f"stopped in epoch {trainer.epoch + 1}, nothing is lost; go on with: python interface.py --resume {run}")
         return 130
-    report(trainer)
+    if ranks.first:
+        report(trainer)
     return 0
 
 

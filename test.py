@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from config import Config, Parser, add_flags
 from tables import check_target
@@ -32,11 +32,35 @@ def main(argv: Sequence[str] | None = None) -> int:
     return exit_status(score, args)
 
 
+class Task(NamedTuple):
+    """What there is to do: a network with its file's path and content, the data, one of its splits."""
+
+    machine: Any
+    path: Path
+    model: Any
+    content: dict[str, Any]
+    data: Any
+    split: Any
+
+
 def score(args: argparse.Namespace) -> int:
-    """Load weights and data, score the split, print the figures."""
-    from dataset import DEMO_NOTE, load
-    from utils import UserError, pick_machine, write_json
+    """Load weights and data, score the split, print the figures. Of several processes (torchrun) each scores a part."""
+    from ranks import joined
     from val import evaluate
+
+    with joined() as ranks:
+        task = ranks.in_turn(lambda: prepare(args))
+        ranks.check(task.machine.device.type)
+        scores = evaluate(task.model, task.split, machine=task.machine, ranks=ranks)
+        if ranks.first:
+            show(task, scores, args.json)
+    return 0
+
+
+def prepare(args: argparse.Namespace) -> Task:
+    """Load weights and data, and say what they are. Raises UserError."""
+    from dataset import load
+    from utils import UserError, pick_machine
     from weights import SHIPPED, describe, find_weights, load_weights
 
     out = Path(args.json)
@@ -60,19 +84,25 @@ def score(args: argparse.Namespace) -> int:
     if trained_on != data.fingerprint:
         print(f"note: these weights were trained on another dataset ({trained_on}, this one is {data.fingerprint}); "
               f"'without copies' can only look at this one's train images")  # fmt: skip
-    split = data.split(args.split)
-    scores = evaluate(model, split, machine=machine)
-    name = f"{split.name} (drawn)" if split.name == "val" and data.drawn_val else split.name
-    print("\n".join(lines(name, scores)))
-    if args.json:
-        write_json(out, {
-            "split": split.name, "drawn": split.name == "val" and data.drawn_val, **scores.plain(),
-            "weights": str(path), "model": content["model"], "trained_on": trained_on,
-            "data": data.source, "fingerprint": data.fingerprint, "demo": data.demo, "machine": str(machine),
+    return Task(machine, path, model, content, data, data.split(args.split))
+
+
+def show(task: Task, scores: Any, out: str) -> None:
+    """Print the figures, and write them to `out` too, if that is named. Raises UserError."""
+    from dataset import DEMO_NOTE
+    from utils import write_json
+
+    data, split = task.data, task.split
+    drawn = split.name == "val" and data.drawn_val
+    print("\n".join(lines(f"{split.name} (drawn)" if drawn else split.name, scores)))
+    if out:
+        write_json(Path(out), {
+            "split": split.name, "drawn": drawn, **scores.plain(), "weights": str(task.path),
+            "model": task.content["model"], "trained_on": task.content["dataset"]["fingerprint"],
+            "data": data.source, "fingerprint": data.fingerprint, "demo": data.demo, "machine": str(task.machine),
         })  # fmt: skip
     if data.demo:
         print(DEMO_NOTE)
-    return 0
 
 
 def lines(split: str, scores: Any) -> list[str]:

@@ -9,25 +9,27 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
-from torch.optim import lr_scheduler
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from augment import augment, draw
-from config import Config, from_dict, make_loss, read_config
-from dataset import FaceData, Split, preprocess
-from utils import Machine, UserError, read_checkpoint, versions, write_checkpoint, write_file
+from augment import augment
+from config import Config, make_loss
+from dataset import FaceData, preprocess
+from feed import Batch, Feed
+from optim import make_optimizer, make_scheduler
+from ranks import Ranks
+from utils import Machine, UserError, channels_last, compiled, write_checkpoint, write_file
 from val import Scores, evaluate
 from weights import save_weights
 
 SAVE_SECONDS = 30.0  # on a GPU, where an epoch takes seconds, last.pth is written at most this often
-GPU_CHECK_STEPS = 50  # on a GPU a look at the loss waits for the device: only every so many steps
 
 
 @dataclass
@@ -39,12 +41,13 @@ class Trainer:
     data: FaceData
     run: Path
     machine: Machine
+    ranks: Ranks = field(default_factory=Ranks)
     # State
     epoch: int = 0  # epochs done
     step: int = 0  # steps done in the epoch under way
     seconds: float = 0.0  # spent on the epoch under way by processes before this one
     rate: float = 0.0  # learning rate of the last step
-    loss_sum: float = 0.0  # over the images seen in the epoch under way, in nats
+    loss_sum: float = 0.0  # over the images that this process saw in the epoch under way, in nats
     correct: int = 0
     best: float | None = None  # of the stop metric; larger is better
     stale: int = 0  # epochs since the best one
@@ -59,6 +62,21 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(self.machine.device.type, enabled=self.machine.dtype is torch.float16)
         average = get_ema_multi_avg_fn(self.config.ema)
         self.ema = AveragedModel(self.model, multi_avg_fn=average, use_buffers=True) if self.config.ema else None
+        self.feed = Feed(train, self.config, self.machine)
+        self.network = self.wrapped()
+
+    def wrapped(self) -> nn.Module:
+        """The model as a step calls it: compiled, and with gradients averaged over the processes, where asked for."""
+        network = compiled(self.model, self.machine) if self.config.compile else self.model
+        if self.ranks.size == 1:
+            return network
+        wrapper = nn.parallel.DistributedDataParallel
+        names = signature(wrapper).parameters
+        copying = (
+            "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"
+        )
+        # Statistics of batch norm are averaged at the end of an epoch, not copied from the first process at each step
+        return wrapper(network, gradient_as_bucket_view=True, **{copying: False})
 
     @property
     def kept(self) -> nn.Module:
@@ -83,6 +101,8 @@ class Trainer:
 
     def save(self) -> None:
         """Write last.pth, everything needed to go on, and metrics.jsonl."""
+        if not self.ranks.first:
+            return
         write_checkpoint(self.run / "last.pth", {
             "model": self.config.model,
             "config": asdict(self.config),
@@ -100,6 +120,20 @@ class Trainer:
             part.load_state_dict(content[key])
         for name in PROGRESS:
             setattr(self, name, content["progress"][name])
+        if not self.ranks.first:
+            self.loss_sum, self.correct = 0.0, 0  # the first process holds the sums of all
+
+    def combine(self) -> None:
+        """Bring together what the processes hold apart: sums to the first, averaged statistics of batch norm to all."""
+        ranks = self.ranks
+        if ranks.size == 1:
+            return
+        loss, hits = ranks.sum(torch.tensor([self.loss_sum, self.correct], dtype=torch.float64)).tolist()
+        self.loss_sum, self.correct = (loss, int(hits)) if ranks.first else (0.0, 0)
+        for model in (self.model, self.kept):
+            for buffer in model.buffers():
+                if buffer.is_floating_point():
+                    buffer.copy_(ranks.sum(buffer.cpu()) / ranks.size)
 
 
 LAST = (
@@ -115,27 +149,6 @@ LAST = (
 PROGRESS = ("epoch", "step", "seconds", "rate", "loss_sum", "correct", "best", "stale", "history")
 
 
-def make_optimizer(model: nn.Module, config: Config, machine: Machine) -> torch.optim.Optimizer:
-    """The configured update rule over all weights, fused where torch has that."""
-    fused = machine.device.type in ("cpu", "cuda")
-    shared: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay, "fused": fused}
-    if config.optimizer == "sgd":
-        return torch.optim.SGD(model.parameters(), momentum=0.9, nesterov=True, **shared)
-    rule = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer]
-    return rule(model.parameters(), **shared)
-
-
-def make_scheduler(optimizer: torch.optim.Optimizer, config: Config, steps: int) -> Any:
-    """The course of the learning rate: plateau moves per epoch on validation loss, the others per step."""
-    if config.schedule == "plateau":
-        return lr_scheduler.ReduceLROnPlateau(optimizer, factor=config.plateau_factor, patience=config.plateau_patience)
-    if config.schedule == "onecycle":
-        total = config.epochs * steps
-        total += total == 5  # there torch's rise would end at step 0, and divide by it
-        return lr_scheduler.OneCycleLR(optimizer, config.lr, total_steps=total, pct_start=0.2, cycle_momentum=False)
-    return lr_scheduler.ConstantLR(optimizer, factor=1.0)
-
-
 class StopRequest:
     """Set by Ctrl-C; the loop looks at it after every step."""
 
@@ -143,14 +156,15 @@ class StopRequest:
 
 
 @contextmanager
-def ctrl_c_is_a_request() -> Iterator[StopRequest]:
+def ctrl_c_is_a_request(ranks: Ranks) -> Iterator[StopRequest]:
     """While inside, the first Ctrl-C only sets the request; a second one stops at once."""
     request = StopRequest()
 
     def on_signal(*_: Any) -> None:
         request.wanted = True
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        print("\nstopping after this step; Ctrl-C again stops at once, without saving", file=sys.stderr)
+        if ranks.first:
+            print("\nstopping after this step; Ctrl-C again stops at once, without saving", file=sys.stderr)
 
     if threading.current_thread() is not threading.main_thread():
         yield request  # signals reach the main thread only
@@ -162,64 +176,73 @@ def ctrl_c_is_a_request() -> Iterator[StopRequest]:
         signal.signal(signal.SIGINT, before)
 
 
-def epoch_seed(config: Config, epoch: int, step: int) -> int:
+def step_seed(config: Config, epoch: int, step: int, rank: int) -> int:
     """Torch's seed for one step: what a step draws (dropout) depends on nothing that came before it."""
-    return ((config.seed * 1_000_003 + epoch) * 1_000_003 + step) % 2**63
+    return ((config.seed * 1_000_003 + epoch) * 1_000_003 + step + rank * 7_368_787) % 2**63
 
 
 def train_epoch(trainer: Trainer, request: StopRequest) -> bool:
     """Train from `trainer.step` to the end of its epoch; False where a stop was requested before that.
 
-    Batches are near-equal parts of the epoch's order, none larger than `batch_size`: no tiny last one.
-    Raises UserError where the loss is no longer finite.
+    Batches are near-equal parts of the epoch's order, none larger than `batch_size`: no tiny last one. Each
+    process takes its part of every batch. Raises UserError where the loss is no longer finite.
     """
-    config, machine, split = trainer.config, trainer.machine, trainer.data.split("train")
-    order = np.random.default_rng([config.seed, trainer.epoch]).permutation(len(split))
-    draws = draw(config, count=len(split), epoch=trainer.epoch)
-    trainer.model.train()
+    config, machine, ranks = trainer.config, trainer.machine, trainer.ranks
+    count = len(trainer.data.split("train"))
+    order = np.random.default_rng([config.seed, trainer.epoch]).permutation(count)
+    whole = np.array_split(order, trainer.steps)[trainer.step :]
+    parts = [rows[ranks.part(len(rows))] for rows in whole]
+    trainer.network.train()
     loss_sum = torch.tensor(trainer.loss_sum, dtype=machine.sum_dtype, device=machine.device)
     correct = torch.tensor(trainer.correct, device=machine.device)
-    every = 1 if machine.device.type == "cpu" else GPU_CHECK_STEPS
-    batches = np.array_split(order, trainer.steps)
+    on_cpu = machine.device.type == "cpu"  # elsewhere a look at the loss waits for the device
     bar = tqdm(
-        batches[trainer.step :],
+        trainer.feed.batches(parts, epoch=trainer.epoch),
         f"epoch {trainer.epoch + 1}",
         trainer.steps,
         initial=trainer.step,
-        disable=None,
+        disable=None if ranks.first else True,
         leave=False,
         unit="step",
     )
-    for rows in bar:
-        torch.manual_seed(epoch_seed(config, trainer.epoch, trainer.step))
+    for rows, batch in zip(whole, bar, strict=True):
+        torch.manual_seed(step_seed(config, trainer.epoch, trainer.step, ranks.rank))
         trainer.rate = float(trainer.optimizer.param_groups[0]["lr"])
-        losses, hits = train_step(trainer, split, rows, draws)
+        losses, hits = train_step(trainer, batch, len(rows))
         loss_sum += losses
         correct += hits
         trainer.step += 1
-        if trainer.step % every == 0 and not math.isfinite(loss_sum.item()):
-            raise not_finite(trainer)
-        if request.wanted:
+        if agreed(ranks, stop=request, bad=on_cpu and not math.isfinite(loss_sum.item())):
             break
     trainer.loss_sum, trainer.correct = loss_sum.item(), int(correct.item())
-    if not math.isfinite(trainer.loss_sum):
-        raise not_finite(trainer)
+    bad = not math.isfinite(trainer.loss_sum)
+    if agreed(ranks, bad=bad):
+        raise ranks.common(not_finite(trainer))
+    trainer.combine()
     return trainer.step == trainer.steps
 
 
-def train_step(trainer: Trainer, split: Split, rows: np.ndarray, draws: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """One update on the images `rows`; the sum of their losses in nats, and how many were right."""
-    device = trainer.machine.device
-    labels = torch.from_numpy(split.labels[rows]).to(device, non_blocking=True)
-    images = preprocess(torch.from_numpy(split.images[rows]).to(device, non_blocking=True))
-    if draws is not None:
-        images = augment(images, draws.rows(torch.from_numpy(rows), device))
-    images = images.contiguous(memory_format=torch.channels_last)
+def agreed(ranks: Ranks, *, bad: bool, stop: StopRequest | None = None) -> bool:
+    """Whether any process found its loss `bad`, or was asked to `stop`, which the others then are too."""
+    if ranks.size > 1:
+        flags = ranks.sum(torch.tensor([int(bad), int(bool(stop and stop.wanted))]))
+        bad = bool(flags[0])
+        if stop:
+            stop.wanted = bool(flags[1])
+    return bad or bool(stop and stop.wanted)
+
+
+def train_step(trainer: Trainer, batch: Batch, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """One update, on this process's part of a batch of `count` images; the sum of its losses, and its hits."""
+    images = preprocess(batch.images)
+    if batch.draws is not None:
+        images = augment(images, batch.draws)
     with trainer.machine.autocast():
-        logits = trainer.model(images)
+        logits = trainer.network(channels_last(images))
     logits = logits.float()
-    losses = trainer.loss(logits, labels)
-    trainer.scaler.scale(losses.mean()).backward()
+    losses = trainer.loss(logits, batch.labels)
+    mean = losses.sum() * (trainer.ranks.size / count)  # gradients are averaged over the processes
+    trainer.scaler.scale(mean).backward()
     trainer.scaler.step(trainer.optimizer)
     trainer.scaler.update()
     trainer.optimizer.zero_grad(set_to_none=True)
@@ -227,7 +250,7 @@ def train_step(trainer: Trainer, split: Split, rows: np.ndarray, draws: Any) -> 
         trainer.ema.update_parameters(trainer.model)
     if trainer.config.schedule != "plateau":
         trainer.scheduler.step()
-    return losses.detach().to(trainer.machine.sum_dtype).sum(), (logits.detach().argmax(1) == labels).sum()
+    return losses.detach().to(trainer.machine.sum_dtype).sum(), (logits.detach().argmax(1) == batch.labels).sum()
 
 
 def not_finite(trainer: Trainer) -> UserError:
@@ -239,7 +262,14 @@ def not_finite(trainer: Trainer) -> UserError:
 
 
 def fit(
-    model: nn.Module, data: FaceData, config: Config, *, run: Path, machine: Machine, resume: dict | None = None
+    model: nn.Module,
+    data: FaceData,
+    config: Config,
+    *,
+    run: Path,
+    machine: Machine,
+    resume: dict | None = None,
+    ranks: Ranks | None = None,
 ) -> Trainer:
     """Train until the epochs are over, early stopping, or Ctrl-C; the Trainer with its history.
 
@@ -247,15 +277,19 @@ def fit(
     `run`. `resume` is last.pth's content. The validation figures that choose weights, cut the rate and
     stop leave out the images that also stand in train. `trainer.done` is False after Ctrl-C.
     """
-    check_batch(model, data, config)
-    trainer = Trainer(model, config, data, run, machine)
-    for stray in run.glob(".*.tmp"):
-        stray.unlink()  # of a write that was killed
+    ranks = ranks or Ranks()
+    check_batch(model, data, config, ranks)
+    trainer = Trainer(model, config, data, run, machine, ranks)
+    if trainer.feed.place != "host":
+        print(f"training images are {trainer.feed}")
     if resume:
         trainer.restore(resume)
+    if ranks.first:
+        for stray in run.glob(".*.tmp"):
+            stray.unlink()  # of a write that was killed
     trainer.save()
     saved = time.monotonic()
-    with ctrl_c_is_a_request() as request:
+    with ctrl_c_is_a_request(ranks) as request:
         while not trainer.done and not request.wanted:
             start, first_step = time.perf_counter(), trainer.step
             if not train_epoch(trainer, request):
@@ -263,11 +297,12 @@ def fit(
                 break
             seconds = time.perf_counter() - start
             rate = len(data.split("train")) * (trainer.steps - first_step) / trainer.steps / seconds
-            scores = evaluate(trainer.kept, data.split("val"), machine=machine, loss=trainer.loss)
+            scores = evaluate(trainer.kept, data.split("val"), machine=machine, loss=trainer.loss, ranks=ranks)
             end_epoch(trainer, scores, rate, trainer.seconds + time.perf_counter() - start)
             if machine.device.type == "cpu" or trainer.done or time.monotonic() - saved > SAVE_SECONDS:
                 trainer.save()
                 saved = time.monotonic()
+            agreed(ranks, bad=False, stop=request)
         if request.wanted:
             trainer.save()
     return trainer
@@ -292,7 +327,8 @@ def end_epoch(trainer: Trainer, scores: Scores, rate: float, seconds: float) -> 
     trainer.history.append(row)
     if best:
         trainer.best, trainer.stale = value, 0
-        save_weights(trainer.run / "best.pth", trainer.kept, scores, config=config, data=trainer.data)
+        if trainer.ranks.first:
+            save_weights(trainer.run / "best.pth", trainer.kept, scores, config=config, data=trainer.data)
     else:
         trainer.stale += 1
     if config.schedule == "plateau":
@@ -301,46 +337,16 @@ def end_epoch(trainer: Trainer, scores: Scores, rate: float, seconds: float) -> 
     trainer.step, trainer.seconds, trainer.loss_sum, trainer.correct = 0, 0.0, 0.0, 0
 
 
-def check_batch(model: nn.Module, data: FaceData, config: Config) -> None:
-    """Raise UserError where a batch of one image would reach a batch norm, which needs two."""
+def check_batch(model: nn.Module, data: FaceData, config: Config, ranks: Ranks) -> None:
+    """Raise UserError where a process would be left without images, or its batch norm with a single one."""
     images = len(data.split("train"))
-    smallest = images // math.ceil(images / config.batch_size)
-    if smallest < 2 and any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()):
+    smallest = images // math.ceil(images / config.batch_size) // ranks.size
+    norm = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
+    if smallest < 1 + norm:
+        why = f"; {config.model} has batch norm and needs at least two" if norm else ""
+        each = f" for each of {ranks.size} processes" if ranks.size > 1 else ""
+        made = "no image" if smallest < 1 else "one image"
         raise UserError(
-            f"--batch-size {config.batch_size} over {images} images makes batches of one image; "
-            f"{config.model} has batch norm and needs at least two: use a larger --batch-size"
-        )
-
-
-def read_last(run: Path, flags: dict[str, Any] | None = None) -> tuple[Config, dict[str, Any] | None]:
-    """The Config of a stopped run, with `flags` over it, and the content of its last.pth.
-
-    The content is None for a run that was killed between making its folder and the first last.pth.
-    Raises UserError where the folder holds no run, or one of another version.
-    """
-    path, content = run / "last.pth", None
-    try:
-        if path.exists():
-            content = read_checkpoint(path, LAST)
-            return from_dict(content["config"] | (flags or {}), str(path)), content
-        path = run / "config.json"
-        if path.exists():
-            return from_dict(read_config(str(path)) | (flags or {}), str(path)), None
-    except ValueError as error:
-        raise UserError(f"{path} does not fit this version of the code: {error}; start a new run") from error
-    raise UserError(f"{run} holds no run to go on with; --resume takes a run's folder, such as runs/NAME")
-
-
-def check_resume(last: dict[str, Any], data: FaceData, machine: Machine) -> None:
-    """Raise UserError where the data are not the run's; say where the machine is not."""
-    if last["fingerprint"] != data.fingerprint:
-        raise UserError(
-            f"the run was trained on data with fingerprint {last['fingerprint']}, these have "
-            f"{data.fingerprint}: name the run's dataset with --data"
-        )
-    before, now = (last["machine"], last["versions"]["torch"]), (str(machine), versions()["torch"])
-    if before != now:
-        print(
-            f"note: the run began on {before[0]} with torch {before[1]}, this is {now[0]} with torch {now[1]}: "
-            f"from here on its weights are not bit for bit the same"
+            f"--batch-size {config.batch_size} over {images} images makes batches of {made}{each}{why}: "
+            f"use a larger --batch-size"
         )

@@ -2,12 +2,15 @@
 
 import contextlib
 import ctypes
+import importlib.util
 import io
 import json
+import math
 import os
 import pickle
 import platform
 import random
+import shutil
 import struct
 import sys
 from collections.abc import Callable, Iterator
@@ -41,7 +44,8 @@ def exit_status(run: Callable[..., int], *args: Any) -> int:
         sys.stdout.flush()
         return status
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if str(error):  # without words: another process has said it
+            print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
@@ -99,13 +103,27 @@ def pick_machine(device: str, precision: str, threads: int = 0) -> Machine:
         )
     if device == "cpu":
         keep_freed_memory()
-        if threads:
-            torch.set_num_threads(threads)
+        torch.set_num_threads(threads or min(torch.get_num_threads(), cpu_quota()))
     if precision == "fp16" and device == "cpu":
         raise UserError("--precision fp16: small gradients vanish in it on a CPU; use bf16 or fp32")
     if precision == "auto":
         precision = "bf16" if has_fast_bf16(device) else "fp32"
     return Machine(torch.device(device), DTYPES[precision])
+
+
+def cpu_quota(root: str = "/sys/fs/cgroup") -> int:
+    """The CPUs that a container may use at once, rounded up; as many as there are where nothing limits it.
+
+    More threads than that only take turns. Reads cgroup v2's cpu.max and v1's cpu.cfs_*_us.
+    """
+    for names in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
+        try:
+            quota, period = " ".join(Path(root, name).read_text() for name in names).split()
+            if quota not in ("max", "-1"):
+                return max(1, math.ceil(int(quota) / int(period)))
+        except (OSError, ValueError):
+            continue
+    return os.cpu_count() or 1
 
 
 def has_fast_bf16(device: str) -> bool:
@@ -123,8 +141,33 @@ def keep_freed_memory() -> None:
     if platform.libc_ver()[0] != "glibc":
         return
     libc = ctypes.CDLL(None)
-    for option, value in ((-4, 0), (-1, 2**31 - 1), (-2, 64 << 20)):  # M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD
+    # M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD, and M_ARENA_MAX: a thread's own arena gives memory back all the same
+    for option, value in ((-4, 0), (-1, 2**31 - 1), (-2, 64 << 20), (-8, 1)):
         libc.mallopt(option, value)
+
+
+def channels_last(images: torch.Tensor) -> torch.Tensor:
+    """`images` (B, C, H, W) with the channels of a pixel side by side in memory, which convolutions prefer on a CPU.
+
+    One channel fits either layout, torch then assumes the other and carries it through the network: so the
+    strides are spelled out.
+    """
+    if images.shape[1] != 1:
+        return images.contiguous(memory_format=torch.channels_last)
+    return images[:, 0].contiguous().unsqueeze(-1).permute(0, 3, 1, 2)
+
+
+def compiled(model: torch.nn.Module, machine: Machine) -> torch.nn.Module:
+    """`model` through torch.compile, or as it is, with a line that says why, where there is no compiler for it."""
+    if machine.device.type == "cpu":
+        names = [os.environ.get("CXX", ""), "g++", "clang++", "c++", "cl"]
+        missing = "" if any(name and shutil.which(name) for name in names) else "a C++ compiler"
+    else:
+        missing = "" if importlib.util.find_spec("triton") else "triton"
+    if missing:
+        print(f"note: --compile is skipped, it needs {missing}")
+        return model
+    return torch.compile(model)
 
 
 def seed_everything(seed: int, *, deterministic: bool = False) -> None:

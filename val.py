@@ -1,14 +1,15 @@
 """Scoring: logits of a split, and the figures made of them."""
 
-from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from config import CLASSES, CrossEntropy, Loss
 from dataset import Split, preprocess
-from utils import Machine, UserError
+from ranks import Ranks
+from utils import Machine, UserError, channels_last
 
 BATCH = 256  # of every scoring path: ragged batches are padded to it, so neighbours do not change an image's logits
 ECE_BINS = 15  # arXiv 1706.04599
@@ -55,7 +56,7 @@ def forward(model: nn.Module, images: Tensor, *, machine: Machine) -> Tensor:
     padded = torch.zeros((BATCH, *images.shape[1:]), dtype=torch.uint8)
     padded[: len(images)] = images
     with torch.inference_mode(), machine.autocast():
-        inputs = preprocess(padded.to(machine.device)).contiguous(memory_format=torch.channels_last)
+        inputs = channels_last(preprocess(padded.to(machine.device)))
         logits = model(inputs)[: len(images)].float().cpu()
     if not logits.isfinite().all():
         raise UserError(
@@ -65,25 +66,32 @@ def forward(model: nn.Module, images: Tensor, *, machine: Machine) -> Tensor:
     return logits
 
 
-def predict_logits(model: nn.Module, batches: Iterable[tuple[Tensor, Any]], *, machine: Machine) -> Tensor:
-    """Logits (N, 7) float32 on the CPU, in the order of `batches` of at most 256 images.
+def predict_logits(model: nn.Module, split: Split, *, machine: Machine, ranks: Ranks) -> Tensor:
+    """Logits (N, 7) float32 on the CPU of every image of `split`; the processes take its batches by turns.
 
     Leaves the model in the mode it was found in.
     """
+    logits = torch.zeros(len(split), len(CLASSES))
     training = model.training
     model.eval()
     try:
-        return torch.cat([forward(model, images, machine=machine) for images, _ in batches])
+        for start in range(BATCH * ranks.rank, len(split), BATCH * ranks.size):
+            rows = slice(start, start + BATCH)
+            logits[rows] = forward(model, torch.from_numpy(np.array(split.images[rows])), machine=machine)
     finally:
         model.train(training)
+    return ranks.sum(logits)
 
 
-def evaluate(model: nn.Module, split: Split, *, machine: Machine, loss: Loss | None = None) -> Scores:
+def evaluate(
+    model: nn.Module, split: Split, *, machine: Machine, loss: Loss | None = None, ranks: Ranks | None = None
+) -> Scores:
     """Score `model` on every image of `split` exactly once, with and without the copies of train images.
 
-    `loss` maps (logits, labels) to nats per image; without it, plain cross-entropy.
+    `loss` maps (logits, labels) to nats per image; without it, plain cross-entropy. Of several processes
+    (`ranks`) each scores a part, and all get the same figures.
     """
-    logits = predict_logits(model, split.batches(BATCH), machine=machine)
+    logits = predict_logits(model, split, machine=machine, ranks=ranks or Ranks())
     labels = torch.from_numpy(split.labels)
     official = measure(logits, labels, loss=loss)
     if not split.copies.any():

@@ -1,10 +1,10 @@
+import numpy as np
 import torch
 
-from augment import augment, draw, erase
+from augment import augment, draw, erase, uniform
 from config import Config
 
 STILL = {"flip": False, "shift": 0.0, "rotation": 0.0, "zoom": 0.0}
-CPU = torch.device("cpu")
 
 
 def image() -> torch.Tensor:
@@ -12,8 +12,7 @@ def image() -> torch.Tensor:
 
 
 def apply(config: Config, images: torch.Tensor, epoch: int = 0) -> torch.Tensor:
-    draws = draw(config, count=len(images), epoch=epoch)
-    return augment(images, draws.rows(torch.arange(len(images)), CPU))
+    return augment(images, draw(config, np.arange(len(images)), epoch=epoch))
 
 
 def test_with_every_amount_at_zero_the_image_stays():
@@ -21,7 +20,7 @@ def test_with_every_amount_at_zero_the_image_stays():
 
 
 def test_off_draws_nothing():
-    assert draw(Config(augment=False), count=3, epoch=0) is None
+    assert draw(Config(augment=False), np.arange(3), epoch=0) is None
 
 
 def test_flip_mirrors_about_half_of_the_images():
@@ -51,19 +50,29 @@ def test_rotation_is_in_degrees():
 
 
 def test_a_draw_belongs_to_seed_epoch_and_image():
-    first = draw(Config(seed=1), count=10, epoch=2)
-    assert torch.equal(first.theta, draw(Config(seed=1), count=10, epoch=2).theta)
-    assert not torch.equal(first.theta, draw(Config(seed=1), count=10, epoch=3).theta)
-    assert not torch.equal(first.theta, draw(Config(seed=2), count=10, epoch=2).theta)
-    at = torch.tensor([7, 3])
-    assert torch.equal(first.rows(at, CPU).theta, first.theta[at])
+    rows = np.arange(10)
+    first = draw(Config(seed=1), rows, epoch=2).theta
+    assert torch.equal(first, draw(Config(seed=1), rows, epoch=2).theta)
+    assert not torch.isclose(first, draw(Config(seed=1), rows, epoch=3).theta).all((1, 2)).any()
+    assert not torch.isclose(first, draw(Config(seed=2), rows, epoch=2).theta).all((1, 2)).any()
+    assert torch.equal(draw(Config(seed=1), np.array([7, 3]), epoch=2).theta, first[[7, 3]])
+
+
+def test_draws_are_uniform_and_not_alike():
+    numbers = uniform(np.arange(100_000), 7, of=(0, 1))
+    assert numbers.min() >= 0 and numbers.max() < 1
+    for values in numbers:  # ten bins of 10,000 +- 95
+        assert abs(np.histogram(values, 10, (0, 1))[0] - 10_000).max() < 500
+    others = [uniform(np.arange(100_000), 1, of=of)[0] for of in ((0, 2), (1, 1), (1, 0))]
+    shifted = [numbers[0, 1:], numbers[0, :-1]]
+    table = np.corrcoef([*numbers, *others])
+    assert abs(table - np.eye(len(table))).max() < 0.02 and abs(np.corrcoef(shifted)[0, 1]) < 0.02
 
 
 def test_an_images_variant_does_not_depend_on_its_batch():
     images = torch.rand(8, 1, 48, 48)
-    draws = draw(Config(erase=0.3), count=8, epoch=0)
-    whole = augment(images, draws.rows(torch.arange(8), CPU))
-    alone = augment(images[5:6], draws.rows(torch.tensor([5]), CPU))
+    whole = augment(images, draw(Config(erase=0.3), np.arange(8), epoch=0))
+    alone = augment(images[5:6], draw(Config(erase=0.3), np.array([5]), epoch=0))
     torch.testing.assert_close(whole[5:6], alone)
 
 

@@ -231,13 +231,6 @@ def test_a_limit_keeps_every_class_in_its_share():
     assert np.bincount(labels[rows]).tolist() == [90, 10, 1] and (np.diff(rows) > 0).all()
 
 
-def test_batches_give_every_image_once(archive, tmp_path):
-    split = load_from(archive, tmp_path).split("train")
-    batches = list(split.batches(32))
-    assert [len(labels) for _, labels in batches] == [32, 32, 6]
-    assert np.array_equal(torch.cat([images for images, _ in batches]).numpy(), split.images)
-
-
 def test_the_places_are_searched_in_order(archive, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert load(Config()).source == "archive"

@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ORDER = (
     "config",
     "utils",
+    "ranks",
     "plots",
     "images",
     "tables",
@@ -28,10 +29,13 @@ ORDER = (
     "demo_faces",
     "dataset",
     "augment",
+    "feed",
+    "optim",
     "model",
     "val",
     "weights",
     "train",
+    "resume",
 )
 SCRIPTS = ("interface", "test", "predict")  # rightmost; none of them imports another
 APART = ("dataset", "model")  # neither reaches the other, not even through a third

@@ -4,7 +4,6 @@ import math
 import signal
 from itertools import pairwise
 
-import numpy as np
 import pytest
 import torch
 
@@ -14,7 +13,8 @@ from config import Config
 from dataset import load
 from helpers import write_folders
 from model import build_model
-from train import check_resume, fit, read_last
+from resume import check_resume, read_last
+from train import fit
 from utils import UserError, pick_machine, seed_everything
 from val import Metrics, Scores
 
@@ -80,11 +80,12 @@ def test_every_batch_has_about_the_same_size_and_every_image_comes_once(archive,
     seen = []
     step = train.train_step
     monkeypatch.setattr(
-        train, "train_step", lambda trainer, split, rows, draws: seen.append(rows) or step(trainer, split, rows, draws)
+        train, "train_step", lambda trainer, batch, count: seen.append((batch, count)) or step(trainer, batch, count)
     )
-    run_fit(tmp_path / "run", epochs=1)
-    assert [len(rows) for rows in seen] == [12, 12, 11]
-    assert sorted(np.concatenate(seen)) == list(range(35))
+    trainer = run_fit(tmp_path / "run", epochs=1)
+    assert [(len(batch.images), count) for batch, count in seen] == [(12, 12), (12, 12), (11, 11)]
+    trained_on = {image.numpy().tobytes() for batch, _ in seen for image in batch.images}
+    assert trained_on == {image.tobytes() for image in trainer.data.split("train").images} and len(trained_on) == 35
 
 
 def test_the_seed_decides_the_weights(archive, tmp_path):

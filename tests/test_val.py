@@ -7,6 +7,7 @@ from config import CrossEntropy, FocalLoss
 from dataset import Split
 from helpers import faces
 from model import build_model
+from ranks import Ranks
 from utils import UserError, pick_machine
 from val import Tally, evaluate, forward, measure, predict_logits, summary, table
 
@@ -71,7 +72,7 @@ def test_every_image_is_scored_once_and_copies_are_left_out_of_the_second_score(
     model, split = build_model("ImprovedFER2013Model").eval(), split_of(300, copies=10)
     scores = evaluate(model, split, machine=MACHINE, loss=CrossEntropy(reduction="none"))
     assert (scores.official.count, scores.unseen.count) == (300, 290)
-    logits = predict_logits(model, split.batches(256), machine=MACHINE)
+    logits = predict_logits(model, split, machine=MACHINE, ranks=Ranks())
     right = (logits.argmax(1) == torch.from_numpy(split.labels)).numpy()
     assert scores.official.correct == right.sum() and scores.unseen.correct == right[10:].sum()
 

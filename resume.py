@@ -1,0 +1,43 @@
+"""Going on with a run that was stopped: its last.pth, and whether it fits the data and machine at hand."""
+
+from pathlib import Path
+from typing import Any
+
+from config import Config, from_dict, read_config
+from dataset import FaceData
+from train import LAST
+from utils import Machine, UserError, read_checkpoint, versions
+
+
+def read_last(run: Path, flags: dict[str, Any] | None = None) -> tuple[Config, dict[str, Any] | None]:
+    """The Config of a stopped run, with `flags` over it, and the content of its last.pth.
+
+    The content is None for a run that was killed between making its folder and the first last.pth.
+    Raises UserError where the folder holds no run, or one of another version.
+    """
+    path, content = run / "last.pth", None
+    try:
+        if path.exists():
+            content = read_checkpoint(path, LAST)
+            return from_dict(content["config"] | (flags or {}), str(path)), content
+        path = run / "config.json"
+        if path.exists():
+            return from_dict(read_config(str(path)) | (flags or {}), str(path)), None
+    except ValueError as error:
+        raise UserError(f"{path} does not fit this version of the code: {error}; start a new run") from error
+    raise UserError(f"{run} holds no run to go on with; --resume takes a run's folder, such as runs/NAME")
+
+
+def check_resume(last: dict[str, Any], data: FaceData, machine: Machine) -> None:
+    """Raise UserError where the data are not the run's; say where the machine is not."""
+    if last["fingerprint"] != data.fingerprint:
+        raise UserError(
+            f"the run was trained on data with fingerprint {last['fingerprint']}, these have "
+            f"{data.fingerprint}: name the run's dataset with --data"
+        )
+    before, now = (last["machine"], last["versions"]["torch"]), (str(machine), versions()["torch"])
+    if before != now:
+        print(
+            f"note: the run began on {before[0]} with torch {before[1]}, this is {now[0]} with torch {now[1]}: "
+            f"from here on its weights are not bit for bit the same"
+        )

@@ -1,0 +1,69 @@
+import numpy as np
+import pytest
+import torch
+
+import feed
+from cache import DIGEST
+from config import Config
+from dataset import Split
+from feed import Feed, grouped, where_to_keep
+from helpers import faces
+from utils import Machine
+
+CPU = Machine(torch.device("cpu"), torch.float32)
+PARTS = [np.array(rows) for rows in ([5, 1, 30], [2, 8], [19, 0, 7], [33], [11, 12, 13])]
+
+
+def split(count: int = 35) -> Split:
+    images, labels = faces(count)
+    return Split("train", images, labels, np.zeros(count, DIGEST), np.zeros(count, bool))
+
+
+@pytest.mark.parametrize("knobs", [{}, {"augment": False}, {"erase": 0.25}], ids=str)
+@pytest.mark.parametrize("place", ["host", "device", "chunks"])
+def test_every_place_gives_the_rows_that_were_asked_for(monkeypatch, place, knobs):
+    monkeypatch.setattr(feed, "CHUNK", 5)  # 3 + 2, 3 + 1, 3
+    data, config = split(), Config(**knobs)
+    batches = list(Feed(data, config, CPU, place=place).batches(PARTS, epoch=2))
+    assert len(batches) == len(PARTS)
+    for rows, batch in zip(PARTS, batches, strict=True):
+        assert np.array_equal(batch.images, data.images[rows]) and np.array_equal(batch.labels, data.labels[rows])
+        wanted = feed.draw(config, rows, epoch=2)
+        if wanted is None:
+            assert batch.draws is None
+            continue
+        assert torch.equal(batch.draws.theta, wanted.theta)
+        assert (wanted.boxes is None) is (batch.draws.boxes is None)
+        assert wanted.boxes is None or torch.equal(batch.draws.boxes, wanted.boxes)
+
+
+@pytest.mark.parametrize("place", ["host", "device", "chunks"])
+def test_no_parts_are_no_batches(place):
+    assert not list(Feed(split(), Config(), CPU, place=place).batches([], epoch=0))
+
+
+def test_a_loop_that_ends_early_leaves_no_thread(monkeypatch):
+    import threading
+
+    monkeypatch.setattr(feed, "CHUNK", 3)
+    batches = Feed(split(), Config(), CPU, place="chunks").batches(PARTS, epoch=0)
+    next(batches)
+    batches.close()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("feed")]
+
+
+def test_groups_hold_whole_parts_up_to_the_limit():
+    assert [[len(part) for part in group] for group in grouped(PARTS, 5)] == [[3, 2], [3, 1], [3]]
+    assert [len(group) for group in grouped(PARTS, 1)] == [1] * 5
+    assert grouped([], 5) == []
+
+
+@pytest.mark.parametrize(("free", "place"), [(10**9, "device"), (2 * 35 * 48 * 48, "chunks")])
+def test_a_gpu_holds_what_takes_under_half_of_its_free_memory(monkeypatch, free, place):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 2 * free))
+    assert where_to_keep(split(), Machine(torch.device("cuda"), torch.bfloat16)) == place
+
+
+def test_the_place_is_said():
+    said = [str(Feed(split(), Config(), CPU, place=place)) for place in ("device", "chunks")]
+    assert said[0].startswith("held by the GPU (0 MB, under 50%") and said[1].startswith("streamed to the GPU")
