@@ -1,6 +1,7 @@
 """Decoded images on disk: every image of a source once, in one canonical order.
 
-A cache is a folder of images.npy (N, 48, 48) uint8, index.npz (splits, labels, digests) and meta.json.
+A cache is a folder of images.npy (N, 48, 48) uint8, splits.npy, labels.npy, digests.npy and meta.json. The arrays
+are mapped, not read: of a dataset bigger than memory only what is looked at takes any.
 """
 
 import hashlib
@@ -9,21 +10,23 @@ import os
 import shutil
 import tempfile
 import time
-import zipfile
+from array import array
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from config import CLASSES
 from images import SIZE
 from sources import Source
 from utils import UserError
 
 SPLITS = ("train", "val", "test")
-CACHE_VERSION = 2  # raised when decoding or the order changes
+CACHE_VERSION = 3  # raised when decoding or the order changes
 STRAY_SECONDS = 86_400.0  # a half-written cache this old belongs to no running process
-NAMED = 1000  # unreadable files whose names are kept
 DIGEST = np.dtype([("high", ">u8"), ("low", ">u8")])  # 16 bytes of BLAKE2b over an image's 48x48 pixels
+INDEX = {"splits": np.dtype(np.int8), "labels": np.dtype(np.int64), "digests": DIGEST}
+NAMED = 1000  # unreadable files whose names are kept
 
 
 def cached(source: Source, root: Path) -> tuple[Path, dict[str, Any]]:
@@ -35,19 +38,25 @@ def cached(source: Source, root: Path) -> tuple[Path, dict[str, Any]]:
     return folder, read_meta(folder) or build_cache(source, folder)
 
 
+def open_cache(folder: Path) -> dict[str, np.ndarray]:
+    """The arrays of a cache by name, mapped: images (N, 48, 48) uint8, splits int8, labels int64, digests (N,)."""
+    return {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("images", *INDEX)}
+
+
 def read_meta(folder: Path) -> dict[str, Any] | None:
     """What stands in a whole cache's meta.json; None where the cache is missing, half-written or foreign."""
     try:
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-        with np.load(folder / "index.npz") as file:
-            index = {name: file[name] for name in ("labels", "splits", "digests")}
-        images = np.load(folder / "images.npy", mmap_mode="r")
-        if images.shape != (len(index["labels"]), SIZE, SIZE) or meta["version"] != CACHE_VERSION:
+        arrays = open_cache(folder)
+        images, count = arrays["images"], len(arrays["labels"])
+        if images.shape != (count, SIZE, SIZE) or meta["version"] != CACHE_VERSION:
             return None
-        rows = np.linspace(0, len(images) - 1, 16).astype(int)  # a look at some tells a file of zeros
-        whole = all(digest_of(images[row].tobytes()) == index["digests"][row].tobytes() for row in rows)
-        return meta if whole and meta["fingerprint"] == fingerprint(index) else None
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
+        if any(arrays[name].dtype != kind or arrays[name].shape != (count,) for name, kind in INDEX.items()):
+            return None
+        rows = np.linspace(0, count - 1, 16).astype(int)  # a look at some tells a file of zeros
+        whole = all(digest_of(images[row].tobytes()) == arrays["digests"][row].tobytes() for row in rows)
+        return meta if whole and meta["fingerprint"] == fingerprint(arrays) else None
+    except (OSError, ValueError, KeyError, TypeError, EOFError):
         return None
 
 
@@ -79,10 +88,11 @@ def build_cache(source: Source, folder: Path) -> dict[str, Any]:
 
 
 def write_cache(source: Source, half: Path) -> dict[str, Any]:
-    """Write the three files into `half` in canonical order: split, class, digest of the pixels."""
+    """Write the files of a cache into `half` in canonical order: split, class, digest of the pixels."""
     from tqdm import tqdm  # late: only the first run over a dataset decodes
 
-    labels, splits, digests, bad, bad_count, asked = [], [], bytearray(), [], 0, set()
+    labels, splits, digests = array("b"), array("b"), bytearray()
+    bad, bad_count, asked = [], 0, set()
     raw = half / "raw.bin"
     with open(raw, "wb") as file:
         for item in tqdm(
@@ -103,11 +113,11 @@ def write_cache(source: Source, half: Path) -> dict[str, Any]:
     if not labels:
         raise UserError(f"{source.path}: not one image could be read" + (f" (the first: {bad[0]})" if bad else ""))
     index = {
-        "labels": np.array(labels, np.int64),
-        "splits": np.array(splits, np.int8),
-        "digests": np.frombuffer(bytes(digests), DIGEST),
+        "splits": np.frombuffer(splits, np.int8),
+        "labels": np.frombuffer(labels, np.int8),
+        "digests": np.frombuffer(digests, DIGEST),
     }
-    order = np.lexsort((index["digests"]["low"], index["digests"]["high"], index["labels"], index["splits"]))
+    order = canonical_order(index)
     unsorted = np.memmap(raw, np.uint8, "r", shape=(len(labels), SIZE, SIZE))
     images = np.lib.format.open_memmap(half / "images.npy", "w+", np.uint8, unsorted.shape)
     for start in range(0, len(order), 4096):
@@ -115,12 +125,13 @@ def write_cache(source: Source, half: Path) -> dict[str, Any]:
     images.flush()
     del images, unsorted
     raw.unlink()
-    index = {name: values[order] for name, values in index.items()}
-    np.savez(half / "index.npz", **index)
+    for name, kind in INDEX.items():
+        np.save(half / f"{name}.npy", index[name][order].astype(kind, copy=False))
+    mark = fingerprint(open_cache(half))
     meta = {
         "version": CACHE_VERSION,
         "source": str(source.path),
-        "fingerprint": fingerprint(index),
+        "fingerprint": mark,
         "unreadable": bad,
         "unreadable_count": bad_count,
         "asked": sorted(asked),
@@ -131,14 +142,25 @@ def write_cache(source: Source, half: Path) -> dict[str, Any]:
     return meta
 
 
+def canonical_order(index: dict[str, np.ndarray]) -> np.ndarray:
+    """The rows by split, class and digest, as (N,) int64. A class at a time, which takes less memory than all."""
+    parts = []
+    for split in range(len(SPLITS)):
+        for label in range(len(CLASSES)):
+            rows = np.flatnonzero((index["splits"] == split) & (index["labels"] == label))
+            digests = index["digests"][rows]
+            parts.append(rows[np.lexsort((digests["low"], digests["high"]))])
+    return np.concatenate(parts)
+
+
 def digest_of(pixels: bytes) -> bytes:
     """The 16 bytes by which an image is ordered, and told from others."""
     return hashlib.blake2b(pixels, digest_size=16).digest()
 
 
-def fingerprint(index: Any) -> str:
+def fingerprint(arrays: dict[str, np.ndarray]) -> str:
     """16 hex digits over pixels (their digests), labels and splits, the same for every form of the data."""
     digest = hashlib.blake2b(digest_size=8)
-    for name in ("splits", "labels", "digests"):
-        digest.update(np.ascontiguousarray(index[name]).tobytes())
+    for name in INDEX:
+        digest.update(np.ascontiguousarray(arrays[name]).view(np.uint8))
     return digest.hexdigest()

@@ -15,13 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cache import SPLITS, cached
+from cache import SPLITS, cached, open_cache
 from config import CLASSES, Config, Parser, add_flags
 from images import SIZE
 from sources import Item, Source, open_dataset
 from utils import UserError, exit_status, plain
 
 DEMO_IDENTITIES, DEMO_VAL_IDENTITIES = 400, 100  # 2,800 and 700 drawn faces: minutes on two cores
+PASS = 65_536  # digests looked at together, 1 MB
 VAL_SEED = 2013  # of the drawn validation part: the same for every run, so that runs compare on the same images
 PLACES = ("archive", "archive.zip", "fer2013.csv", "icml_face_data.csv", "fer2013.tar.gz")
 GET_FER2013 = (
@@ -43,15 +44,37 @@ def preprocess(images: Tensor) -> Tensor:
 PREPROCESSING = {"size": SIZE, "channels": 1, "scale": 1 / 127.5, "offset": -1.0}  # as kept in weight files
 
 
+class Picked:
+    """The images at some rows of a mapped array (N, 48, 48), read when they are asked for, as from an array."""
+
+    def __init__(self, images: np.ndarray, rows: np.ndarray) -> None:
+        self.images, self.rows = images, rows
+        self.shape, self.dtype = (len(rows), *images.shape[1:]), images.dtype
+        self.nbytes = len(rows) * images[:1].nbytes
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, at: Any) -> np.ndarray:
+        return self.images[self.rows[at]]
+
+    def take(self, rows: np.ndarray) -> "Picked":
+        return Picked(self.images, self.rows[rows])
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(self.images[self.rows], dtype)
+
+
 @dataclass(frozen=True)
 class Split:
     """One part of the data: `images` (N, 48, 48) uint8, `labels` (N,) int64, `copies` (N,) bool.
 
-    `copies` marks the images whose pixels also stand in train.
+    `copies` marks the images whose pixels also stand in train. Images, labels and digests are mapped from
+    the cache where they stand there in one piece.
     """
 
     name: str
-    images: np.ndarray
+    images: np.ndarray | Picked
     labels: np.ndarray
     digests: np.ndarray
     copies: np.ndarray
@@ -65,7 +88,8 @@ class Split:
 
     def take(self, rows: np.ndarray) -> "Split":
         """The images at `rows` (a sorted index), as a split of the same name."""
-        return Split(self.name, self.images[rows], self.labels[rows], self.digests[rows], self.copies[rows])
+        images = Picked(self.images, rows) if isinstance(self.images, np.ndarray) else self.images.take(rows)
+        return Split(self.name, images, self.labels[rows], self.digests[rows], self.copies[rows])
 
 
 @dataclass(frozen=True)
@@ -152,36 +176,38 @@ class DemoSource:
 
 def assemble(config: Config, source: Source, folder: Path, meta: dict[str, Any], *, demo: bool) -> FaceData:
     """The FaceData over a whole cache: validation drawn where there is none, copies marked, limit applied."""
-    images = np.load(folder / "images.npy", mmap_mode="r")
-    with np.load(folder / "index.npz") as index:
-        labels, codes, digests = index["labels"], index["splits"], index["digests"]
-    rows = {name: np.flatnonzero(codes == code) for code, name in enumerate(SPLITS)}
-    if not len(rows["train"]):
+    arrays = open_cache(folder)
+    labels, digests = arrays["labels"], arrays["digests"]
+    ends = np.searchsorted(arrays["splits"], np.arange(len(SPLITS) + 1))
+    rows: dict[str, slice | np.ndarray] = {name: slice(*ends[at : at + 2]) for at, name in enumerate(SPLITS)}
+    sizes = dict(zip(SPLITS, np.diff(ends).tolist(), strict=True))
+    if not sizes["train"]:
         raise UserError(f"{source.path}: the train split is empty")
-    if lost := [name for name in meta["asked"] if not len(rows[name])]:
+    if lost := [name for name in meta["asked"] if not sizes[name]]:
         raise UserError(f"{source.path}: not one image of {', '.join(lost)} could be read: mend or remove them")
-    drawn = not len(rows["val"])
+    drawn = not sizes["val"]
     if drawn:
         taken = draw_validation(labels[rows["train"]], digests[rows["train"]], config.val_fraction)
-        rows["val"], rows["train"] = rows["train"][taken], rows["train"][~taken]
-        if not len(rows["val"]):
+        if not taken.any():
             raise UserError(
                 f"{source.path}: there is no validation part, and no class has two different images to draw one from; "
                 f"add images, or a val/ folder"
             )
-    missing = [name for name, n in zip(CLASSES, np.bincount(labels[rows["train"]], minlength=7), strict=True) if not n]
+        rows["val"], rows["train"] = np.flatnonzero(taken), np.flatnonzero(~taken)  # train stands first in the cache
+    counts = np.bincount(labels[rows["train"]], minlength=len(CLASSES))
+    missing = [name for name, count in zip(CLASSES, counts, strict=True) if not count]
     if missing:
         raise UserError(
             f"{source.path}: train has no readable image of {', '.join(missing)}; "
             f"a class without images cannot be learned"
         )
-    in_train = np.unique(digests[rows["train"]])
+    train_digests = digests[rows["train"]]
     splits = {}
-    for name in SPLITS:
-        if len(at := rows[name]):
-            low, high = int(at[0]), int(at[-1]) + 1
-            pixels = images[low:high] if high - low == len(at) else images[at]
-            copies = np.isin(digests[at], in_train) if name != "train" else np.zeros(len(at), bool)
+    for name, at in rows.items():
+        if sizes[name] or name == "val":
+            pixels = arrays["images"][at] if isinstance(at, slice) else Picked(arrays["images"], at)
+            none = np.broadcast_to(False, len(train_digests))
+            copies = none if name == "train" else found_in(digests[at], train_digests)
             splits[name] = Split(name, pixels, labels[at], digests[at], copies)
     if config.limit and config.limit < len(splits["train"]):
         splits["train"] = splits["train"].take(stratified_rows(splits["train"].labels, config.limit))
@@ -194,6 +220,17 @@ def assemble(config: Config, source: Source, folder: Path, meta: dict[str, Any],
     return FaceData(
         splits, str(source.path), meta["fingerprint"], demo, drawn, meta["unreadable"], meta["unreadable_count"], notes
     )
+
+
+def found_in(digests: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """A mask (N,) of the `digests` that also stand among the `others`, which are only passed through."""
+    found = np.zeros(len(digests), bool)
+    high = np.unique(digests["high"])
+    for start in range(0, len(others), PASS):
+        part = others[start : start + PASS]
+        alike = part[np.isin(part["high"], high)]  # by eight bytes first: whole numbers sort much quicker
+        found |= np.isin(digests, alike)
+    return found
 
 
 def draw_validation(labels: np.ndarray, digests: np.ndarray, fraction: float) -> np.ndarray:

@@ -4,18 +4,23 @@
 reads these. `--csv` and `--json` write a row per image, bad files included: its file, the prediction and its
 probability, the seven probabilities, the true class if the folder around the file names one, a note, the problem.
 The JSON is one array, with an object per line.
+
+Several processes share the work (`torchrun --nproc_per_node=N predict.py ...`): each decodes and predicts every N-th
+batch, and the first one says and writes what one process alone would.
 """
 
 import argparse
+import hashlib
 import os
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from itertools import islice
+from functools import partial
+from itertools import islice, repeat
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 
 from config import CLASSES, Config, Parser, add_flags
 from tables import Row, open_table, refusing
@@ -51,43 +56,85 @@ def main(argv: Sequence[str] | None = None) -> int:
     return exit_status(predict, args)
 
 
+class Task(NamedTuple):
+    """What there is to do: a network on its machine, the parts (`sources.Part`) to read, and what to say of both."""
+
+    machine: Any
+    model: Any
+    parts: list[Any]
+    lines: list[str]
+
+
 def predict(args: argparse.Namespace) -> int:
     """Load the weights, predict every image as it comes, print the summary.
 
     Raises UserError where nothing can be read, where --strict forbids what was skipped, or where an output fails.
     """
-    from utils import UserError, pick_machine, plain
-    from val import Tally
+    from ranks import joined
+    from sources import CHUNK, cut, decode_batches
+    from val import BATCH
+
+    with joined() as ranks:
+        task = ranks.in_turn(lambda: prepare(args))
+        ranks.check(task.machine.device.type)
+        agree(ranks, task.parts)
+        count = sum(len(part.items) for part in task.parts)
+        # A few images are decoded sooner than threads are started.
+        workers = 1 if count <= CHUNK else max(1, (os.cpu_count() or 1) // ranks.size)
+        output = Output(args, task.machine)
+        with output.stack:
+            first_does(ranks, partial(output.begin, task.lines))
+            batches = cut(task.parts, BATCH)
+            mine = decode_batches(islice(cut(task.parts, BATCH), ranks.rank, None, ranks.size), workers)
+            results = scored(mine, task.model, machine=task.machine)
+            for _ in range(0, count, BATCH * ranks.size):
+                gathered = ranks.gather(next_or_fault(results))
+                first_does(ranks, partial(output.put, batches, gathered))
+            first_does(ranks, output.end)
+        first_does(ranks, output.judge)
+    return 0
+
+
+def prepare(args: argparse.Namespace) -> Task:
+    """The network and the list of all images; none is decoded yet. Raises UserError."""
+    from utils import pick_machine
     from weights import SHIPPED, describe, find_weights, load_weights
 
     config: Config = args.config
-    # Tables on standard output have it for themselves.
-    stream = sys.stderr if "-" in (args.csv, args.json) else sys.stdout
-    paths, choice = find_inputs(args.paths)
-    with ExitStack() as stack:
-        targets = {"csv": args.csv, "json": args.json}
-        tables = [stack.enter_context(open_table(target, form)) for form, target in targets.items() if target]
-        machine = pick_machine(config.device, config.precision, config.threads)
-        weights = find_weights(args.weights or SHIPPED)
-        model, content = load_weights(weights, machine=machine)
-        say(stream, [describe(weights, content), *choice])
-        tally, counts = Tally(), Counter()
-        started = time.perf_counter()
-        found = read(paths, lambda line: None if args.quiet else say(stream, [line]))
-        for rows in scored(found, model, machine=machine, tally=tally):
-            bad = [row for row in rows if row.problem]
-            counts.update(images=len(rows) - len(bad), skipped=len(bad), notes=sum(bool(row.note) for row in rows))
-            for write in tables:
-                write(rows)
-            say(sys.stderr, [f"skipped {plain(row.file)}: {plain(row.problem)}" for row in bad])
-            if not args.quiet:
-                say(stream, [sentence(row, args.top_k) for row in rows if not row.problem])
-        say(stream, summarize(tally, counts, time.perf_counter() - started, machine))
-    if not counts["images"]:
-        raise UserError(f"nothing could be read: {counts['skipped']} skipped")
-    if args.strict and counts["skipped"]:
-        raise UserError(f"--strict: {counts['skipped']} skipped")
-    return 0
+    paths, lines = find_inputs(args.paths)
+    machine = pick_machine(config.device, config.precision, config.threads)
+    weights = find_weights(args.weights or SHIPPED)
+    model, content = load_weights(weights, machine=machine)
+    parts, notes = list_inputs(paths)
+    return Task(machine, model, parts, [describe(weights, content), *lines, *(() if args.quiet else notes)])
+
+
+def agree(ranks: Any, parts: list[Any]) -> None:
+    """Raise UserError where the processes list other images: what they have in hand would not fit together."""
+    from utils import UserError
+
+    names = "\n".join(f"{part.place}{item.name}" for part in parts for item in part.items)
+    digests = ranks.gather(hashlib.sha256(names.encode("utf-8", "surrogatepass")).digest())
+
+    def compare() -> None:
+        if len(set(digests)) > 1:
+            raise UserError("the processes do not find the same images: give all of them the same, unchanging files")
+
+    first_does(ranks, compare)
+
+
+def first_does(ranks: Any, work: Callable[[], None]) -> None:
+    """Let the first process do `work`. Where that fails all end: the first with the fault, the others in silence."""
+    from utils import UserError
+
+    fault = None
+    if ranks.first:
+        try:
+            work()
+        except (UserError, BrokenPipeError) as error:
+            fault = error
+    if ranks.share(fault is not None):
+        raise fault or UserError("")
 
 
 # --- In: paths to batches to rows ---
@@ -111,50 +158,74 @@ def find_inputs(typed: list[str]) -> tuple[list[Path], list[str]]:
                     "or zips: python predict.py photo.jpg faces/ faces.zip")  # fmt: skip
 
 
-def read(paths: Iterable[Path], say: Callable[[str], None]) -> Iterator[Any]:
-    """Every image below `paths` as a `sources.Item` named as it can be found from here; nothing raises.
+def list_inputs(paths: Iterable[Path]) -> tuple[list[Any], list[str]]:
+    """Every image below `paths` in `sources.Part`s, and what there is to tell of the paths; nothing raises.
 
-    A path that is no source at all is an Item with that problem. `say` is given what there is to tell of each.
+    A path that is no source at all is an item with that problem.
     """
-    from dataclasses import replace
-
-    from sources import Item, open_inputs
+    from sources import Item, Part, open_inputs
     from utils import UserError, plain
 
+    parts, notes = [], []
     for path in paths:
         name = os.fsencode(path).decode("utf-8", "backslashreplace")  # as `sources` writes names that are no UTF-8
         try:
             source = open_inputs(path)
-            for line in [*source.notes, *(f"folder {old!r} is read as {new}" for old, new in source.renamed.items())]:
-                say(f"{plain(name)}: {line}")
-            single = source.kind == "image"  # one image needs no threads to read it
-            for item in source.items(workers=1 if single else 0):
-                yield replace(item, name=name if single else f"{name}/{item.name}")
         except UserError as error:
-            yield Item(name, problem=str(error).removeprefix(f"{path}: "))
+            parts.append(Part([Item(name, problem=str(error).removeprefix(f"{path}: "))], lambda items: iter(())))
+            continue
+        told = [*source.notes, *(f"folder {old!r} is read as {new}" for old, new in source.renamed.items())]
+        notes += [f"{plain(name)}: {line}" for line in told]
+        items, fetch, _ = source.part
+        if source.kind == "image":
+            parts.append(Part([Item(name, label=items[0].label)], fetch))
+        else:
+            parts.append(Part(items, partial(fetch_or_say, path, fetch), f"{name}/"))
+    return parts, notes
 
 
-def scored(found: Iterator[Any], model: Any, *, machine: Any, tally: Any) -> Iterator[list[Row]]:
-    """The rows of `found` in its order, a batch at a time; images of known class are counted in `tally`."""
-    import numpy as np
+def fetch_or_say(path: Path, fetch: Callable[..., Iterator[Any]], items: list[Any]) -> Iterator[Any]:
+    """What `fetch` gives for `items`; where `path` can't be read any more, that is the problem with those left."""
+    from images import BadImage
+    from utils import UserError
+
+    given = 0
+    try:
+        for data in fetch(items):
+            given += 1
+            yield data
+    except UserError as error:
+        yield from repeat(BadImage(str(error).removeprefix(f"{path}: ")), len(items) - given)
+
+
+class Scored(NamedTuple):
+    """A batch predicted: logits (G, 7) float32 of the good images, and of each item its size or problem."""
+
+    logits: Any
+    found: list[tuple[int, int] | str]
+
+
+def scored(batches: Iterable[Any], model: Any, *, machine: Any) -> Iterator[Scored]:
+    """The logits of every `sources.Batch`, in order."""
     import torch
 
-    from val import BATCH, forward
+    from val import forward
 
-    while items := list(islice(found, BATCH)):
-        good = [item for item in items if item.pixels is not None]
-        probabilities: Iterator[list[float]] = iter(())
-        if good:
-            logits = forward(model, torch.from_numpy(np.stack([item.pixels for item in good])), machine=machine)
-            labels = torch.tensor([item.label for item in good])
-            tally.update(logits[labels >= 0], labels[labels >= 0])
-            probabilities = iter(logits.softmax(1).tolist())
-        yield [
-            Row(item.name, item.label, [], problem=item.problem)
-            if item.pixels is None
-            else Row(item.name, item.label, next(probabilities), note=remark(item.width, item.height))
-            for item in items
-        ]
+    for pixels, found in batches:
+        logits = torch.zeros(0, len(CLASSES))
+        if len(pixels):
+            logits = forward(model, torch.from_numpy(pixels), machine=machine)
+        yield Scored(logits.numpy(), found)
+
+
+def next_or_fault(results: Iterator[Scored]) -> Any:
+    """The next of `results`, None after the last; the UserError where there is one, so that the first can say it."""
+    from utils import UserError
+
+    try:
+        return next(results, None)
+    except UserError as error:
+        return error
 
 
 def remark(width: int, height: int) -> str:
@@ -164,6 +235,77 @@ def remark(width: int, height: int) -> str:
 
 
 # --- Out: lines and tables ---
+
+
+class Output:
+    """What is said and written of all images, in their order; only the first process uses it."""
+
+    def __init__(self, args: argparse.Namespace, machine: Any) -> None:
+        from val import Tally
+
+        self.args, self.machine = args, machine
+        # Tables on standard output have it for themselves.
+        self.stream = sys.stderr if "-" in (args.csv, args.json) else sys.stdout
+        self.stack = ExitStack()  # of the tables: left with an exception, they are not there at all
+        self.tables: list[Callable[[list[Row]], None]] = []
+        self.tally, self.counts = Tally(), Counter()
+        self.started = 0.0
+
+    def begin(self, lines: list[str]) -> None:
+        """Open the tables and say `lines`."""
+        targets = {"csv": self.args.csv, "json": self.args.json}
+        self.tables = [self.stack.enter_context(open_table(to, form)) for form, to in targets.items() if to]
+        say(self.stream, lines)
+        self.started = time.perf_counter()
+
+    def put(self, batches: Iterator[list[Any]], results: list[Any]) -> None:
+        """Write what the processes found of the next of `batches`. Raises the UserError that one of them met."""
+        for result in results:
+            if isinstance(result, Exception):
+                raise result
+            if result:
+                self.write(next(batches), result)
+
+    def write(self, batch: list[Any], result: Scored) -> None:
+        """Count one batch, a list of `sources.Part`, and write its rows."""
+        import torch
+
+        from utils import plain
+
+        logits = torch.from_numpy(result.logits)
+        named = [(f"{part.place}{item.name}", item.label) for part in batch for item in part.items]
+        labels = [label for (_, label), found in zip(named, result.found, strict=True) if not isinstance(found, str)]
+        labels = torch.tensor(labels, dtype=torch.int64)
+        self.tally.update(logits[labels >= 0], labels[labels >= 0])
+        probabilities = iter(logits.softmax(1).tolist())
+        rows = [
+            Row(name, label, [], problem=found)
+            if isinstance(found, str)
+            else Row(name, label, next(probabilities), note=remark(*found))
+            for (name, label), found in zip(named, result.found, strict=True)
+        ]
+        bad = [row for row in rows if row.problem]
+        notes = sum(bool(row.note) for row in rows)
+        self.counts.update(images=len(rows) - len(bad), skipped=len(bad), notes=notes)
+        for write in self.tables:
+            write(rows)
+        say(sys.stderr, [f"skipped {plain(row.file)}: {plain(row.problem)}" for row in bad])
+        if not self.args.quiet:
+            say(self.stream, [sentence(row, self.args.top_k) for row in rows if not row.problem])
+
+    def end(self) -> None:
+        """Say the summary, and let the tables appear."""
+        say(self.stream, summarize(self.tally, self.counts, time.perf_counter() - self.started, self.machine))
+        self.stack.close()
+
+    def judge(self) -> None:
+        """Raise UserError where nothing could be read, or where --strict forbids what was skipped."""
+        from utils import UserError
+
+        if not self.counts["images"]:
+            raise UserError(f"nothing could be read: {self.counts['skipped']} skipped")
+        if self.args.strict and self.counts["skipped"]:
+            raise UserError(f"--strict: {self.counts['skipped']} skipped")
 
 
 def say(stream: TextIO, lines: Iterable[str]) -> None:

@@ -60,6 +60,19 @@ def is_junk(name: str) -> bool:
     return any(part.startswith(".") or part.casefold() in JUNK for part in name.split("/"))
 
 
+def without_junk(names: Iterable[str]) -> list[str]:
+    """Return `names` sorted, less those of `is_junk`."""
+    folders = {"": False}  # what was found of a folder holds for the next file in it
+    kept = []
+    for name in names:
+        at = name.rfind("/") + 1
+        if (folder := name[:at]) not in folders:
+            folders[folder] = is_junk(folder[:-1])
+        if not (folders[folder] or is_junk(name[at:])):
+            kept.append(name)
+    return sorted(kept)
+
+
 def is_image_name(name: str) -> bool:
     """Return whether a file's suffix is one of an image, in any letter case."""
     return splitext(name)[1].lower() in EXTENSIONS
@@ -112,7 +125,7 @@ def training_layout(where: str, files: Iterable[str], folders: Iterable[str]) ->
     Raises UserError if there are no class folders, if a folder in a split is no class, if train lacks one, or if
     another split is empty.
     """
-    files = sorted(name for name in files if not is_junk(name))
+    files = without_junk(files)
     folders = {name for name in folders if not is_junk(name)}
     for name in files:
         while (name := name.rpartition("/")[0]) and name not in folders:
@@ -202,13 +215,14 @@ def input_layout(files: Iterable[str], *, folder: str = "") -> Layout:
     `folder` is the name of the folder around the files at the top.
     """
     items = []
-    holders = set()
-    for name in sorted(name for name in files if not is_junk(name)):
+    labels: dict[str, int] = {}
+    for name in without_junk(files):
         if is_image_name(name):
             holder = name.rpartition("/")[0].rpartition("/")[2] if "/" in name else folder
-            holders.add(holder)
-            index = class_index(holder)
-            items.append(Item(name, label=-1 if index is None else index))
+            if holder not in labels:
+                index = class_index(holder)
+                labels[holder] = -1 if index is None else index
+            items.append(Item(name, label=labels[holder]))
         else:
             items.append(Item(name, problem="not an image file"))
-    return Layout(items, renamed_folders(holders))
+    return Layout(items, renamed_folders(labels))

@@ -15,20 +15,24 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
-from images import EXTENSIONS, BadImage, decode, read_file
+import numpy as np
+
+from images import EXTENSIONS, SIZE, BadImage, decode_into, read_file
 from source_csv import open_table, read_rows
 from source_layout import Item, Layout, class_index, input_layout, is_image_name, is_junk, training_layout
-from source_zip import list_zip, open_entry, open_zip, read_entry
+from source_zip import digest_zip, list_zip, open_entry, open_zip, read_entries
 from utils import UserError
 
-__all__ = ["Item", "Source", "class_index", "open_dataset", "open_inputs"]
+__all__ = ["Batch", "Item", "Part", "Source", "class_index", "cut", "decode_batches", "open_dataset", "open_inputs"]
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 # Images handed to a thread at a time: one by one, the handing over costs more than the decoding.
 CHUNK = 64
+# The bytes of each of the items, or the problem with it. Raises UserError if what holds them all can't be read.
+Fetch = Callable[[list[Item]], Iterator[bytes | BadImage]]
 
 
 @dataclass(slots=True)
@@ -37,7 +41,7 @@ class Source:
 
     `kind` is "folder", "zip", "csv", "tar" or "image". `renamed` maps folder names to classes where these are
     spelled otherwise; `notes` are things to tell the user. `total` is the number of items to come, None if only
-    reading would tell.
+    reading would tell. Where it is known, `part` lists the items, still without pixels.
     """
 
     path: Path
@@ -47,6 +51,7 @@ class Source:
     renamed: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     total: int | None = None
+    part: "Part | None" = None
 
     def key(self) -> str:
         """Return a hex digest that changes when the content does; no image is decoded for it.
@@ -95,9 +100,9 @@ def open_inputs(path: Path) -> Source:
         return _open_zip(path, training=False)
     if is_image_name(path.name):
         holder = class_index(path.resolve().parent.name)
-        items = [Item(_printable(path.name), label=-1 if holder is None else holder)]
-        read = partial(_decoded, items, lambda item: read_file(path))
-        return Source(path, "image", partial(_digest_file, path), read, total=1)
+        item = Item(_printable(path.name), label=-1 if holder is None else holder)
+        part = Part([item], lambda items: (_read_file(path) for _ in items))
+        return Source(path, "image", partial(_digest_file, path), partial(_decoded, part), total=1, part=part)
     raise UserError(f"{path}: not an image. Accepted are a folder, .zip, {', '.join(sorted(EXTENSIONS))}.")
 
 
@@ -110,10 +115,11 @@ def _existing(path: Path) -> Path:
     return path
 
 
-def _from_layout(path: Path, kind: str, layout: Layout, digest: str, read: Callable[[int], Iterator[Item]]) -> Source:
+def _from_layout(path: Path, kind: str, layout: Layout, digest: Callable[[], str], fetch: Fetch) -> Source:
     if not layout.items:
         raise UserError(f"{path}: holds no files. Accepted are images ({', '.join(sorted(EXTENSIONS))}).")
-    return Source(path, kind, lambda: digest, read, layout.renamed, layout.notes, len(layout.items))
+    part = Part(layout.items, fetch)
+    return Source(path, kind, digest, partial(_decoded, part), layout.renamed, layout.notes, len(layout.items), part)
 
 
 def _checked(table: Source) -> Source:
@@ -150,10 +156,14 @@ def _open_folder(path: Path, *, training: bool) -> Source:
             return replace(open_dataset(path / files[layout.csv].path), path=path)
     else:
         layout = input_layout(files, folder=path.resolve().name)
-    text = "\n".join(f"{name}\0{files[name].size}\0{files[name].mtime_ns}" for name in sorted(files))
-    digest = hashlib.sha256(text.encode()).hexdigest()
-    read = partial(_decoded, layout.items, lambda item: read_file(files[item.name].path))
-    return _from_layout(path, "folder", layout, digest, read)
+
+    def digest() -> str:
+        text = "\n".join(f"{name}\0{files[name].size}\0{files[name].mtime_ns}" for name in sorted(files))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    return _from_layout(
+        path, "folder", layout, digest, lambda items: (_read_file(files[item.name].path) for item in items)
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,23 +205,31 @@ def _walk(top: Path) -> tuple[dict[str, _File], set[str]]:
     return files, folders
 
 
+def _read_file(path: Path) -> bytes | BadImage:
+    try:
+        return read_file(path)
+    except BadImage as error:
+        return error
+
+
 # Zips
 
 
 def _open_zip(path: Path, *, training: bool) -> Source:
     with open_zip(path) as archive:
-        files, refused, folders, digest = list_zip(archive, path)
+        files, refused, folders, ends = list_zip(archive, path)
+        digest = partial(digest_zip, archive.infolist())
     layout = training_layout(str(path), files, folders) if training else input_layout(files)
     if layout.csv:
-        return _checked(Source(path, "zip", lambda: digest, partial(_zip_rows, path, files[layout.csv])))
-    bad = (Item(name, problem=reason) for name, reason in refused.items())
-    layout.items = sorted([*layout.items, *bad], key=lambda item: item.name)
-    return _from_layout(path, "zip", layout, digest, partial(_zip_items, path, files, layout.items))
+        return _checked(Source(path, "zip", digest, partial(_zip_rows, path, files[layout.csv])))
+    if refused:
+        bad = (Item(name, problem=reason) for name, reason in refused.items())
+        layout.items = sorted([*layout.items, *bad], key=lambda item: item.name)
 
+    def fetch(items: list[Item]) -> Iterator[bytes | BadImage]:
+        return read_entries(path, (files[item.name] for item in items), ends)
 
-def _zip_items(path: Path, files: dict, items: list[Item], workers: int) -> Iterator[Item]:
-    with open_zip(path) as archive:
-        yield from _decoded(items, lambda item: read_entry(archive, files[item.name]), workers)
+    return _from_layout(path, "zip", layout, digest, fetch)
 
 
 def _zip_rows(path: Path, info, workers: int) -> Iterator[Item]:
@@ -222,37 +240,99 @@ def _zip_rows(path: Path, info, workers: int) -> Iterator[Item]:
 # Decoding
 
 
-def _decoded(items: Iterable[Item], read: Callable[[Item], bytes], workers: int) -> Iterator[Item]:
-    """Yield `items` with their pixels, in order; no more than two chunks for each thread are under way."""
-    left = iter(items)
-    chunks = iter(lambda: list(islice(left, CHUNK)), [])
-    decode_chunk = partial(_decode_chunk, read)
+class Part(NamedTuple):
+    """Items of one source in a row, still without pixels, and what gives their bytes.
+
+    `place` is what stands before their names where those of several sources are shown together.
+    """
+
+    items: list[Item]
+    fetch: Fetch
+    place: str = ""
+
+
+class Batch(NamedTuple):
+    """Images decoded together.
+
+    `pixels` (G, 48, 48) uint8 holds the G good ones. `found` has for each item, good or not, in their order, width
+    and height of its file, or why it has no pixels.
+    """
+
+    pixels: np.ndarray
+    found: list[tuple[int, int] | str]
+
+
+def cut(parts: Iterable[Part], size: int) -> Iterator[list[Part]]:
+    """Yield the items of `parts`, in order, in batches of `size`; the last one may be smaller."""
+    batch: list[Part] = []
+    room = size
+    for part in parts:
+        start = 0
+        while start < len(part.items):
+            batch.append(part._replace(items=part.items[start : start + room]))
+            taken = len(batch[-1].items)
+            start, room = start + taken, room - taken
+            if not room:
+                yield batch
+                batch, room = [], size
+    if batch:
+        yield batch
+
+
+def decode_batches(batches: Iterable[list[Part]], workers: int = 0) -> Iterator[Batch]:
+    """Yield every batch decoded, in order, by `workers` threads (0: one for each CPU; 1: the caller's own).
+
+    No more than two chunks for each thread are under way, or one batch. Raises what a part's `fetch` does.
+    """
+    workers = workers or os.cpu_count() or 1
     if workers == 1:
-        for chunk in chunks:
-            yield from decode_chunk(chunk)
+        for batch in batches:
+            pixels, jobs = _jobs(batch)
+            yield _join(pixels, [job() for job in jobs])
         return
-    waiting: deque[Future[list[Item]]] = deque()
+    waiting: deque[tuple[np.ndarray, list[Future[list[tuple[int, int] | str]]]]] = deque()
     pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
     try:
-        for chunk in chunks:
-            waiting.append(pool.submit(decode_chunk, chunk))
-            if len(waiting) >= 2 * workers:
-                yield from waiting.popleft().result()
-        while waiting:
-            yield from waiting.popleft().result()
+        for batch in batches:
+            pixels, jobs = _jobs(batch)
+            waiting.append((pixels, [pool.submit(job) for job in jobs]))
+            while waiting and sum(len(futures) for _, futures in waiting) >= 2 * workers:
+                pixels, futures = waiting.popleft()
+                yield _join(pixels, [future.result() for future in futures])
+        for pixels, futures in waiting:
+            yield _join(pixels, [future.result() for future in futures])
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _decode_chunk(read: Callable[[Item], bytes], chunk: list[Item]) -> list[Item]:
-    return [_decode_item(read, item) for item in chunk]
+def _jobs(batch: list[Part]) -> tuple[np.ndarray, list[Callable[[], list[tuple[int, int] | str]]]]:
+    """Return the array for a batch's pixels, and for each of its chunks a function that fills its rows."""
+    pixels = np.empty((sum(len(part.items) for part in batch), SIZE, SIZE), np.uint8)
+    chunks = enumerate(cut(batch, CHUNK))
+    return pixels, [partial(_decode, pixels[CHUNK * index : CHUNK * (index + 1)], chunk) for index, chunk in chunks]
 
 
-def _decode_item(read: Callable[[Item], bytes], item: Item) -> Item:
-    if item.problem:
-        return item
-    try:
-        pixels, width, height = decode(read(item))
-    except BadImage as error:
-        return replace(item, problem=str(error))
-    return replace(item, pixels=pixels, width=width, height=height)
+def _decode(rows: np.ndarray, chunk: list[Part]) -> list[tuple[int, int] | str]:
+    return decode_into(rows, (data for part in chunk for data in _files(part)))
+
+
+def _files(part: Part) -> Iterator[bytes | BadImage]:
+    files = part.fetch([item for item in part.items if not item.problem])
+    for item in part.items:
+        yield BadImage(item.problem) if item.problem else next(files)
+
+
+def _join(pixels: np.ndarray, chunks: list[list[tuple[int, int] | str]]) -> Batch:
+    found = [size for chunk in chunks for size in chunk]
+    good = [not isinstance(size, str) for size in found]
+    return Batch(pixels if all(good) else pixels[good], found)
+
+
+def _decoded(part: Part, workers: int) -> Iterator[Item]:
+    for (chunk,), batch in zip(cut([part], CHUNK), decode_batches(cut([part], CHUNK), workers), strict=True):
+        pixels = iter(batch.pixels)
+        for item, found in zip(chunk.items, batch.found, strict=True):
+            if isinstance(found, str):
+                yield replace(item, problem=found)
+            else:
+                yield Item(item.name, item.split, item.label, next(pixels), "", *found)

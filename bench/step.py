@@ -1,9 +1,10 @@
-"""What memory layout, bfloat16 and the allocator bring to one training step: a table of images/s.
+"""What each measure brings to one training step: a table of images/s, every row with all above it.
 
-    python bench/step.py [--repeats 3]
+    python bench/step.py [--repeats 3] [--compile]
 
 Every cell is the median over as many fresh processes of a median of 11 steps after 3 to warm up, on random images,
-batch 128, Adam; the variants take turns. Run it on an idle machine and read the ratios.
+batch 128, Adam; the variants take turns. Run it on an idle machine and read the ratios. `--compile` adds a row for
+torch.compile (20 steps to warm up, and half a minute of compiling per process, not counted).
 """
 
 import argparse
@@ -13,68 +14,90 @@ import sys
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 BATCH, WARM_UP, STEPS = 128, 3, 11
-VARIANTS = {  # channels_last, bfloat16, freed memory kept
-    "float32, contiguous": (False, False, False),
-    "channels_last": (True, False, False),
-    "bfloat16 autocast": (True, True, False),
-    "freed memory kept": (True, True, True),
-}
 MODELS = ("TheModel", "ImprovedFER2013Model")
+MEASURES = (
+    "float32, contiguous",  # ReLU before pooling, as people write it
+    "weights channels_last",
+    "bfloat16 autocast",
+    "freed memory kept",
+    "input channels_last too",
+    "ReLU after pooling",
+)
+COMPILED = "torch.compile"
 
 
-def measure(name: str, *, channels_last: bool, bfloat16: bool, keep: bool) -> float:
-    """Images per second of training steps in this process."""
+def measure(name: str, measures: int, *, compiled: bool = False) -> float:
+    """Images per second of training steps in this process, with the first `measures` of MEASURES."""
     import torch
 
     from model import build_model
-    from utils import keep_freed_memory
+    from utils import channels_last, keep_freed_memory
 
-    if keep:
+    on = dict(zip(MEASURES, [True] * measures + [False] * len(MEASURES), strict=False))
+    if on["freed memory kept"]:
         keep_freed_memory()
     torch.manual_seed(0)
-    layout = torch.channels_last if channels_last else torch.contiguous_format
+    layout = torch.channels_last if on["weights channels_last"] else torch.contiguous_format
     model = build_model(name).to(memory_format=layout)
+    if not on["ReLU after pooling"]:
+        relu_first(model)
+    network = torch.compile(model) if compiled else model
     optimizer = torch.optim.Adam(model.parameters(), fused=True)
-    images = torch.randn(BATCH, 1, 48, 48).contiguous(memory_format=layout)
+    images = torch.randn(BATCH, 1, 48, 48)
+    if on["input channels_last too"]:
+        images = channels_last(images)
     labels = torch.randint(0, 7, (BATCH,))
+    warm_up = 20 if compiled else WARM_UP
     seconds = []
-    for _ in range(WARM_UP + STEPS):
+    for _ in range(warm_up + STEPS):
         start = time.perf_counter()
-        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
-            logits = model(images)
+        with torch.autocast("cpu", torch.bfloat16, enabled=on["bfloat16 autocast"]):
+            logits = network(images)
         torch.nn.functional.cross_entropy(logits.float(), labels).backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         seconds.append(time.perf_counter() - start)
-    return BATCH / statistics.median(seconds[WARM_UP:])
+    return BATCH / statistics.median(seconds[warm_up:])
+
+
+def relu_first(model: object) -> None:
+    """Put every ReLU that follows a pooling before it; the outputs stay the same."""
+    from torch import nn
+
+    for layers in [layers for layers in model.modules() if isinstance(layers, nn.Sequential)]:
+        for at in range(len(layers) - 1):
+            if isinstance(layers[at], nn.MaxPool2d) and isinstance(layers[at + 1], nn.ReLU):
+                layers[at], layers[at + 1] = layers[at + 1], layers[at]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--repeats", type=int, default=3, help="processes per cell (default: 3)")
-    parser.add_argument("--one", nargs=2, metavar=("MODEL", "VARIANT"), help="measure one cell in this process")
+    parser.add_argument("--compile", action="store_true", help="also measure torch.compile")
+    parser.add_argument("--one", nargs=2, metavar=("MODEL", "ROW"), help="measure one cell in this process")
     args = parser.parse_args()
     if args.one:
-        name, variant = args.one
-        channels_last, bfloat16, keep = VARIANTS[variant]
-        print(measure(name, channels_last=channels_last, bfloat16=bfloat16, keep=keep))
+        name, row = args.one
+        compiled = row == COMPILED
+        print(measure(name, len(MEASURES) if compiled else MEASURES.index(row) + 1, compiled=compiled))
         return
+    rows = [*MEASURES, COMPILED] if args.compile else list(MEASURES)
     cells: dict[tuple[str, str], list[float]] = {}
     for _ in range(args.repeats):
         for name in MODELS:
-            for variant in VARIANTS:
-                command = [sys.executable, __file__, "--one", name, variant]
-                done = subprocess.run(command, capture_output=True, text=True, check=True)
-                cells.setdefault((name, variant), []).append(float(done.stdout))
+            for row in rows:
+                command = [sys.executable, __file__, "--one", name, row]
+                done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+                cells.setdefault((name, row), []).append(float(done.stdout))
     import torch
 
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}")
-    print(f"{'':<22}" + "".join(f"{name:>22}" for name in MODELS))
-    for variant in VARIANTS:
-        print(f"{variant:<22}" + "".join(f"{statistics.median(cells[name, variant]):>22.0f}" for name in MODELS))
+    print(f"{'':<24}" + "".join(f"{name:>22}" for name in MODELS))
+    for row in rows:
+        print(f"{row:<24}" + "".join(f"{statistics.median(cells[name, row]):>22.0f}" for name in MODELS))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import torch
 import cache
 import dataset
 from config import CLASSES, Config
-from dataset import draw_validation, load, preprocess, stratified_rows
+from dataset import Picked, draw_validation, load, preprocess, stratified_rows
 from helpers import REPO, csv_of_folders, run_script, write_folders, zip_folder
 from utils import UserError
 
@@ -87,7 +87,10 @@ def test_the_second_load_reads_the_cache(archive, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     "harm",
-    ["meta.json", "index.npz", "images.npy", "version", "fingerprint", "cut images", "cut index", "zeros", "fewer"],
+    [
+        *("meta.json", "labels.npy", "digests.npy", "images.npy", "version", "fingerprint"),
+        *("cut images", "cut splits", "cut digests", "zeros", "fewer", "other type"),
+    ],
 )
 def test_a_harmed_cache_is_rebuilt(archive, tmp_path, harm):
     first = load_from(archive, tmp_path)
@@ -97,10 +100,12 @@ def test_a_harmed_cache_is_rebuilt(archive, tmp_path, harm):
         meta = json.loads((folder / "meta.json").read_text())
         (folder / "meta.json").write_text(json.dumps({**meta, harm: "other"}))
     elif harm.startswith("cut"):
-        file = folder / {"cut images": "images.npy", "cut index": "index.npz"}[harm]
+        file = folder / f"{harm.split()[1]}.npy"
         file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     elif harm == "zeros":
         np.save(folder / "images.npy", np.zeros((112, 48, 48), np.uint8))
+    elif harm == "other type":
+        np.save(folder / "labels.npy", np.load(folder / "labels.npy").astype(np.int32))
     elif harm == "fewer":
         np.save(folder / "images.npy", np.load(folder / "images.npy")[:50])
     else:
@@ -223,6 +228,32 @@ def test_copies_stay_on_one_side_of_the_drawn_validation():
     drawn = draw_validation(labels, digests, 0.1)
     assert not set(digests[drawn]["high"]) & set(digests[~drawn]["high"])
     assert 70 <= drawn.sum() <= 70 + 7 * 3
+
+
+def test_a_drawn_validation_part_leaves_the_pixels_on_disk(tmp_path):
+    folder = write_folders(tmp_path / "faces", train=140, val=0, test=0)
+    data = load_from(folder, tmp_path)
+    train, val = data.split("train"), data.split("val")
+    assert data.drawn_val and isinstance(train.images, Picked) and isinstance(val.images, Picked)
+    assert train.images.shape == (len(train), 48, 48) and train.images.nbytes == len(train) * 48 * 48
+    pixels = np.asarray(train.images)
+    assert np.array_equal(train.images[3:5], pixels[3:5]) and np.array_equal(train.images[[7, 2]], pixels[[7, 2]])
+    part = train.take(np.array([1, 4, 9]))
+    assert np.array_equal(np.asarray(part.images), pixels[[1, 4, 9]]) and len(part.images) == 3
+    for split in (train, val):
+        for image, label, digest in zip(np.asarray(split.images), split.labels, split.digests, strict=True):
+            assert cache.digest_of(image.tobytes()) == digest.tobytes() and image.mean() // 28 == label + 1
+
+
+def test_found_in_looks_at_both_halves_of_a_digest(monkeypatch):
+    monkeypatch.setattr(dataset, "PASS", 3)
+    rng = np.random.default_rng(0)
+    others = np.zeros(10, cache.DIGEST)
+    others["high"], others["low"] = rng.integers(0, 5, 10), rng.integers(0, 5, 10)
+    digests = np.zeros(25, cache.DIGEST)
+    digests["high"], digests["low"] = np.divmod(np.arange(25), 5)
+    wanted = [tuple(digest) in {tuple(other) for other in others} for digest in digests]
+    assert dataset.found_in(digests, others).tolist() == wanted and any(wanted) and not all(wanted)
 
 
 def test_a_limit_keeps_every_class_in_its_share():

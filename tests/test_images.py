@@ -7,6 +7,7 @@ import struct
 import subprocess
 import sys
 import threading
+import tracemalloc
 import zlib
 from pathlib import Path
 
@@ -222,27 +223,36 @@ def test_small_images_are_enlarged():
     assert set(decode(encoded(np.full((8, 8), 77, np.uint8), "PNG")).pixels.ravel()) == {77}
 
 
-def test_without_opencv_the_pixels_are_the_same(monkeypatch):
-    data = encoded(GREY, "PNG")
-    assert images.cv2 is None or images._plain_png(data, images._png_chunks(data)) is not None
-    with_opencv = decode(data).pixels
-    monkeypatch.setattr(images, "cv2", None)
-    assert np.array_equal(decode(data).pixels, with_opencv)
+def filtered(filters) -> bytes:
+    """The rows of GREY, each after the number of its filter; what that filter makes of them is for a decoder."""
+    return b"".join(bytes([kind]) + row.tobytes() for kind, row in zip(filters, GREY, strict=True))
 
 
-@pytest.mark.parametrize("filter_type", range(5))
-def test_every_png_filter_reads_the_same_in_both_decoders(filter_type, monkeypatch):
-    data = png(48, 48, b"".join(bytes([filter_type]) + row.tobytes() for row in GREY))
-    with_opencv = decode(data).pixels
-    monkeypatch.setattr(images, "cv2", None)
-    assert np.array_equal(decode(data).pixels, with_opencv)
+FILTERS = [[kind] * 48 for kind in range(5)] + [list(RNG.integers(0, 5, 48)) for _ in range(4)]
 
 
-def test_opencv_is_optional():
-    code = "import sys; sys.modules['cv2'] = None; import images; print(images.cv2)"
+@pytest.mark.parametrize("filters", FILTERS)
+def test_every_png_filter_reads_as_pillow_reads_it(filters):
+    data = png(48, 48, filtered(filters))
+    assert images._plain_rows(data)
+    assert np.array_equal(decode(data).pixels, np.asarray(Image.open(io.BytesIO(data))))
+
+
+def test_a_plain_png_in_another_form_reads_the_same():
+    data = png(48, 48, filtered(FILTERS[-1]))
+    stream = data[41:-16]
+    parts = [stream[:700], stream[700:]]
+    chunks = [struct.pack(">I", len(p)) + b"IDAT" + p + struct.pack(">I", zlib.crc32(b"IDAT" + p)) for p in parts]
+    for other in (data[:33] + b"".join(chunks) + data[-12:], data + b"after the end"):
+        assert not images._plain_rows(other)
+        assert np.array_equal(decode(other).pixels, decode(data).pixels)
+
+
+def test_importing_images_leaves_out_what_one_image_does_not_need():
+    code = "import sys, images; print(sorted({'cv2', 'PIL.TiffImagePlugin', 'PIL.JpegImagePlugin'} & {*sys.modules}))"
     root = Path(images.__file__).parent
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
-    assert done.stdout == "None\n"
+    assert done.stdout == "[]\n"
 
 
 def test_pixels_may_be_written_to():
@@ -367,15 +377,56 @@ ROWS = b"".join(b"\0" + row.tobytes() for row in GREY)
         png(48, 48, b"\x09" + ROWS[1:]),
     ],
 )
-def test_plain_png_with_a_broken_stream_never_reaches_opencv(data, monkeypatch):
-    class Untouchable:
-        IMREAD_UNCHANGED = -1
+def test_plain_png_with_a_broken_stream_is_not_decoded(data, monkeypatch):
+    def forbidden(*_):
+        raise AssertionError("a broken file was decoded")
 
-        def imdecode(self, *_):
-            raise AssertionError("a broken file was given to OpenCV")
-
-    monkeypatch.setattr(images, "cv2", Untouchable())
+    monkeypatch.setattr(images.Image, "frombytes", forbidden)
     assert reason(data).startswith(("damaged PNG (", "truncated"))
+
+
+# Many files
+
+
+def in_rows(files) -> tuple[np.ndarray, list]:
+    rows = np.empty((len(files), 48, 48), np.uint8)
+    return rows, images.decode_into(rows, iter(files))
+
+
+def test_many_files_are_decoded_as_one_by_one():
+    files = [encoded(GREY, "PNG"), b"", encoded(COLOUR, "JPEG"), encoded(SMOOTH, "PNG"), encoded(GREY, "PNG")[:99]]
+    files += [encoded(COLOUR, "PNG"), png(48, 48, filtered(FILTERS[-1]))]
+    rows, found = in_rows(files)
+    assert found == [(48, 48), "0 bytes", (70, 60), (48, 48), "truncated", (70, 60), (48, 48)]
+    for row, data, size in zip(rows, files, found, strict=True):
+        assert isinstance(size, str) or np.array_equal(row, decode(data).pixels)
+
+
+@pytest.mark.parametrize("filters", FILTERS)
+def test_a_plain_png_does_not_depend_on_the_ones_beside_it(filters):
+    files = [encoded(255 - GREY, "PNG"), png(48, 48, filtered(filters)), encoded(SMOOTH, "PNG")]
+    assert np.array_equal(in_rows(files)[0][1], decode(files[1]).pixels)
+
+
+def test_an_unknown_filter_costs_only_its_own_image():
+    files = [encoded(GREY, "PNG"), png(48, 48, b"\x09" + ROWS[1:]), encoded(SMOOTH, "PNG")]
+    rows, found = in_rows(files)
+    assert found[::2] == [(48, 48)] * 2 and found[1].startswith(("damaged PNG (", "truncated"))
+    assert np.array_equal(rows[0], GREY) and np.array_equal(rows[2], SMOOTH)
+
+
+def test_a_file_that_could_not_be_read_is_passed_on():
+    assert in_rows([BadImage("encrypted"), encoded(GREY, "PNG")])[1] == ["encrypted", (48, 48)]
+
+
+def test_no_two_large_files_are_held_at_once():
+    data = encoded(Image.new("L", (2000, 2000)), "BMP")
+    rows = np.empty((12, 48, 48), np.uint8)
+    tracemalloc.start()
+    found = images.decode_into(rows, (bytes(bytearray(data)) for _ in range(12)))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found == [(2000, 2000)] * 12 and peak < 5 * len(data)
 
 
 # Reading files

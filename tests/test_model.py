@@ -67,3 +67,16 @@ def test_features_are_what_the_last_layer_reads(name):
     model = build_model(name).eval()
     images = torch.randn(3, 1, 48, 48)
     torch.testing.assert_close(model.classifier(model.features(images)), model(images))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_pooling_before_relu_changes_no_output(name):
+    torch.manual_seed(0)
+    model, images = build_model(name).eval(), torch.randn(3, 1, 48, 48)
+    before = model(images)
+    layers = model.body if name == "TheModel" else model.stem
+    at = [i for i in range(len(layers)) if isinstance(layers[i], torch.nn.MaxPool2d)]
+    assert at and all(isinstance(layers[i + 1], torch.nn.ReLU) for i in at)
+    for i in at:
+        layers[i], layers[i + 1] = layers[i + 1], layers[i]
+    assert torch.equal(model(images), before)

@@ -1,7 +1,10 @@
 """predict.py through its command line: what it reads, what it says and writes, and how it ends."""
 
+import ast
+import contextlib
 import csv
 import io
+import itertools
 import json
 import os
 import pickle
@@ -10,7 +13,10 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import zipfile
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +25,13 @@ import torch
 from PIL import Image
 
 import predict
+import ranks
+import sources
 import test as test_script
 import val
 from config import CLASSES
 from helpers import REPO, faces, run_script, write_folders, zip_folder
-from utils import pick_machine, read_checkpoint, write_checkpoint
+from utils import UserError, exit_status, pick_machine, read_checkpoint, write_checkpoint
 
 COLUMNS = "file,prediction,probability,angry,disgust,fear,happy,sad,surprise,neutral,true,note,problem"
 RUN = [sys.executable, str(REPO / "predict.py")]
@@ -547,6 +555,201 @@ def test_a_full_disk_under_standard_output_is_an_error(tmp_path, weights, flags)
     assert done.returncode == 2
     assert re.search(r"^error: (the output|--csv -) could not be written \(No space left on device\)", done.stderr)
     assert "Traceback" not in done.stderr and "Exception" not in done.stderr
+
+
+# --- Several processes ---
+
+
+class Together:
+    """`ranks.Ranks` of threads that stand for processes."""
+
+    def __init__(self, rank: int, size: int, table: list, barrier: threading.Barrier) -> None:
+        self.rank, self.size, self.first = rank, size, rank == 0
+        self.table, self.barrier = table, barrier
+
+    def all_of(self, value):
+        self.table[self.rank] = pickle.dumps(value)  # nothing is shared between processes
+        self.barrier.wait(60)
+        values = [pickle.loads(each) for each in self.table]
+        self.barrier.wait(60)
+        return values
+
+    def gather(self, value):
+        values = self.all_of(value)
+        return values if self.first else None
+
+    def share(self, value):
+        return self.all_of(value)[0]
+
+    def in_turn(self, work):
+        return work()
+
+    def check(self, device):
+        pass
+
+
+@pytest.fixture
+def go_together(script_runner, monkeypatch):
+    """Makes a call of predict.py in `size` threads, each with a part of the work; its status, stdout and stderr."""
+
+    def main(size, argv):
+        place, table, barrier = threading.local(), [None] * size, threading.Barrier(size)
+        monkeypatch.setattr(ranks, "joined", lambda: contextlib.nullcontext(place.ranks))
+
+        def process(rank):
+            place.ranks = Together(rank, size, table, barrier)
+            return exit_status(predict.predict, predict.parse(argv))
+
+        with ThreadPoolExecutor(size) as pool:
+            statuses = set(pool.map(process, range(size)))
+        (status,) = statuses  # all end with the same
+        return status
+
+    def call(size, *args, **keywords):
+        return script_runner(lambda argv: main(size, argv))(*args, **keywords)
+
+    return call
+
+
+def timeless(text: str) -> str:
+    return re.sub(r"\d+ images/s on ", "N images/s on ", text)
+
+
+@pytest.mark.parametrize("size", [2, 3, 7])
+@pytest.mark.parametrize("bad", [(), (0, 9, 10, 30), range(8, 24)])
+def test_several_processes_give_what_one_gives(go, go_together, tmp_path, size, bad):
+    save_test_set(tmp_path / "test", 37, wrong=4)
+    for index, path in enumerate(sorted((tmp_path / "test").rglob("*.png"))):
+        if index in bad:
+            path.write_bytes(b"no image")
+    zip_folder(save_test_set(tmp_path / "Happiness", 5), tmp_path / "few.zip")
+    save(tmp_path / "photo.png", size=(600, 700))
+    (tmp_path / "notes.txt").write_text("no image")
+    args = ["few.zip", "notes.txt", "test", "photo.png", "--top-k", "2", "--csv", "t.csv", "--json", "t.json"]
+    alone = go(*args)
+    tables = [(tmp_path / name).read_bytes() for name in ("t.csv", "t.json")]
+    together = go_together(size, *args)
+    assert alone[0] == together[0] == 0 and alone[2] == together[2]
+    assert timeless(alone[1]) == timeless(together[1])
+    assert [(tmp_path / name).read_bytes() for name in ("t.csv", "t.json")] == tables
+
+
+def test_a_process_decodes_only_its_own_batches(go_together, tmp_path, monkeypatch):
+    save_test_set(tmp_path / "test", 40)
+    decoded = Counter()
+    decode_into = sources.decode_into
+
+    def counting(rows, files):
+        files = list(files)
+        decoded.update(files)
+        return decode_into(rows, files)
+
+    monkeypatch.setattr(sources, "decode_into", counting)
+    assert go_together(3)[0] == 0
+    assert len(decoded) == 40 and set(decoded.values()) == {1}
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_a_fault_in_any_process_is_said_once_and_ends_all(go_together, tmp_path, monkeypatch, size):
+    save_test_set(tmp_path / "test", 60)
+    forward, calls = val.forward, itertools.count()
+
+    def failing(*args, **keywords):
+        if next(calls) == 4:
+            raise UserError("the network gives numbers that are not finite")
+        return forward(*args, **keywords)
+
+    monkeypatch.setattr(val, "forward", failing)
+    status, _, err = go_together(size, "--quiet", "--csv", "t.csv")
+    assert (status, err) == (2, "error: the network gives numbers that are not finite\n")
+    assert not [path for path in tmp_path.iterdir() if "t.csv" in path.name]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_table_that_cannot_be_written_ends_all_processes(go_together, tmp_path):
+    save_test_set(tmp_path / "test", 60)
+    status, _, err = go_together(2, "--quiet", "--csv", "/dev/full")
+    assert status == 2 and err.startswith("error: --csv /dev/full could not be written") and err.count("\n") == 1
+
+
+def test_processes_that_find_other_images_are_told(go_together, tmp_path, monkeypatch):
+    save_test_set(tmp_path / "test", 20)
+    list_inputs, calls = predict.list_inputs, itertools.count()
+    monkeypatch.setattr(predict, "list_inputs", lambda paths: list_inputs(paths if next(calls) else [*paths, *paths]))
+    status, out, err = go_together(2, "--csv", "t.csv")
+    assert (status, out) == (2, "") and not (tmp_path / "t.csv").exists()
+    assert err == ("error: the processes do not find the same images: give all of them the same, unchanging files\n")
+
+
+def test_strict_and_nothing_readable_end_all_processes(go_together, tmp_path):
+    save(tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes(b"")
+    assert go_together(2, "a.png", "b.png", "--strict")[::2] == (
+        2, "skipped b.png: 0 bytes\nerror: --strict: 1 skipped\n"
+    )  # fmt: skip
+    assert go_together(2, "b.png")[2].endswith("error: nothing could be read: 1 skipped\n")
+
+
+def torchrun(processes: int, *args: str | Path, cwd: Path) -> subprocess.CompletedProcess:
+    """A finished `torchrun predict.py args`; its stdout is that of predict.py."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    return subprocess.run([*command, str(REPO / "predict.py"), *map(str, args)], cwd=cwd, capture_output=True,
+                          text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
+
+
+@pytest.mark.parametrize(("processes", "count"), [(2, 600), (3, 300)])  # three batches; two, so that one idles
+def test_torchrun_writes_what_one_process_writes(tmp_path, weights, processes, count):
+    many_images(tmp_path / "many.zip", count)
+    (tmp_path / "bad").mkdir()
+    good = save(tmp_path / "a.png").read_bytes()
+    for index in range(20):
+        (tmp_path / "bad" / f"{index:02}.png").write_bytes(b"no image" if index % 2 else good)
+    args = ["a.png", "bad", "many.zip", "--weights", weights, "--csv", "t.csv", "--json", "t.json", "--top-k", "3"]
+    alone = run_script("predict.py", *args, cwd=tmp_path)
+    tables = [(tmp_path / name).read_bytes() for name in ("t.csv", "t.json")]
+    together = torchrun(processes, *args, cwd=tmp_path)
+    assert alone.returncode == together.returncode == 0, together.stderr
+    assert timeless(alone.stdout) == timeless(together.stdout) and len(named(alone.stdout)) == count + 11
+    assert [(tmp_path / name).read_bytes() for name in ("t.csv", "t.json")] == tables
+    skipped = [line for line in together.stderr.splitlines() if line.startswith("skipped ")]
+    assert skipped == alone.stderr.splitlines() and len(skipped) == 10
+
+
+def test_torchrun_says_a_fault_once(tmp_path, weights):
+    done = torchrun(2, "nothing.png", "--weights", weights, cwd=tmp_path)
+    assert done.returncode != 0 and done.stdout == ""
+    assert re.findall("^error: 'nothing.png': no such file or folder$", done.stderr, re.M) == [
+        "error: 'nothing.png': no such file or folder"
+    ]
+    assert "2" in re.findall(r"exitcode *: (-?\d+)", done.stderr)  # torchrun may kill the others before they end
+
+
+# --- Memory and time ---
+
+
+@pytest.mark.parametrize("single", [True, False])
+def test_one_image_imports_nothing_that_it_does_not_need(tmp_path, weights, single):
+    save(tmp_path / "in" / "a.png")
+    code = (
+        f"import sys; sys.path.insert(0, {str(REPO)!r})\nimport torch\nbefore = {{*sys.modules}}\nimport predict\n"
+        f"predict.main([{'in/a.png' if single else 'in'!r}, '--weights', {str(weights)!r}])\n"
+        "print(sorted({name.split('.')[0] for name in {*sys.modules} - before}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    imported = set(ast.literal_eval(done.stdout.splitlines()[-1]))
+    assert imported <= {"PIL", "torch", *sys.stdlib_module_names, *(path.stem for path in REPO.glob("*.py"))}
+
+
+def test_a_zip_that_goes_while_it_is_read_is_skipped_from_there_on():
+    def fetch(items):
+        yield b"the first"
+        raise UserError("a.zip: can't be read (No such file or directory).")
+
+    first, *rest = predict.fetch_or_say(Path("a.zip"), fetch, [1, 2, 3])
+    assert (
+        first == b"the first"
+        and [str(problem) for problem in rest] == ["can't be read (No such file or directory)."] * 2
+    )
 
 
 MEMORY = """

@@ -1,6 +1,7 @@
 import errno
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -10,7 +11,18 @@ import torch
 
 import utils
 from helpers import REPO
-from utils import UserError, locked, new_run_folder, pick_machine, read_checkpoint, write_checkpoint, write_file
+from utils import (
+    UserError,
+    channels_last,
+    compiled,
+    cpu_quota,
+    locked,
+    new_run_folder,
+    pick_machine,
+    read_checkpoint,
+    write_checkpoint,
+    write_file,
+)
 
 GOOD = {"model": "TheModel", "state_dict": {"a": torch.arange(3.0)}}
 
@@ -156,3 +168,57 @@ def test_the_seed_fixes_every_generator():
         utils.seed_everything(3)
         draws.append((random.random(), np.random.rand(), torch.rand(1).item()))
     assert draws[0] == draws[1]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_channels_last_is_kept_by_a_convolution_and_changes_no_value(channels):
+    images = torch.rand(4, channels, 48, 48)
+    out = channels_last(images)
+    assert torch.equal(out, images)
+    convolution = torch.nn.Conv2d(channels, 8, 3).to(memory_format=torch.channels_last)
+    assert convolution(out).is_contiguous(memory_format=torch.channels_last)
+    assert not convolution(out).is_contiguous()
+
+
+@pytest.mark.parametrize(
+    ("files", "cores"),
+    [
+        ({"cpu.max": "150000 100000\n"}, 2),
+        ({"cpu.max": "10000 100000\n"}, 1),
+        ({"cpu/cpu.cfs_quota_us": "300000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 3),
+        ({"cpu.max": "max 100000\n"}, None),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, None),
+        ({"cpu.max": "nonsense"}, None),
+        ({}, None),
+    ],
+)
+def test_a_containers_share_of_the_processor_is_read(tmp_path, files, cores):
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert cpu_quota(str(tmp_path)) == (cores or os.cpu_count())
+
+
+def test_threads_are_no_more_than_the_container_may_use(monkeypatch):
+    set_to = []
+    monkeypatch.setattr(torch, "set_num_threads", set_to.append)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    monkeypatch.setattr(utils, "cpu_quota", lambda: 3)
+    pick_machine("cpu", "fp32")
+    pick_machine("cpu", "fp32", threads=5)  # who asks for a number gets it
+    assert set_to == [3, 5]
+
+
+def test_without_a_compiler_the_network_is_left_as_it_is(monkeypatch, capsys):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    model = torch.nn.Linear(2, 2)
+    assert compiled(model, pick_machine("cpu", "fp32")) is model
+    assert capsys.readouterr().out == "note: --compile is skipped, it needs a C++ compiler\n"
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")
+def test_a_compiled_network_gives_the_same():
+    model = torch.nn.Linear(2, 2)
+    network = compiled(model, pick_machine("cpu", "fp32"))
+    assert network is not model
+    torch.testing.assert_close(network(torch.ones(3, 2)), model(torch.ones(3, 2)))

@@ -1,0 +1,202 @@
+"""What the benchmarks share: fresh processes that take turns, the header of a table, random faces, step times."""
+
+import gc
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from importlib.metadata import version
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+VAL_FACES = 256  # of RandomFaces: one batch of scoring
+CHUNK = 1024  # random faces drawn at a time
+
+
+# --- Fresh processes ---
+
+
+class CellError(Exception):
+    """A cell failed; the message is its stderr, or how it ended."""
+
+
+def run_cell(script: str, cell: dict[str, Any], *, prefix: Sequence[str] = ()) -> dict[str, Any]:
+    """What `script --one CELL` prints in its last line, as JSON, in a process of its own.
+
+    `prefix` is a command that starts it, such as one that limits its memory. Raises CellError where it fails.
+    """
+    command = [*prefix, sys.executable, script, "--one", json.dumps(cell)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise CellError(done.stderr.strip() or f"ended with status {done.returncode}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def take_turns(
+    script: str, cells: dict[Any, dict[str, Any]], rounds: int, *, label: str = "cells"
+) -> dict[Any, list[dict[str, Any]]]:
+    """The results of every cell, one per round; the cells take turns, so that a slow minute hits them all."""
+    from tqdm import tqdm  # late, as every import that --help need not wait for
+
+    results: dict[Any, list[dict[str, Any]]] = {key: [] for key in cells}
+    for key in tqdm(list(cells) * rounds, label, disable=None, leave=False):
+        results[key].append(run_cell(script, cells[key]))
+    return results
+
+
+# --- What a table says ---
+
+
+def header() -> list[str]:
+    """Lines that name the machine, its load, the versions and the commit."""
+    import torch
+
+    name, flags = platform.processor() or platform.machine(), ""
+    try:
+        listed = subprocess.run(
+            ["lscpu"], capture_output=True, text=True, check=True, env={**os.environ, "LC_ALL": "C"}
+        )
+        facts = dict(line.split(":", 1) for line in listed.stdout.splitlines() if ":" in line)
+        name, flags = facts.get("Model name", name).strip(), facts.get("Flags", "")
+    except (OSError, subprocess.CalledProcessError):  # no Linux
+        pass
+    fast = [flag for flag in ("avx512_bf16", "amx_bf16", "avx512f", "avx2") if flag in flags.split()]
+    load = f", load {os.getloadavg()[0]:.2f}" if hasattr(os, "getloadavg") else ""
+    lines = [f"{name}, {os.cpu_count()} cores, {' '.join(fast) or 'no flags known'}{load}"]
+    if torch.cuda.is_available():
+        lines.append(torch.cuda.get_device_name())
+    packages = " ".join(f"{package} {version(package)}" for package in ("torch", "torchvision", "numpy"))
+    lines.append(f"python {platform.python_version()} {packages}, {torch.get_num_threads()} threads, commit {commit()}")
+    return lines
+
+
+def commit() -> str:
+    """The commit of this code, with "-dirty" where files differ from it; "unknown" outside git."""
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+class Spread(NamedTuple):
+    """A figure over rounds: its median, smallest and largest value."""
+
+    median: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.median:.2f} ({self.low:.2f}-{self.high:.2f})"
+
+
+def ratios(values: Sequence[float], base: Sequence[float]) -> Spread:
+    """The Spread of the rounds' ratios: each value is divided by that of its own round."""
+    each = [value / of for value, of in zip(values, base, strict=True)]
+    return Spread(statistics.median(each), min(each), max(each))
+
+
+# --- Random faces: a dataset of any size, through the project's own cache ---
+
+
+class RandomFaces:
+    """`count` training images and VAL_FACES to validate on, in the shape of a `sources.Source`.
+
+    Every class has a smooth pattern of its own, under noise that makes every image another.
+    """
+
+    kind, renamed, notes = "random", {}, []
+    path = Path("random faces")
+
+    def __init__(self, count: int) -> None:
+        self.count, self.total = count, count + VAL_FACES
+
+    def key(self) -> str:
+        return f"random-faces-{self.count:012d}"
+
+    def items(self, workers: int = 0) -> Iterator[Any]:
+        import numpy as np
+
+        from sources import Item
+
+        rng = np.random.default_rng(0)
+        coarse = rng.integers(20, 180, (7, 6, 6)).repeat(8, 1).repeat(8, 2).astype(np.uint8)
+        for start in range(0, self.total, CHUNK):
+            numbers = range(start, min(start + CHUNK, self.total))
+            labels = np.asarray(numbers) % 7
+            images = rng.integers(0, 64, (len(numbers), 48, 48), np.uint8) + coarse[labels]
+            for number, label, image in zip(numbers, labels.tolist(), images, strict=True):
+                yield Item(f"random face {number}", "val" if number < VAL_FACES else "train", label, image)
+
+
+def load_random(config: Any, count: int) -> Any:
+    """What `dataset.load` makes of `count` RandomFaces: built in `config.cache` where they are not there yet."""
+    import dataset
+
+    dataset.open_dataset = lambda path: RandomFaces(count)  # whatever stands in this folder
+    return dataset.load(replace(config, data="random faces"))
+
+
+# --- Steps of the project's own loop ---
+
+
+def new_trainer(config: Any, data: Any, machine: Any, run: Path) -> Any:
+    """The Trainer that `python interface.py` would make."""
+    from interface import new_model
+    from train import Trainer
+
+    return Trainer(new_model(config, machine), config, data, run, machine)
+
+
+def train_steps(trainer: Any, steps: int) -> list[float]:
+    """Train `steps` steps with `train.train_epoch`; the seconds of each but the first, from update to update."""
+    from train import StopRequest, train_epoch
+
+    request, ticks = StopRequest(), []
+
+    def tick(*_: Any) -> None:
+        wait(trainer.machine.device)
+        ticks.append(time.perf_counter())
+        request.wanted = len(ticks) >= steps
+
+    hook = trainer.optimizer.register_step_post_hook(tick)
+    try:
+        while not request.wanted:
+            if train_epoch(trainer, request):
+                trainer.epoch, trainer.step = trainer.epoch + 1, 0
+    finally:
+        hook.remove()
+    return [after - before for before, after in pairwise(ticks)]
+
+
+def wait(device: Any) -> None:
+    """Wait until `device` has done what it was given: a GPU's calls return before that."""
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def median_seconds(work: Callable[[], Any], *, repeats: int, device: Any, warm_up: int = 2) -> float:
+    """The median seconds of `work()` over `repeats` calls after `warm_up`."""
+    seconds = []
+    gc.disable()
+    try:
+        for _ in range(warm_up + repeats):
+            wait(device)
+            start = time.perf_counter()
+            work()
+            wait(device)
+            seconds.append(time.perf_counter() - start)
+    finally:
+        gc.enable()
+    return statistics.median(seconds[warm_up:])
