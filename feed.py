@@ -37,8 +37,8 @@ class Feed:
         self.split, self.config, self.machine = split, config, machine
         self.place = place or where_to_keep(split, machine)
         if self.place == "device":
-            self.images = torch.from_numpy(np.asarray(split.images)).to(machine.device)
-            self.labels = torch.from_numpy(np.asarray(split.labels)).to(machine.device)
+            self.images = torch.tensor(np.asarray(split.images), device=machine.device)
+            self.labels = torch.tensor(np.asarray(split.labels), device=machine.device)
 
     def __str__(self) -> str:
         megabytes = f"{self.split.images.nbytes / 1e6:.0f} MB"

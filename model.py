@@ -34,6 +34,17 @@ class FaceNet(nn.Module):
         return self.classifier(self.features(images))
 
 
+def with_gradient_alike(maps: Tensor) -> Tensor:
+    """`maps` (B, C, H, W), whose gradient comes in the same memory layout.
+
+    Flattening and averaging give it the other one, and each operation further back would read two layouts at once:
+    ten times slower than one copy.
+    """
+    if maps.requires_grad and maps.is_contiguous(memory_format=torch.channels_last):
+        maps.register_hook(lambda gradient: gradient.contiguous(memory_format=torch.channels_last))
+    return maps
+
+
 class TheModel(FaceNet):
     """Two 3x3 convolutions (64 and 128 channels) and one hidden layer of 512 units: 9.5M parameters at 48x48."""
 
@@ -53,7 +64,8 @@ class TheModel(FaceNet):
 
     def features(self, images: Tensor) -> Tensor:
         """The 512 hidden units (B, 512), after ReLU and dropout."""
-        return self.dropout(torch.relu(self.hidden(self.body(images).flatten(1))))
+        maps = with_gradient_alike(self.body(images))
+        return self.dropout(torch.relu(self.hidden(maps.flatten(1))))
 
 
 class ResidualBlock(nn.Module):
@@ -110,7 +122,7 @@ class ImprovedFER2013Model(FaceNet):
 
     def features(self, images: Tensor) -> Tensor:
         """The 256 units of the head (B, 256), after batch norm, ReLU and dropout."""
-        pooled = self.stages(self.stem(images)).mean((2, 3))
+        pooled = with_gradient_alike(self.stages(self.stem(images))).mean((2, 3))
         return self.dropout(torch.relu(self.norm(self.hidden(self.dropout(pooled)))))
 
 

@@ -63,13 +63,16 @@ def load_weights(path: Path, *, machine: Machine) -> tuple[FaceNet, dict[str, An
             f"({PREPROCESSING}); use the version of the code it was trained with"
         )
     try:
-        model = build_model(content["model"], **content["arguments"])
-        model.load_state_dict(content["state_dict"])
+        with torch.device("meta"):  # drawing weights that are replaced at once takes longer than reading them
+            model = build_model(content["model"], **content["arguments"])
+        state = content["state_dict"]
+        state = {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
+        model.load_state_dict(state, assign=True)
         describe(path, content)
         takes = (model.image_size, model.channels, model.num_classes)
         if takes != (PREPROCESSING["size"], PREPROCESSING["channels"], len(CLASSES)):
             raise ValueError(f"it takes another size, number of channels or number of classes: {takes}")
-    except (ValueError, TypeError, LookupError, RuntimeError) as error:
+    except (ValueError, TypeError, LookupError, RuntimeError, AttributeError) as error:
         raise UserError(
             f"{path} does not fit the network {content['model']!r} of this code: {str(error).splitlines()[0]}"
         ) from error

@@ -33,6 +33,7 @@ def measure(name: str, measures: int, *, compiled: bool = False) -> float:
     """Images per second of training steps in this process, with the first `measures` of MEASURES."""
     import torch
 
+    from bench.common import relu_first
     from model import build_model
     from utils import channels_last, keep_freed_memory
 
@@ -61,16 +62,6 @@ def measure(name: str, measures: int, *, compiled: bool = False) -> float:
         optimizer.zero_grad(set_to_none=True)
         seconds.append(time.perf_counter() - start)
     return BATCH / statistics.median(seconds[warm_up:])
-
-
-def relu_first(model: object) -> None:
-    """Put every ReLU that follows a pooling before it; the outputs stay the same."""
-    from torch import nn
-
-    for layers in [layers for layers in model.modules() if isinstance(layers, nn.Sequential)]:
-        for at in range(len(layers) - 1):
-            if isinstance(layers[at], nn.MaxPool2d) and isinstance(layers[at + 1], nn.ReLU):
-                layers[at], layers[at + 1] = layers[at + 1], layers[at]
 
 
 def main() -> None:

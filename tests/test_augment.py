@@ -1,7 +1,7 @@
 import numpy as np
 import torch
 
-from augment import augment, draw, erase, uniform
+from augment import affine_grid, augment, draw, erase, uniform
 from config import Config
 
 STILL = {"flip": False, "shift": 0.0, "rotation": 0.0, "zoom": 0.0}
@@ -85,3 +85,9 @@ def test_the_erased_square_has_the_configured_side():
     out = apply(Config(**STILL, erase=0.5), torch.ones(200, 1, 48, 48))
     areas = (out == 0).sum((1, 2, 3))
     assert areas.max() == 24 * 24 and areas.min() >= 12 * 12 - 24
+
+
+def test_the_grid_is_torchs():
+    theta = draw(Config(rotation=90.0, zoom=0.5), np.arange(20), epoch=0).theta
+    wanted = torch.nn.functional.affine_grid(theta, [20, 1, 48, 48], align_corners=False)
+    torch.testing.assert_close(affine_grid(theta, 48), wanted)

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from model import ImprovedFER2013Model, ResidualBlock, TheModel, build_model
-from utils import count_params
+from utils import channels_last, count_params
 
 NAMES = ("TheModel", "ImprovedFER2013Model")
 
@@ -80,3 +80,13 @@ def test_pooling_before_relu_changes_no_output(name):
     for i in at:
         layers[i], layers[i + 1] = layers[i + 1], layers[i]
     assert torch.equal(model(images), before)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_gradients_keep_the_layout_of_the_maps(name):
+    model = build_model(name).to(memory_format=torch.channels_last)
+    last = (model.body if name == "TheModel" else model.stages)[-1]
+    seen = []
+    last.register_full_backward_pre_hook(lambda _, gradients: seen.append(gradients[0]))
+    model(channels_last(torch.randn(3, 1, 48, 48))).sum().backward()
+    assert seen and all(each.is_contiguous(memory_format=torch.channels_last) for each in seen)

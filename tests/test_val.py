@@ -62,10 +62,27 @@ def test_no_images_give_zeros():
 def test_an_images_logits_do_not_depend_on_its_neighbours(name, precision):
     machine = pick_machine("cpu", precision)
     model = build_model(name).to(memory_format=torch.channels_last).eval()
-    images = torch.from_numpy(faces(20)[0])
+    images = torch.from_numpy(faces(100)[0])
     whole = forward(model, images, machine=machine)
-    assert torch.equal(whole[7:9], forward(model, images[7:9], machine=machine))
+    assert torch.equal(whole[:70], forward(model, images[:70], machine=machine))
     assert torch.equal(whole.flip(0), forward(model, images.flip(0), machine=machine))
+    few = forward(model, images[7:9], machine=machine)
+    assert torch.equal(few, forward(model, images[:9], machine=machine)[7:9])
+    tolerance = 1e-4 if precision == "fp32" else 0.02  # between the sizes that batches are padded to
+    torch.testing.assert_close(few, whole[7:9], atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize(("count", "padded"), [(1, 16), (16, 16), (17, 64), (65, 256), (256, 256), (300, 300)])
+def test_a_batch_is_padded_to_one_of_a_few_sizes(count, padded):
+    seen = []
+
+    class Tell(torch.nn.Module):
+        def forward(self, images):
+            seen.append(len(images))
+            return torch.zeros(len(images), 7)
+
+    logits = forward(Tell(), torch.zeros(count, 48, 48, dtype=torch.uint8), machine=MACHINE)
+    assert seen == [padded] and logits.shape == (count, 7)
 
 
 def test_every_image_is_scored_once_and_copies_are_left_out_of_the_second_score():
