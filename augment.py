@@ -20,11 +20,6 @@ class Draws(NamedTuple):
     theta: Tensor
     boxes: Tensor | None
 
-    def to(self, device: torch.device) -> "Draws":
-        """The same on `device`."""
-        boxes = None if self.boxes is None else self.boxes.to(device, non_blocking=True)
-        return Draws(self.theta.to(device, non_blocking=True), boxes)
-
     def rows(self, at: slice) -> "Draws":
         """Those of the images `at`."""
         return Draws(self.theta[at], None if self.boxes is None else self.boxes[at])

@@ -1,4 +1,4 @@
-"""The faces as arrays: found, decoded once, cached in one canonical order, split, and batched.
+"""The faces as arrays: found, decoded once, cached in one canonical order, and split.
 
 `python dataset.py` prints what was found and draws a contact sheet.
 """

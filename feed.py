@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -56,7 +57,9 @@ class Feed:
             return
         groups = grouped(parts, sum(map(len, parts)) if self.place == "device" else CHUNK)
         load = self.index if self.place == "device" else self.gather
-        with ThreadPoolExecutor(1, thread_name_prefix="feed") as pool:
+        device = self.machine.device
+        begin = partial(torch.cuda.set_device, device) if device.type == "cuda" else None
+        with ThreadPoolExecutor(1, thread_name_prefix="feed", initializer=begin) as pool:
             coming = [pool.submit(load, np.concatenate(group), epoch) for group in groups[:1]]
             for number, group in enumerate(groups):
                 held = coming.pop().result()
@@ -89,7 +92,7 @@ class Feed:
 
     def send_draws(self, rows: np.ndarray, epoch: int) -> Draws | None:
         draws = draw(self.config, rows, epoch=epoch)
-        return draws and draws.to(self.machine.device)
+        return draws and Draws(self.send(draws.theta), None if draws.boxes is None else self.send(draws.boxes))
 
     def send(self, values: Tensor) -> Tensor:
         """`values` on the device, without waiting for it."""

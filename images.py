@@ -114,7 +114,7 @@ def decode_into(pixels: np.ndarray, files: Iterable[bytes | BadImage]) -> list[t
     """Fill `pixels` (N, 48, 48) uint8 with N images; width and height of each file, or why it gives no pixels.
 
     Each is what `decode` makes of it; the rows of those that give none are undefined. A BadImage stands for a file
-    that could not be read. Of large files no two are held at once.
+    that could not be read.
     """
     found: list[tuple[int, int] | str] = []
     plain: dict[int, tuple[bytes, bytes]] = {}

@@ -47,7 +47,7 @@ def run_from(args: argparse.Namespace) -> int:
     from dataset import load
     from ranks import joined
     from resume import check_resume, read_last
-    from train import check_batch
+    from train import check_batch, ranks_on
     from utils import locked, new_run_folder, pick_machine, run_folder, write_json
 
     with joined() as ranks, ExitStack() as stack:
@@ -60,12 +60,12 @@ def run_from(args: argparse.Namespace) -> int:
             config, last = ranks.in_turn(lambda: read_last(run, args.flags))
         machine = ranks.in_turn(lambda: pick_machine(config.device, config.precision, config.threads))
         ranks.check(machine.device.type)
-        print(f"machine: {machine}" + (f", {ranks.size} processes" if ranks.size > 1 else ""))
+        print(f"machine: {ranks_on(machine, ranks)}")
         data = ranks.in_turn(lambda: load(config))
         print("\n".join(data.describe()))
         model = new_model(config, machine)
         if last:
-            ranks.in_turn(lambda: check_resume(last, data, machine))
+            ranks.in_turn(lambda: check_resume(last, data, machine, ranks))
         elif not args.resume:
             ranks.in_turn(lambda: check_batch(model, data, config, ranks))
             name = ranks.share(config.run or f"{config.model}-{time.strftime('%Y%m%d-%H%M%S')}")
@@ -111,8 +111,7 @@ def train(
     if not trainer.done:
         print(f"stopped in epoch {trainer.epoch + 1}, nothing is lost; go on with: python interface.py --resume {run}")
         return 130
-    if ranks.first:
-        report(trainer)
+    ranks.first_does(lambda: report(trainer))
     return 0
 
 

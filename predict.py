@@ -72,6 +72,7 @@ def predict(args: argparse.Namespace) -> int:
     """
     from ranks import joined
     from sources import CHUNK, cut, decode_batches
+    from utils import cpu_quota
     from val import BATCH
 
     with joined() as ranks:
@@ -80,18 +81,18 @@ def predict(args: argparse.Namespace) -> int:
         agree(ranks, task.parts)
         count = sum(len(part.items) for part in task.parts)
         # A few images are decoded sooner than threads are started.
-        workers = 1 if count <= CHUNK else max(1, (os.cpu_count() or 1) // ranks.size)
+        workers = 1 if count <= CHUNK else max(1, cpu_quota() // ranks.size)
         output = Output(args, task.machine)
         with output.stack:
-            first_does(ranks, partial(output.begin, task.lines))
+            ranks.first_does(partial(output.begin, task.lines))
             batches = cut(task.parts, BATCH)
             mine = decode_batches(islice(cut(task.parts, BATCH), ranks.rank, None, ranks.size), workers)
             results = scored(mine, task.model, machine=task.machine)
             for _ in range(0, count, BATCH * ranks.size):
                 gathered = ranks.gather(next_or_fault(results))
-                first_does(ranks, partial(output.put, batches, gathered))
-            first_does(ranks, output.end)
-        first_does(ranks, output.judge)
+                ranks.first_does(partial(output.put, batches, gathered))
+            ranks.first_does(output.end)
+        ranks.first_does(output.judge)
     return 0
 
 
@@ -120,21 +121,7 @@ def agree(ranks: Any, parts: list[Any]) -> None:
         if len(set(digests)) > 1:
             raise UserError("the processes do not find the same images: give all of them the same, unchanging files")
 
-    first_does(ranks, compare)
-
-
-def first_does(ranks: Any, work: Callable[[], None]) -> None:
-    """Let the first process do `work`. Where that fails all end: the first with the fault, the others in silence."""
-    from utils import UserError
-
-    fault = None
-    if ranks.first:
-        try:
-            work()
-        except (UserError, BrokenPipeError) as error:
-            fault = error
-    if ranks.share(fault is not None):
-        raise fault or UserError("")
+    ranks.first_does(compare)
 
 
 # --- In: paths to batches to rows ---

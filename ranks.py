@@ -78,6 +78,17 @@ class Ranks(NamedTuple):
             raise fault or UserError("")  # the first one says it
         return done if self.first else work()
 
+    def first_does(self, work: Callable[[], Any]) -> None:
+        """Let the first process do `work`. Where that fails all end, the others in silence."""
+        fault = None
+        if self.first:
+            try:
+                work()
+            except (UserError, BrokenPipeError) as error:
+                fault = error
+        if self.share(fault is not None):
+            raise fault or UserError("")
+
     def common(self, fault: UserError) -> UserError:
         """A `fault` that every process met, to be raised by all: the first one says it."""
         return fault if self.first else UserError("")

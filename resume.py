@@ -5,7 +5,8 @@ from typing import Any
 
 from config import Config, from_dict, read_config
 from dataset import FaceData
-from train import LAST
+from ranks import Ranks
+from train import LAST, ranks_on
 from utils import Machine, UserError, read_checkpoint, versions
 
 
@@ -28,14 +29,14 @@ def read_last(run: Path, flags: dict[str, Any] | None = None) -> tuple[Config, d
     raise UserError(f"{run} holds no run to go on with; --resume takes a run's folder, such as runs/NAME")
 
 
-def check_resume(last: dict[str, Any], data: FaceData, machine: Machine) -> None:
+def check_resume(last: dict[str, Any], data: FaceData, machine: Machine, ranks: Ranks) -> None:
     """Raise UserError where the data are not the run's; say where the machine is not."""
     if last["fingerprint"] != data.fingerprint:
         raise UserError(
             f"the run was trained on data with fingerprint {last['fingerprint']}, these have "
             f"{data.fingerprint}: name the run's dataset with --data"
         )
-    before, now = (last["machine"], last["versions"]["torch"]), (str(machine), versions()["torch"])
+    before, now = (last["machine"], last["versions"]["torch"]), (ranks_on(machine, ranks), versions()["torch"])
     if before != now:
         print(
             f"note: the run began on {before[0]} with torch {before[1]}, this is {now[0]} with torch {now[1]}: "

@@ -24,7 +24,7 @@ from images import EXTENSIONS, SIZE, BadImage, decode_into, read_file
 from source_csv import open_table, read_rows
 from source_layout import Item, Layout, class_index, input_layout, is_image_name, is_junk, training_layout
 from source_zip import digest_zip, list_zip, open_entry, open_zip, read_entries
-from utils import UserError
+from utils import UserError, cpu_quota
 
 __all__ = ["Batch", "Item", "Part", "Source", "class_index", "cut", "decode_batches", "open_dataset", "open_inputs"]
 
@@ -67,7 +67,7 @@ class Source:
         does not grow with the number of images. Raises UserError if an archive or table breaks off while it is
         read: half a dataset must not pass for a whole one.
         """
-        return self.read(workers or os.cpu_count() or 1)
+        return self.read(workers or cpu_quota())
 
 
 def open_dataset(path: Path) -> Source:
@@ -284,7 +284,7 @@ def decode_batches(batches: Iterable[list[Part]], workers: int = 0) -> Iterator[
 
     No more than two chunks for each thread are under way, or one batch. Raises what a part's `fetch` does.
     """
-    workers = workers or os.cpu_count() or 1
+    workers = workers or cpu_quota()
     if workers == 1:
         for batch in batches:
             pixels, jobs = _jobs(batch)

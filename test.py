@@ -52,8 +52,7 @@ def score(args: argparse.Namespace) -> int:
         task = ranks.in_turn(lambda: prepare(args))
         ranks.check(task.machine.device.type)
         scores = evaluate(task.model, task.split, machine=task.machine, ranks=ranks)
-        if ranks.first:
-            show(task, scores, args.json)
+        ranks.first_does(lambda: show(task, scores, args.json))
     return 0
 
 

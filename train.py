@@ -72,9 +72,7 @@ class Trainer:
             return network
         wrapper = nn.parallel.DistributedDataParallel
         names = signature(wrapper).parameters
-        copying = (
-            "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"
-        )
+        copying = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"
         # Statistics of batch norm are averaged at the end of an epoch, not copied from the first process at each step
         return wrapper(network, gradient_as_bucket_view=True, **{copying: False})
 
@@ -107,7 +105,7 @@ class Trainer:
             "model": self.config.model,
             "config": asdict(self.config),
             "fingerprint": self.data.fingerprint,
-            "machine": str(self.machine),
+            "machine": ranks_on(self.machine, self.ranks),
             "progress": {name: getattr(self, name) for name in PROGRESS},
             **{key: part.state_dict() for key, part in self.parts().items()},
         })  # fmt: skip
@@ -150,9 +148,9 @@ PROGRESS = ("epoch", "step", "seconds", "rate", "loss_sum", "correct", "best", "
 
 
 class StopRequest:
-    """Set by Ctrl-C; the loop looks at it after every step."""
+    """`asked` is set by Ctrl-C at any moment, `wanted` after a step, in all processes alike."""
 
-    wanted = False
+    asked = wanted = False
 
 
 @contextmanager
@@ -161,7 +159,7 @@ def ctrl_c_is_a_request(ranks: Ranks) -> Iterator[StopRequest]:
     request = StopRequest()
 
     def on_signal(*_: Any) -> None:
-        request.wanted = True
+        request.asked = True
         signal.signal(signal.SIGINT, signal.default_int_handler)
         if ranks.first:
             print("\nstopping after this step; Ctrl-C again stops at once, without saving", file=sys.stderr)
@@ -174,6 +172,11 @@ def ctrl_c_is_a_request(ranks: Ranks) -> Iterator[StopRequest]:
         yield request
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def ranks_on(machine: Machine, ranks: Ranks) -> str:
+    """What a run's bits depend on, besides its knobs and torch."""
+    return f"{machine}, {ranks.size} processes" if ranks.size > 1 else str(machine)
 
 
 def step_seed(config: Config, epoch: int, step: int, rank: int) -> int:
@@ -224,12 +227,12 @@ def train_epoch(trainer: Trainer, request: StopRequest) -> bool:
 
 def agreed(ranks: Ranks, *, bad: bool, stop: StopRequest | None = None) -> bool:
     """Whether any process found its loss `bad`, or was asked to `stop`, which the others then are too."""
+    asked = bool(stop and stop.asked)
     if ranks.size > 1:
-        flags = ranks.sum(torch.tensor([int(bad), int(bool(stop and stop.wanted))]))
-        bad = bool(flags[0])
-        if stop:
-            stop.wanted = bool(flags[1])
-    return bad or bool(stop and stop.wanted)
+        bad, asked = map(bool, ranks.sum(torch.tensor([int(bad), int(asked)])).tolist())
+    if stop:
+        stop.wanted = asked
+    return bad or asked
 
 
 def train_step(trainer: Trainer, batch: Batch, count: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -278,7 +281,7 @@ def fit(
     stop leave out the images that also stand in train. `trainer.done` is False after Ctrl-C.
     """
     ranks = ranks or Ranks()
-    check_batch(model, data, config, ranks)
+    ranks.in_turn(lambda: check_batch(model, data, config, ranks))
     trainer = Trainer(model, config, data, run, machine, ranks)
     if trainer.feed.place != "host":
         print(f"training images are {trainer.feed}")

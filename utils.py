@@ -108,6 +108,8 @@ def pick_machine(device: str, precision: str, threads: int = 0) -> Machine:
         raise UserError("--precision fp16: small gradients vanish in it on a CPU; use bf16 or fp32")
     if precision == "auto":
         precision = "bf16" if has_fast_bf16(device) else "fp32"
+    if device == "cuda":  # with its number: torch.cuda.set_device holds for one thread only
+        return Machine(torch.device(device, torch.cuda.current_device()), DTYPES[precision])
     return Machine(torch.device(device), DTYPES[precision])
 
 

@@ -65,8 +65,8 @@ def load_weights(path: Path, *, machine: Machine) -> tuple[FaceNet, dict[str, An
     try:
         with torch.device("meta"):  # drawing weights that are replaced at once takes longer than reading them
             model = build_model(content["model"], **content["arguments"])
-        state = content["state_dict"]
-        state = {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
+        kinds = {name: value.dtype for name, value in model.state_dict().items()}
+        state = {name: value.to(kinds.get(name, value.dtype)) for name, value in content["state_dict"].items()}
         model.load_state_dict(state, assign=True)
         describe(path, content)
         takes = (model.image_size, model.channels, model.num_classes)

@@ -178,7 +178,7 @@ def train_steps(trainer: Any, steps: int) -> list[float]:
     def tick(*_: Any) -> None:
         wait(trainer.machine.device)
         ticks.append(time.perf_counter())
-        request.wanted = len(ticks) >= steps
+        request.asked = len(ticks) >= steps
 
     hook = trainer.optimizer.register_step_post_hook(tick)
     try:

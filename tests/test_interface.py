@@ -204,10 +204,11 @@ def test_a_run_refused_for_its_batches_leaves_no_folder(trained):
     assert not (cwd / "runs" / "refused").exists()
 
 
-def test_several_processes_are_refused(tmp_path, monkeypatch):
+def test_half_of_torchruns_environment_is_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     done = run_script("interface.py", cwd=tmp_path)
-    assert done.returncode == 2 and done.stderr.startswith("error: torchrun with several processes is not there yet")
+    assert done.returncode == 2 and done.stderr.startswith("error: the processes cannot find each other")
+    assert done.stderr.rstrip().endswith("start them with torchrun")
 
 
 def test_resume_of_no_folder_says_so(tmp_path):

@@ -13,6 +13,7 @@ from config import Config
 from dataset import load
 from helpers import write_folders
 from model import build_model
+from ranks import Ranks
 from resume import check_resume, read_last
 from train import fit
 from utils import UserError, pick_machine, seed_everything
@@ -225,11 +226,11 @@ def test_other_data_are_refused_and_another_machine_is_said(archive, capsys):
     data, machine = load(Config(data="archive", cache="cache")), pick_machine("cpu", "fp32")
     last = {"fingerprint": "0123", "machine": str(machine), "versions": {"torch": "2.0"}}
     with pytest.raises(UserError, match="trained on data with fingerprint 0123, these have"):
-        check_resume(last, data, machine)
-    check_resume({**last, "fingerprint": data.fingerprint}, data, machine)
+        check_resume(last, data, machine, Ranks())
+    check_resume({**last, "fingerprint": data.fingerprint}, data, machine, Ranks())
     assert f"with torch 2.0, this is {machine} with torch {torch.__version__}" in capsys.readouterr().out
     check_resume(
-        {**last, "fingerprint": data.fingerprint, "versions": {"torch": str(torch.__version__)}}, data, machine
+        {**last, "fingerprint": data.fingerprint, "versions": {"torch": str(torch.__version__)}}, data, machine, Ranks()
     )
     assert not capsys.readouterr().out
 
@@ -245,3 +246,22 @@ def test_training_learns(archive, tmp_path):
     trainer = run_fit(tmp_path / "run", epochs=8, augment=False, dropout=0.0)
     first, last = trainer.history[0], trainer.history[-1]
     assert trainer.best > 0.5 and last["train_loss"] < first["train_loss"] / 2
+
+
+def test_a_ctrl_c_while_the_processes_talk_is_not_lost():
+    class Interrupted(Ranks):
+        def sum(self, values):
+            signal.raise_signal(signal.SIGINT)
+            return values
+
+    with train.ctrl_c_is_a_request(Ranks()) as request:
+        assert not train.agreed(Interrupted(0, 2), bad=False, stop=request) and not request.wanted
+        assert request.asked
+        assert train.agreed(Ranks(), bad=False, stop=request) and request.wanted
+
+
+def test_a_run_that_goes_on_with_other_processes_says_that_bits_differ(archive, capsys):
+    data, machine = load(Config(data="archive", cache="cache")), pick_machine("cpu", "fp32")
+    last = {"fingerprint": data.fingerprint, "machine": str(machine), "versions": {"torch": str(torch.__version__)}}
+    check_resume(last, data, machine, Ranks(0, 2))
+    assert f"this is {machine}, 2 processes with torch" in capsys.readouterr().out

@@ -143,3 +143,11 @@ def test_weights_of_another_dataset_are_replaced(data, tmp_path):
     change(tmp_path / "shipped.pth", dataset={**content["dataset"], "fingerprint": "other"})
     shutil.copytree(tmp_path / "run", tmp_path / "again")
     assert "trained on another dataset; they are kept as" in promoted(tmp_path, data, "again")
+
+
+def test_a_buffer_of_another_type_is_read_as_the_networks(tmp_path, weights):
+    content = torch.load(weights, weights_only=True)
+    content["state_dict"]["classifier.bias"] = content["state_dict"]["classifier.bias"].to(torch.int64)
+    torch.save(content, tmp_path / "odd.pth")
+    model, _ = load_weights(tmp_path / "odd.pth", machine=pick_machine("cpu", "fp32"))
+    assert {value.dtype for value in model.parameters()} == {torch.float32}
