@@ -84,7 +84,7 @@ def augment(images: Tensor, draws: Draws) -> Tensor:
 def affine_grid(theta: Tensor, size: int) -> Tensor:
     """Where `theta` (B, 2, 3) reads each pixel of square images: (B, size, size, 2), x and y in [-1, 1].
 
-    torch's affine_grid does the same by a product of three columns, which takes five times as long.
+    torch's affine_grid does the same by a product of three columns, which takes many times as long.
     """
     at = (torch.arange(size, device=theta.device, dtype=theta.dtype) + 0.5) * (2 / size) - 1
     along = theta[:, :, :1] * at + theta[:, :, 2:]  # (B, 2, size): the part of x

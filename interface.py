@@ -56,7 +56,7 @@ def run_from(args: argparse.Namespace) -> int:
             print(line)
         if args.resume:
             run = ranks.in_turn(lambda: run_folder(args.resume))
-            ranks.in_turn(lambda: stack.enter_context(locked(run)) if ranks.first else None)
+            ranks.first_does(lambda: stack.enter_context(locked(run)))
             config, last = ranks.in_turn(lambda: read_last(run, args.flags))
         machine = ranks.in_turn(lambda: pick_machine(config.device, config.precision, config.threads))
         ranks.check(machine.device.type)
@@ -76,7 +76,7 @@ def run_from(args: argparse.Namespace) -> int:
                 write_json(run / "config.json", asdict(config))
                 stack.enter_context(locked(run))
 
-            ranks.in_turn(lambda: begin() if ranks.first else None)
+            ranks.first_does(begin)
         return train(model, data, config, run=run, machine=machine, last=last, ranks=ranks)
 
 

@@ -128,7 +128,7 @@ class Trainer:
             return
         loss, hits = ranks.sum(torch.tensor([self.loss_sum, self.correct], dtype=torch.float64)).tolist()
         self.loss_sum, self.correct = (loss, int(hits)) if ranks.first else (0.0, 0)
-        for model in (self.model, self.kept):
+        for model in dict.fromkeys((self.model, self.kept)):  # one and the same where nothing is averaged
             for buffer in model.buffers():
                 if buffer.is_floating_point():
                     buffer.copy_(ranks.sum(buffer.cpu()) / ranks.size)

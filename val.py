@@ -51,8 +51,8 @@ class Scores(NamedTuple):
 def forward(model: nn.Module, images: Tensor, *, machine: Machine) -> Tensor:
     """Logits (B, 7) float32 on the CPU of pixels (B, 48, 48) uint8, B up to 256, in inference mode.
 
-    The batch is padded to one of three sizes: among these the same image gives the same logits in any batch,
-    bit for bit; between them too on the CPUs tried. Raises UserError where the logits are not finite.
+    The batch is padded to one of three sizes. In batches of one size the same image gives the same logits, bit for
+    bit; between the sizes too on the CPU tried. Raises UserError where the logits are not finite.
     """
     size = next(size for size in (*SIZES, len(images)) if size >= len(images))
     padded = torch.zeros((size, *images.shape[1:]), dtype=torch.uint8)
