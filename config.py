@@ -16,8 +16,10 @@ from typing import Any, NamedTuple, NoReturn
 # The order of the seven outputs, everywhere; FER2013's own numbering, not the alphabetical one of folders.
 CLASSES = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
 
-MODELS = ("TheModel", "ImprovedFER2013Model")
+SIZES = ("nano", "small", "base")  # of EmotionResNet
+MODELS = ("TheModel", "ImprovedFER2013Model", *(f"EmotionResNet-{size}" for size in SIZES), "ResNet-18", "ResNet-34")
 METRICS = ("accuracy", "macro_f1", "loss")
+SCHEDULES = ("plateau", "onecycle", "cosine", "constant")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 
@@ -55,9 +57,11 @@ class Config:
     epochs: int = knob(40, "passes over the training images, at most", 1, 100_000)
     batch_size: int = knob(128, "images per step", 1, 65_536)
     optimizer: str = knob("adam", "update rule; sgd has Nesterov momentum 0.9", choices=("adam", "adamw", "sgd"))
-    lr: float = knob(1e-3, "learning rate: the first, and with onecycle the highest", 1e-9, 100.0)
-    weight_decay: float = knob(1e-5, "pull of every weight towards zero", 0.0, 1.0)
-    schedule: str = knob("plateau", "course of the learning rate", choices=("plateau", "onecycle", "constant"))
+    lr: float = knob(1e-3, "learning rate: the first, and with onecycle and cosine the highest", 1e-9, 100.0)
+    weight_decay: float = knob(1e-5, "pull towards zero, of all weights but biases and norms", 0.0, 1.0)
+    clip: float = knob(0.0, "largest norm of the whole gradient; 0 is no limit", 0.0, 1e6)
+    schedule: str = knob("plateau", "course of the learning rate", choices=SCHEDULES)
+    warmup: float = knob(0.2, "onecycle, cosine: share of the steps in which the rate rises", 0.0, 0.9)
     plateau_factor: float = knob(0.5, "plateau: the rate is multiplied by this", 0.01, 0.99)
     plateau_patience: int = knob(2, "plateau: epochs without a better validation loss before that", 0, 1000)
     stop_metric: str = knob("accuracy", "validation figure that picks the best epoch and ends a run", choices=METRICS)
@@ -70,6 +74,12 @@ class Config:
     rotation: float = knob(12.0, "augment: turn by up to this many degrees", 0.0, 180.0)
     zoom: float = knob(0.1, "augment: scale by up to this share, smaller or larger", 0.0, 0.5)
     erase: float = knob(0.0, "augment: side of a grey square over the image, at most this share of 48", 0.0, 1.0)
+    contrast: float = knob(0.0, "augment: strengthen or weaken by up to this share", 0.0, 1.0)
+    brightness: float = knob(0.0, "augment: lighten or darken by up to this share of black to white", 0.0, 1.0)
+    window: int = knob(48, "augment: train on a window of this many pixels a side of the 48, which is quicker", 32, 48)
+    whole: float = knob(0.2, "window: the last share of the epochs, in which the whole face is seen", 0.0, 1.0)
+    mixup: float = knob(0.0, "blend pairs of images and labels, shares from Beta(a, a), a this; 0 is off", 0.0, 10.0)
+    cutmix: float = knob(0.0, "paste a box of one image into another, likewise; with mixup, each half", 0.0, 10.0)
     # Machine
     device: str = knob("auto", "where to compute", choices=("auto", "cuda", "mps", "cpu"))
     precision: str = knob("auto", "format of the heavy products; auto is bf16 where it is native", choices=PRECISIONS)
@@ -99,6 +109,28 @@ RECIPES: dict[str, dict[str, Any]] = {
         "schedule": "onecycle",
         "stop_patience": 0,
         "ema": 0.998,
+    },
+    # EmotionResNet-small: the recipe that the README's study earned.
+    "small": {
+        "model": "EmotionResNet-small",
+        "dropout": 0.3,
+        "loss": "cross_entropy",
+        "label_smoothing": 0.1,
+        "epochs": 110,
+        "optimizer": "sgd",
+        "lr": 0.15,
+        "weight_decay": 5e-4,
+        "schedule": "cosine",
+        "warmup": 0.05,
+        "stop_patience": 0,
+        "ema": 0.999,
+        "rotation": 15.0,
+        "zoom": 0.15,
+        "erase": 0.3,
+        "contrast": 0.3,
+        "brightness": 0.1,
+        "window": 40,
+        "mixup": 0.4,
     },
     # ImprovedFER2013Model, at its best so far: SGD in one cycle.
     "improved": {
@@ -227,7 +259,8 @@ def differences(config: Config) -> dict[str, Any]:
     return {key: value for key, value in asdict(config).items() if value != defaults[key]}
 
 
-# --- Losses: plain callables (logits (B, C), labels (B,) int64) -> nats; they use tensor methods only. ---
+# --- Losses: plain callables (logits (B, C), targets) -> nats; they use tensor methods only. ---
+# Targets are labels (B,) int64, or the share of each class (B, C): then the loss is averaged over the classes by share.
 
 Loss = Callable[[Any, Any], Any]
 
@@ -237,6 +270,11 @@ def reduce(values: Any, reduction: str) -> Any:
     if reduction not in ("none", "sum", "mean"):
         raise ValueError(f"reduction: {reduction!r} is not one of none, sum, mean")
     return values if reduction == "none" else getattr(values, reduction)()
+
+
+def at_target(terms: Any, targets: Any) -> Any:
+    """Of `terms` (B, C), an image's loss were each class its true one, the loss (B,) at its target."""
+    return terms.gather(1, targets[:, None])[:, 0] if targets.ndim == 1 else (terms * targets).sum(1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -251,16 +289,16 @@ class FocalLoss:
     alpha: float | Sequence[float] | None = None
     reduction: str = "mean"
 
-    def __call__(self, logits: Any, labels: Any) -> Any:
-        log_p = logits.log_softmax(1).gather(1, labels[:, None])[:, 0]
+    def __call__(self, logits: Any, targets: Any) -> Any:
+        log_p = logits.log_softmax(1)
         missing = 1 - log_p.exp()
         if 0 < self.gamma < 1:  # the power's slope at 0 is infinite
             missing = missing.clamp(min=1e-7)
-        values = -(missing**self.gamma) * log_p
+        terms = -(missing**self.gamma) * log_p
         if self.alpha is not None:
             scalar = isinstance(self.alpha, int | float)
-            values = values * (self.alpha if scalar else logits.new_tensor(self.alpha)[labels])
-        return reduce(values, self.reduction)
+            terms = terms * (self.alpha if scalar else logits.new_tensor(self.alpha))
+        return reduce(at_target(terms, targets), self.reduction)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -275,11 +313,11 @@ class CrossEntropy:
     weight: Sequence[float] | None = None
     reduction: str = "mean"
 
-    def __call__(self, logits: Any, labels: Any) -> Any:
+    def __call__(self, logits: Any, targets: Any) -> Any:
         terms = -logits.log_softmax(1)
         if self.weight is not None:
             terms = terms * logits.new_tensor(self.weight)
-        true = terms.gather(1, labels[:, None])[:, 0]
+        true = at_target(terms, targets)
         return reduce((1 - self.smoothing) * true + self.smoothing * terms.mean(1), self.reduction)
 
 

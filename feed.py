@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from operator import itemgetter
 from typing import NamedTuple
 
 import numpy as np
@@ -88,11 +89,11 @@ class Feed:
             images, labels = held.images[at], held.labels[at]
             if self.place == "device":
                 images, labels = self.images[images], self.labels[labels]
-            yield Batch(images, labels, held.draws and held.draws.rows(at))
+            yield Batch(images, labels, held.draws and held.draws.each(itemgetter(at)))
 
     def send_draws(self, rows: np.ndarray, epoch: int) -> Draws | None:
         draws = draw(self.config, rows, epoch=epoch)
-        return draws and Draws(self.send(draws.theta), None if draws.boxes is None else self.send(draws.boxes))
+        return draws and draws.each(self.send)
 
     def send(self, values: Tensor) -> Tensor:
         """`values` on the device, without waiting for it."""

@@ -1,5 +1,9 @@
 """The networks, by name. Every one maps (B, channels, size, size) floats in [-1, 1] to (B, classes) logits."""
 
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -9,8 +13,11 @@ MIN_SIZE = 32  # below this the deeper network's last stage has fewer than 4x4 p
 class FaceNet(nn.Module):
     """What the networks share: the input contract, and `features`, the vector before the last layer.
 
-    A subclass defines `features(images) -> (B, D)` and a linear `classifier` over it.
+    A subclass defines `features(images) -> (B, D)` and a linear `classifier` over it. One that averages over all places
+    before them, with `any_size`, takes square images of any size from MIN_SIZE.
     """
+
+    any_size = False
 
     def __init__(self, *, image_size: int, channels: int, num_classes: int) -> None:
         super().__init__()
@@ -25,7 +32,10 @@ class FaceNet(nn.Module):
 
         Raises ValueError for images of another shape.
         """
-        wanted = (self.channels, self.image_size, self.image_size)
+        size = self.image_size
+        if self.any_size and images.ndim == 4:
+            size = max(images.shape[-1], MIN_SIZE)
+        wanted = (self.channels, size, size)
         if images.ndim != 4 or tuple(images.shape[1:]) != wanted:
             raise ValueError(
                 f"{type(self).__name__} takes images of shape (B, {', '.join(map(str, wanted))}), "
@@ -126,10 +136,110 @@ class ImprovedFER2013Model(FaceNet):
         return self.dropout(torch.relu(self.norm(self.hidden(self.dropout(pooled)))))
 
 
-NETWORKS: dict[str, type[FaceNet]] = {net.__name__: net for net in (TheModel, ImprovedFER2013Model)}
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions with batch norm, added to the input (arXiv 1512.03385), without effect when drawn.
+
+    `halve` halves the places: in the first convolution, and on the shortcut by averaging before the 1x1 projection,
+    so that no pixel is skipped (arXiv 1812.01187). The last gain is 0 at first: each block begins as its shortcut.
+    """
+
+    def __init__(self, inputs: int, outputs: int, *, halve: bool = False) -> None:
+        super().__init__()
+        self.residual = nn.Sequential(
+            nn.Conv2d(inputs, outputs, 3, stride=1 + halve, padding=1, bias=False),
+            nn.BatchNorm2d(outputs),
+            nn.ReLU(),
+            nn.Conv2d(outputs, outputs, 3, padding=1, bias=False),
+            nn.BatchNorm2d(outputs),
+        )
+        nn.init.zeros_(self.residual[-1].weight)
+        self.shortcut = nn.Identity()
+        if halve or inputs != outputs:
+            pool = nn.AvgPool2d(2, ceil_mode=True) if halve else nn.Identity()
+            project = nn.Conv2d(inputs, outputs, 1, bias=False)
+            self.shortcut = nn.Sequential(pool, project, nn.BatchNorm2d(outputs))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.relu(self.residual(images) + self.shortcut(images))
 
 
-def build_model(name: str, **arguments: float) -> FaceNet:
+class EmotionResNet(FaceNet):
+    """A residual network for small grey faces: three stages at 24x24, 12x12 and 6x6 places, then their average.
+
+    `widths` and `depths` are the channels and blocks of each stage. The first convolution has stride 1 and is pooled
+    once: the 7x7 convolution of stride 2 that ImageNet's networks begin with would leave 12x12 places of a face.
+    """
+
+    any_size = True
+
+    def __init__(
+        self,
+        *,
+        widths: Sequence[int],
+        depths: Sequence[int],
+        image_size: int = 48,
+        channels: int = 1,
+        num_classes: int = 7,
+        dropout: float = 0.5,
+    ) -> None:
+        super().__init__(image_size=image_size, channels=channels, num_classes=num_classes)
+        width = widths[0]
+        self.stem = nn.Sequential(
+            nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.MaxPool2d(2), nn.ReLU()
+        )
+        blocks = []
+        for stage, (outputs, depth) in enumerate(zip(widths, depths, strict=True)):
+            for number in range(depth):
+                blocks.append(BasicBlock(width, outputs, halve=stage > 0 and number == 0))
+                width = outputs
+        self.blocks = nn.Sequential(*blocks)
+        self.dropout = nn.Dropout(dropout)
+        self.classifier = nn.Linear(width, num_classes)
+
+    def features(self, images: Tensor) -> Tensor:
+        """The last stage's channels averaged over the places (B, D), after dropout."""
+        return self.dropout(with_gradient_alike(self.blocks(self.stem(images))).mean((2, 3)))
+
+
+class TorchvisionResNet(FaceNet):
+    """torchvision's `resnet18` or `resnet34` as it stands, drawn anew, with a stem for grey images."""
+
+    any_size = True
+
+    def __init__(
+        self, *, name: str, image_size: int = 48, channels: int = 1, num_classes: int = 7, dropout: float = 0.5
+    ) -> None:
+        super().__init__(image_size=image_size, channels=channels, num_classes=num_classes)
+        from torchvision import models  # late: it takes a second, and only these networks need it
+
+        self.body = getattr(models, name)(weights=None)
+        self.body.conv1 = nn.Conv2d(channels, 64, 7, stride=2, padding=3, bias=False)
+        nn.init.kaiming_normal_(self.body.conv1.weight, mode="fan_out", nonlinearity="relu")
+        self.body.fc = nn.Identity()
+        self.dropout = nn.Dropout(dropout)
+        self.classifier = nn.Linear(512, num_classes)
+
+    def features(self, images: Tensor) -> Tensor:
+        """The 512 averaged channels of the last stage (B, 512), after dropout."""
+        return self.dropout(self.body(images))
+
+
+# Widths and depths: 0.3, 2.7 and 5.5 million parameters
+SMALL_TO_LARGE = {
+    "nano": {"widths": (32, 64, 128), "depths": (1, 1, 1)},
+    "small": {"widths": (64, 128, 256), "depths": (1, 2, 2)},
+    "base": {"widths": (96, 192, 352), "depths": (2, 2, 2)},
+}
+NETWORKS: dict[str, Callable[..., FaceNet]] = {
+    "TheModel": TheModel,
+    "ImprovedFER2013Model": ImprovedFER2013Model,
+    **{f"EmotionResNet-{size}": partial(EmotionResNet, **shape) for size, shape in SMALL_TO_LARGE.items()},
+    "ResNet-18": partial(TorchvisionResNet, name="resnet18"),
+    "ResNet-34": partial(TorchvisionResNet, name="resnet34"),
+}
+
+
+def build_model(name: str, **arguments: Any) -> FaceNet:
     """The network called `name`, freshly drawn from torch's generator, with its constructor's arguments.
 
     Raises ValueError for an unknown name or argument value.

@@ -1,23 +1,32 @@
-"""Optimisers and learning-rate schedules, as config.py names them."""
+"""Optimisers, learning-rate schedules and the average of the weights, as config.py names them."""
 
+import math
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 from torch.optim import lr_scheduler
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from config import Config
 from utils import Machine
 
 
 def make_optimizer(model: nn.Module, config: Config, machine: Machine) -> torch.optim.Optimizer:
-    """The configured update rule over all weights, fused where torch has that."""
-    fused = machine.device.type in ("cpu", "cuda")
-    shared: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay, "fused": fused}
+    """The configured update rule over all weights, fused where torch has that.
+
+    Weight decay spares biases and the gains and offsets of norms (arXiv 1812.01187, section 3.1).
+    """
+    matrices = [weight for weight in model.parameters() if weight.ndim > 1]
+    vectors = [weight for weight in model.parameters() if weight.ndim <= 1]
+    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    shared: dict[str, Any] = {"lr": config.lr, "fused": machine.device.type in ("cpu", "cuda")}
     if config.optimizer == "sgd":
-        return torch.optim.SGD(model.parameters(), momentum=0.9, nesterov=True, **shared)
+        return torch.optim.SGD(groups, momentum=0.9, nesterov=True, **shared)
     rule = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer]
-    return rule(model.parameters(), **shared)
+    return rule(groups, **shared)
 
 
 def make_scheduler(optimizer: torch.optim.Optimizer, config: Config, steps: int) -> Any:
@@ -27,5 +36,33 @@ def make_scheduler(optimizer: torch.optim.Optimizer, config: Config, steps: int)
     if config.schedule == "onecycle":
         total = config.epochs * steps
         total += total == 5  # there torch's rise would end at step 0, and divide by it
-        return lr_scheduler.OneCycleLR(optimizer, config.lr, total_steps=total, pct_start=0.2, cycle_momentum=False)
+        rise = config.warmup
+        return lr_scheduler.OneCycleLR(optimizer, config.lr, total_steps=total, pct_start=rise, cycle_momentum=False)
+    if config.schedule == "cosine":
+        return lr_scheduler.LambdaLR(optimizer, partial(cosine, total=config.epochs * steps, warmup=config.warmup))
     return lr_scheduler.ConstantLR(optimizer, factor=1.0)
+
+
+def cosine(step: int, *, total: int, warmup: float) -> float:
+    """The share of the highest rate at `step`, from 0: it rises in a line, then falls to 0 as half a cosine.
+
+    `warmup` is the share of the `total` steps in which it rises (arXiv 1608.03983, 1706.02677).
+    """
+    rise = round(warmup * total)
+    if step < rise:
+        return (step + 1) / rise
+    return (1 + math.cos(math.pi * min((step - rise) / max(total - rise, 1), 1.0))) / 2
+
+
+def average_of(model: nn.Module, decay: float) -> AveragedModel:
+    """The moving average of the model's weights, to be updated after each step.
+
+    The decay grows from 0.1 to `decay`, as (1 + steps) / (10 + steps): the average leaves the drawn weights at once.
+    """
+
+    def update(averages: Sequence[torch.Tensor], values: Sequence[torch.Tensor], _: Any) -> None:
+        steps = int(average.n_averaged)  # held on the CPU: nothing waits for the device
+        get_ema_multi_avg_fn(min(decay, (1 + steps) / (10 + steps)))(averages, values, steps)
+
+    average = AveragedModel(model, multi_avg_fn=update, use_buffers=True)
+    return average

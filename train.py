@@ -16,14 +16,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from augment import augment
-from config import Config, make_loss
+from augment import Blend, augment, blend, draw_blend, window_at
+from config import CLASSES, Config, make_loss
 from dataset import FaceData, preprocess
 from feed import Batch, Feed
-from optim import make_optimizer, make_scheduler
+from optim import average_of, make_optimizer, make_scheduler
 from ranks import Ranks
 from utils import Machine, UserError, channels_last, compiled, write_checkpoint, write_file
 from val import Scores, evaluate
@@ -60,8 +59,7 @@ class Trainer:
         self.optimizer = make_optimizer(self.model, self.config, self.machine)
         self.scheduler = make_scheduler(self.optimizer, self.config, self.steps)
         self.scaler = torch.amp.GradScaler(self.machine.device.type, enabled=self.machine.dtype is torch.float16)
-        average = get_ema_multi_avg_fn(self.config.ema)
-        self.ema = AveragedModel(self.model, multi_avg_fn=average, use_buffers=True) if self.config.ema else None
+        self.ema = average_of(self.model, self.config.ema) if self.config.ema else None
         self.feed = Feed(train, self.config, self.machine)
         self.network = self.wrapped()
 
@@ -195,6 +193,8 @@ def train_epoch(trainer: Trainer, request: StopRequest) -> bool:
     order = np.random.default_rng([config.seed, trainer.epoch]).permutation(count)
     whole = np.array_split(order, trainer.steps)[trainer.step :]
     parts = [rows[ranks.part(len(rows))] for rows in whole]
+    if config.mixup or config.cutmix:  # partners, from the whole batch, stand behind the images
+        parts = [np.append(part, np.roll(rows, 1)[ranks.part(len(rows))]) for part, rows in zip(parts, whole)]
     trainer.network.train()
     loss_sum = torch.tensor(trainer.loss_sum, dtype=machine.sum_dtype, device=machine.device)
     correct = torch.tensor(trainer.correct, device=machine.device)
@@ -211,7 +211,9 @@ def train_epoch(trainer: Trainer, request: StopRequest) -> bool:
     for rows, batch in zip(whole, bar, strict=True):
         torch.manual_seed(step_seed(config, trainer.epoch, trainer.step, ranks.rank))
         trainer.rate = float(trainer.optimizer.param_groups[0]["lr"])
-        losses, hits = train_step(trainer, batch, len(rows))
+        how = draw_blend(config, len(rows), epoch=trainer.epoch, step=trainer.step)
+        how = how and how.each(lambda part: part[ranks.part(len(rows))].to(machine.device))
+        losses, hits = train_step(trainer, batch, how, len(rows))
         loss_sum += losses
         correct += hits
         trainer.step += 1
@@ -235,17 +237,28 @@ def agreed(ranks: Ranks, *, bad: bool, stop: StopRequest | None = None) -> bool:
     return bad or asked
 
 
-def train_step(trainer: Trainer, batch: Batch, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """One update, on this process's part of a batch of `count` images; the sum of its losses, and its hits."""
-    images = preprocess(batch.images)
+def train_step(trainer: Trainer, batch: Batch, how: Blend | None, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """One update, on this process's part of a batch of `count` images; the sum of its losses, and its hits.
+
+    `how` blends each image with its partner, which stand in the second half of `batch`.
+    """
+    images, labels, targets = preprocess(batch.images), batch.labels, batch.labels
     if batch.draws is not None:
-        images = augment(images, batch.draws)
+        images = augment(images, batch.draws, window=window_at(trainer.config, trainer.epoch))
+    if how is not None:
+        images = blend(*images.chunk(2), how)
+        shares = nn.functional.one_hot(labels, len(CLASSES)).float()
+        targets = torch.lerp(*reversed(shares.chunk(2)), how.share[:, None])
+        labels = labels[: len(images)]
     with trainer.machine.autocast():
         logits = trainer.network(channels_last(images))
     logits = logits.float()
-    losses = trainer.loss(logits, batch.labels)
+    losses = trainer.loss(logits, targets)
     mean = losses.sum() * (trainer.ranks.size / count)  # gradients are averaged over the processes
     trainer.scaler.scale(mean).backward()
+    if trainer.config.clip:
+        trainer.scaler.unscale_(trainer.optimizer)
+        nn.utils.clip_grad_norm_(trainer.model.parameters(), trainer.config.clip)
     trainer.scaler.step(trainer.optimizer)
     trainer.scaler.update()
     trainer.optimizer.zero_grad(set_to_none=True)
@@ -253,7 +266,7 @@ def train_step(trainer: Trainer, batch: Batch, count: int) -> tuple[torch.Tensor
         trainer.ema.update_parameters(trainer.model)
     if trainer.config.schedule != "plateau":
         trainer.scheduler.step()
-    return losses.detach().to(trainer.machine.sum_dtype).sum(), (logits.detach().argmax(1) == batch.labels).sum()
+    return losses.detach().to(trainer.machine.sum_dtype).sum(), (logits.detach().argmax(1) == labels).sum()
 
 
 def not_finite(trainer: Trainer) -> UserError:

@@ -48,7 +48,7 @@ NOT_PURE = {"fromfile", "genfromtxt", "load", "loadtxt", "memmap", "random"}
 CHEAP_CALLS = {
     *("bytes", "dict", "enumerate", "float", "frozenset", "int", "len", "list", "max", "min", "range", "set", "sorted"),
     *("str", "sum", "tuple", "zip"),
-    *("TypeVar", "field", "getLogger", "knob", "Lock", "namedtuple"),
+    *("TypeVar", "field", "getLogger", "knob", "Lock", "namedtuple", "partial"),
     *("astype", "encode", "format", "items", "join", "keys", "reshape", "split", "values"),
     *("Path", "resolve", "with_name"),
     *("Mouth", "Upper"),  # named tuples of demo_strokes
