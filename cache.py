@@ -1,7 +1,10 @@
 """Decoded images on disk: every image of a source once, in one canonical order.
 
-A cache is a folder of images.npy (N, 48, 48) uint8, splits.npy, labels.npy, digests.npy and meta.json. The arrays
-are mapped, not read: of a dataset bigger than memory only what is looked at takes any.
+A cache is a folder of images.npy (N, 48, 48) uint8, splits.npy, labels.npy, digests.npy, origins.npy and meta.json.
+The arrays are mapped, not read: of a dataset bigger than memory only what is looked at takes any.
+
+`origins` (N,) uint64 says where each image came from: of a table the number of its data row, from 0 ("rows" in the
+meta), of files their `ferplus.file_key` ("files"). It is no part of the fingerprint.
 """
 
 import hashlib
@@ -17,15 +20,17 @@ from typing import Any
 import numpy as np
 
 from config import CLASSES
+from ferplus import file_key
 from images import SIZE
 from sources import Source
 from utils import UserError
 
 SPLITS = ("train", "val", "test")
-CACHE_VERSION = 3  # raised when decoding or the order changes
+CACHE_VERSION = 4  # raised when decoding, the order or the arrays change
 STRAY_SECONDS = 86_400.0  # a half-written cache this old belongs to no running process
 DIGEST = np.dtype([("high", ">u8"), ("low", ">u8")])  # 16 bytes of BLAKE2b over an image's 48x48 pixels
-INDEX = {"splits": np.dtype(np.int8), "labels": np.dtype(np.int64), "digests": DIGEST}
+MARKED = {"splits": np.dtype(np.int8), "labels": np.dtype(np.int64), "digests": DIGEST}  # what the fingerprint is of
+INDEX = {**MARKED, "origins": np.dtype(np.uint64)}
 NAMED = 1000  # unreadable files whose names are kept
 
 
@@ -39,7 +44,7 @@ def cached(source: Source, root: Path) -> tuple[Path, dict[str, Any]]:
 
 
 def open_cache(folder: Path) -> dict[str, np.ndarray]:
-    """The arrays of a cache by name, mapped: images (N, 48, 48) uint8, splits int8, labels int64, digests (N,)."""
+    """The arrays of a cache by name, mapped: images (N, 48, 48) uint8, splits, labels, digests, origins (N,)."""
     return {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("images", *INDEX)}
 
 
@@ -55,6 +60,7 @@ def read_meta(folder: Path) -> dict[str, Any] | None:
             return None
         rows = np.linspace(0, count - 1, 16).astype(int)  # a look at some tells a file of zeros
         whole = all(digest_of(images[row].tobytes()) == arrays["digests"][row].tobytes() for row in rows)
+        whole = whole and meta["origins_digest"] == digest_of(arrays["origins"].tobytes()).hex()
         return meta if whole and meta["fingerprint"] == fingerprint(arrays) else None
     except (OSError, ValueError, KeyError, TypeError, EOFError):
         return None
@@ -89,15 +95,45 @@ def build_cache(source: Source, folder: Path) -> dict[str, Any]:
 
 def write_cache(source: Source, half: Path) -> dict[str, Any]:
     """Write the files of a cache into `half` in canonical order: split, class, digest of the pixels."""
+    raw = half / "raw.bin"
+    index, found = decode_all(source, raw)
+    order = canonical_order(index)
+    unsorted = np.memmap(raw, np.uint8, "r", shape=(len(order), SIZE, SIZE))
+    images = np.lib.format.open_memmap(half / "images.npy", "w+", np.uint8, unsorted.shape)
+    for start in range(0, len(order), 4096):
+        images[start : start + 4096] = unsorted[order[start : start + 4096]]
+    images.flush()
+    del images, unsorted
+    raw.unlink()
+    for name, kind in INDEX.items():
+        np.save(half / f"{name}.npy", index[name][order].astype(kind, copy=False))
+    arrays = open_cache(half)
+    meta = {
+        "version": CACHE_VERSION,
+        "source": str(source.path),
+        "fingerprint": fingerprint(arrays),
+        "origins_digest": digest_of(arrays["origins"].tobytes()).hex(),
+        **found,
+        "renamed": source.renamed,
+        "notes": source.notes,
+    }
+    (half / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
+    return meta
+
+
+def decode_all(source: Source, raw: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Write the pixels of `source` to the file `raw` in its own order; the arrays of INDEX, and facts for the meta.
+
+    Raises UserError where not one image can be read.
+    """
     from tqdm import tqdm  # late: only the first run over a dataset decodes
 
-    labels, splits, digests = array("b"), array("b"), bytearray()
+    files = source.kind in ("folder", "zip") and source.part is not None  # both may also hold a table
+    labels, splits, origins, digests = array("b"), array("b"), array("Q"), bytearray()
     bad, bad_count, asked = [], 0, set()
-    raw = half / "raw.bin"
+    items = tqdm(source.items(), total=source.total, desc="decoding", unit=" images", disable=None, leave=False)
     with open(raw, "wb") as file:
-        for item in tqdm(
-            source.items(), total=source.total, desc="decoding", unit=" images", disable=None, leave=False
-        ):
+        for number, item in enumerate(items):
             asked.add(item.split or "train")
             problem = item.problem or ("no class folder" if item.label < 0 else "")
             if problem:
@@ -110,36 +146,21 @@ def write_cache(source: Source, half: Path) -> dict[str, Any]:
             digests += digest_of(pixels)
             labels.append(item.label)
             splits.append(SPLITS.index(item.split or "train"))
+            origins.append(file_key(item.label, item.name) if files else number)
     if not labels:
         raise UserError(f"{source.path}: not one image could be read" + (f" (the first: {bad[0]})" if bad else ""))
     index = {
         "splits": np.frombuffer(splits, np.int8),
         "labels": np.frombuffer(labels, np.int8),
         "digests": np.frombuffer(digests, DIGEST),
+        "origins": np.frombuffer(origins, np.uint64),
     }
-    order = canonical_order(index)
-    unsorted = np.memmap(raw, np.uint8, "r", shape=(len(labels), SIZE, SIZE))
-    images = np.lib.format.open_memmap(half / "images.npy", "w+", np.uint8, unsorted.shape)
-    for start in range(0, len(order), 4096):
-        images[start : start + 4096] = unsorted[order[start : start + 4096]]
-    images.flush()
-    del images, unsorted
-    raw.unlink()
-    for name, kind in INDEX.items():
-        np.save(half / f"{name}.npy", index[name][order].astype(kind, copy=False))
-    mark = fingerprint(open_cache(half))
-    meta = {
-        "version": CACHE_VERSION,
-        "source": str(source.path),
-        "fingerprint": mark,
+    return index, {
         "unreadable": bad,
         "unreadable_count": bad_count,
         "asked": sorted(asked),
-        "renamed": source.renamed,
-        "notes": source.notes,
+        "origins": "files" if files else "rows",
     }
-    (half / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
-    return meta
 
 
 def canonical_order(index: dict[str, np.ndarray]) -> np.ndarray:
@@ -161,6 +182,6 @@ def digest_of(pixels: bytes) -> bytes:
 def fingerprint(arrays: dict[str, np.ndarray]) -> str:
     """16 hex digits over pixels (their digests), labels and splits, the same for every form of the data."""
     digest = hashlib.blake2b(digest_size=8)
-    for name in INDEX:
+    for name in MARKED:
         digest.update(np.ascontiguousarray(arrays[name]).view(np.uint8))
     return digest.hexdigest()

@@ -18,6 +18,8 @@ CLASSES = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
 
 SIZES = ("nano", "small", "base")  # of EmotionResNet
 MODELS = ("TheModel", "ImprovedFER2013Model", *(f"EmotionResNet-{size}" for size in SIZES), "ResNet-18", "ResNet-34")
+TTA = ("none", "flip", "crops")
+TTA_HELP = "test-time augmentation: also the mirror image, twice the work, or ten crops, ten times it (default: none)"
 METRICS = ("accuracy", "macro_f1", "loss")
 SCHEDULES = ("plateau", "onecycle", "cosine", "constant")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
@@ -45,6 +47,7 @@ class Config:
     cache: str = knob(".cache", "folder for decoded images")
     val_fraction: float = knob(0.1, "share of train drawn for validation where the data has none", 0.01, 0.5)
     limit: int = knob(0, "train on about this many images, every class in its share; 0 is all", 0)
+    votes: str = knob("", "FER+ votes as soft targets: fer2013new.csv or ferplus_votes.csv; empty is the labels")
     # Model
     model: str = knob("TheModel", "network", choices=MODELS)
     dropout: float = knob(0.5, "share of units dropped before the last layer, in training", 0.0, 0.95)
@@ -80,6 +83,9 @@ class Config:
     whole: float = knob(0.2, "window: the last share of the epochs, in which the whole face is seen", 0.0, 1.0)
     mixup: float = knob(0.0, "blend pairs of images and labels, shares from Beta(a, a), a this; 0 is off", 0.0, 10.0)
     cutmix: float = knob(0.0, "paste a box of one image into another, likewise; with mixup, each half", 0.0, 10.0)
+    # Distillation
+    teachers: str = knob("", "weight files, a comma between them, whose mean probabilities are part of the targets")
+    teaching: float = knob(0.7, "teachers: their share of the targets", 0.0, 1.0)
     # Machine
     device: str = knob("auto", "where to compute", choices=("auto", "cuda", "mps", "cpu"))
     precision: str = knob("auto", "format of the heavy products; auto is bf16 where it is native", choices=PRECISIONS)
@@ -110,6 +116,22 @@ RECIPES: dict[str, dict[str, Any]] = {
         "stop_patience": 0,
         "ema": 0.998,
     },
+    # EmotionResNet-nano, in four minutes on two cores: little augmentation, for there is no time to overfit.
+    "nano": {
+        "model": "EmotionResNet-nano",
+        "dropout": 0.2,
+        "loss": "cross_entropy",
+        "label_smoothing": 0.1,
+        "epochs": 18,
+        "optimizer": "sgd",
+        "lr": 0.15,
+        "weight_decay": 5e-4,
+        "schedule": "cosine",
+        "warmup": 0.1,
+        "stop_patience": 0,
+        "ema": 0.998,
+        "window": 40,
+    },
     # EmotionResNet-small: the recipe that the README's study earned.
     "small": {
         "model": "EmotionResNet-small",
@@ -132,6 +154,27 @@ RECIPES: dict[str, dict[str, Any]] = {
         "window": 40,
         "mixup": 0.4,
     },
+    # EmotionResNet-base, for a GPU: the same with more of everything. Never run to its end, see README.
+    "base": {
+        "model": "EmotionResNet-base",
+        "dropout": 0.4,
+        "loss": "cross_entropy",
+        "label_smoothing": 0.1,
+        "epochs": 200,
+        "optimizer": "sgd",
+        "lr": 0.15,
+        "weight_decay": 5e-4,
+        "schedule": "cosine",
+        "warmup": 0.05,
+        "stop_patience": 0,
+        "ema": 0.9995,
+        "rotation": 15.0,
+        "zoom": 0.15,
+        "erase": 0.3,
+        "contrast": 0.3,
+        "brightness": 0.1,
+        "mixup": 0.4,
+    },
     # ImprovedFER2013Model, at its best so far: SGD in one cycle.
     "improved": {
         "model": "ImprovedFER2013Model",
@@ -148,7 +191,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     },
 }
 
-MACHINE_FIELDS = ("data", "cache", "device", "threads")  # what may differ when a run goes on or is scored
+MACHINE_FIELDS = ("data", "cache", "votes", "device", "threads")  # what may differ when a run goes on or is scored
 
 
 def check_field(name: str, value: Any, kind: type, allowed: Knob) -> None:

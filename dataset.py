@@ -7,7 +7,7 @@ import hashlib
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from cache import SPLITS, cached, open_cache
 from config import CLASSES, Config, Parser, add_flags
+from ferplus import Votes, agreement, match, read_votes
 from images import SIZE
 from sources import Item, Source, open_dataset
 from utils import UserError, exit_status, plain
@@ -70,7 +71,7 @@ class Split:
     """One part of the data: `images` (N, 48, 48) uint8, `labels` (N,) int64, `copies` (N,) bool.
 
     `copies` marks the images whose pixels also stand in train. Images, labels and digests are mapped from
-    the cache where they stand there in one piece.
+    the cache where they stand there in one piece. `votes` (N, 7) float32 are FER+'s, zeros where an image has none.
     """
 
     name: str
@@ -78,6 +79,7 @@ class Split:
     labels: np.ndarray
     digests: np.ndarray
     copies: np.ndarray
+    votes: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -89,12 +91,42 @@ class Split:
     def take(self, rows: np.ndarray) -> "Split":
         """The images at `rows` (a sorted index), as a split of the same name."""
         images = Picked(self.images, rows) if isinstance(self.images, np.ndarray) else self.images.take(rows)
-        return Split(self.name, images, self.labels[rows], self.digests[rows], self.copies[rows])
+        votes = None if self.votes is None else self.votes[rows]
+        return Split(self.name, images, self.labels[rows], self.digests[rows], self.copies[rows], votes)
+
+    def targets(self) -> np.ndarray | None:
+        """The share (N, 7) float32 of each class in an image's votes, all for its label where it has none.
+
+        None for a split without votes.
+        """
+        if self.votes is None:
+            return None
+        total = self.votes.sum(1, keepdims=True)
+        shares = np.divide(self.votes, total, out=np.zeros_like(self.votes), where=total > 0)
+        bare = np.flatnonzero(total[:, 0] == 0)
+        shares[bare, self.labels[bare]] = 1
+        return shares
+
+    def by_votes(self) -> "Split":
+        """The images with a single most-voted emotion, which is their label; no ties, and none without votes.
+
+        Raises UserError for a split without votes, or without any such image.
+        """
+        if self.votes is None:
+            raise UserError(f"the {self.name} split has no votes; name a file of FER+ votes with --votes")
+        most = self.votes.max(1, keepdims=True)
+        rows = np.flatnonzero((most[:, 0] > 0) & ((self.votes == most).sum(1) == 1))
+        if not len(rows):
+            raise UserError(f"no image of the {self.name} split has a single most-voted emotion; leave out --votes")
+        return replace(self.take(rows), labels=self.votes[rows].argmax(1))
 
 
 @dataclass(frozen=True)
 class FaceData:
-    """A dataset ready to train on: its splits by name ("test" may be missing) and what is known of it."""
+    """A dataset ready to train on: its splits by name ("test" may be missing) and what is known of it.
+
+    `votes` is 16 hex digits over the votes on all images, whatever the limit; "" without votes.
+    """
 
     splits: dict[str, Split]
     source: str
@@ -104,6 +136,7 @@ class FaceData:
     unreadable: list[str] = field(default_factory=list)
     unreadable_count: int = 0
     notes: list[str] = field(default_factory=list)
+    votes: str = ""
 
     def split(self, name: str) -> Split:
         """The split called `name`. Raises UserError, with what there is, where the dataset lacks it."""
@@ -138,16 +171,19 @@ def load(config: Config) -> FaceData:
     """The dataset that `config.data` names, or the first one found in this folder, or the drawn faces.
 
     Decodes on the first call and reads the cache afterwards. Raises UserError for a dataset that
-    cannot be read, lacks a class in train, or has an empty split.
+    cannot be read, lacks a class in train, or has an empty split; and for votes that are not of this dataset.
     """
     where = config.data or next((place for place in PLACES if os.path.exists(place)), "demo")
     from demo_faces import DRAWN_MARK  # late: scoring and predicting need no faces drawn
 
     demo = where == "demo" and not os.path.exists(where)
+    drawn = demo or os.path.isfile(os.path.join(where, DRAWN_MARK))  # Path.is_file raises for too long a name
+    if config.votes and drawn:
+        raise UserError(f"--votes {config.votes}: drawn faces have no votes; name FER2013 with --data. {GET_FER2013}")
+    votes = read_votes(Path(config.votes)) if config.votes else None
     source: Any = DemoSource() if demo else open_dataset(Path(where))
     folder, meta = cached(source, Path(config.cache))
-    drawn = demo or Path(where, DRAWN_MARK).is_file()
-    return assemble(config, source, folder, meta, demo=drawn)
+    return assemble(config, source, folder, meta, votes=votes, demo=drawn)
 
 
 class DemoSource:
@@ -174,10 +210,49 @@ class DemoSource:
 # --- Splits ---
 
 
-def assemble(config: Config, source: Source, folder: Path, meta: dict[str, Any], *, demo: bool) -> FaceData:
+def assemble(
+    config: Config, source: Source, folder: Path, meta: dict[str, Any], *, votes: Votes | None = None, demo: bool
+) -> FaceData:
     """The FaceData over a whole cache: validation drawn where there is none, copies marked, limit applied."""
     arrays = open_cache(folder)
     labels, digests = arrays["labels"], arrays["digests"]
+    notes = [*meta["notes"], *(f"folder {name!r} is read as {to}" for name, to in meta["renamed"].items())]
+    rows, drawn = split_rows(config, source, arrays, meta)
+    given, mark = None, ""
+    if votes:
+        given = match(votes, arrays, meta | {"source": str(source.path)})  # a cache outlives a dataset's renaming
+        mark = hashlib.blake2b(given.tobytes(), digest_size=8).hexdigest()
+        count, agreed = agreement(given, labels)
+        notes.append(
+            f"votes: {votes.name}, {count:,} images have some of the seven; "
+            f"the label is (one of) the most-voted for {agreed:.1%} of them"
+        )
+    train_digests = digests[rows["train"]]
+    splits = {}
+    for name, at in rows.items():
+        pixels = arrays["images"][at] if isinstance(at, slice) else Picked(arrays["images"], at)
+        none = np.broadcast_to(False, len(train_digests))
+        copies = none if name == "train" else found_in(digests[at], train_digests)
+        splits[name] = Split(name, pixels, labels[at], digests[at], copies, None if given is None else given[at])
+    if config.limit and config.limit < len(splits["train"]):
+        splits["train"] = splits["train"].take(stratified_rows(splits["train"].labels, config.limit))
+    if splits["val"].copies.all():
+        raise UserError(
+            f"{source.path}: every validation image also stands in train, so that nothing is left to "
+            f"choose weights by; validate on other images"
+        )
+    unreadable = meta["unreadable"], meta["unreadable_count"]
+    return FaceData(splits, str(source.path), meta["fingerprint"], demo, drawn, *unreadable, notes, mark)
+
+
+def split_rows(
+    config: Config, source: Source, arrays: dict[str, np.ndarray], meta: dict[str, Any]
+) -> tuple[dict[str, slice | np.ndarray], bool]:
+    """The rows of each split that is there, in a cache's `arrays`, and whether validation was drawn from train.
+
+    Raises UserError where a split or a class has no image.
+    """
+    labels = arrays["labels"]
     ends = np.searchsorted(arrays["splits"], np.arange(len(SPLITS) + 1))
     rows: dict[str, slice | np.ndarray] = {name: slice(*ends[at : at + 2]) for at, name in enumerate(SPLITS)}
     sizes = dict(zip(SPLITS, np.diff(ends).tolist(), strict=True))
@@ -187,7 +262,7 @@ def assemble(config: Config, source: Source, folder: Path, meta: dict[str, Any],
         raise UserError(f"{source.path}: not one image of {', '.join(lost)} could be read: mend or remove them")
     drawn = not sizes["val"]
     if drawn:
-        taken = draw_validation(labels[rows["train"]], digests[rows["train"]], config.val_fraction)
+        taken = draw_validation(labels[rows["train"]], arrays["digests"][rows["train"]], config.val_fraction)
         if not taken.any():
             raise UserError(
                 f"{source.path}: there is no validation part, and no class has two different images to draw one from; "
@@ -201,25 +276,7 @@ def assemble(config: Config, source: Source, folder: Path, meta: dict[str, Any],
             f"{source.path}: train has no readable image of {', '.join(missing)}; "
             f"a class without images cannot be learned"
         )
-    train_digests = digests[rows["train"]]
-    splits = {}
-    for name, at in rows.items():
-        if sizes[name] or name == "val":
-            pixels = arrays["images"][at] if isinstance(at, slice) else Picked(arrays["images"], at)
-            none = np.broadcast_to(False, len(train_digests))
-            copies = none if name == "train" else found_in(digests[at], train_digests)
-            splits[name] = Split(name, pixels, labels[at], digests[at], copies)
-    if config.limit and config.limit < len(splits["train"]):
-        splits["train"] = splits["train"].take(stratified_rows(splits["train"].labels, config.limit))
-    if splits["val"].copies.all():
-        raise UserError(
-            f"{source.path}: every validation image also stands in train, so that nothing is left to "
-            f"choose weights by; validate on other images"
-        )
-    notes = [*meta["notes"], *(f"folder {name!r} is read as {to}" for name, to in meta["renamed"].items())]
-    return FaceData(
-        splits, str(source.path), meta["fingerprint"], demo, drawn, meta["unreadable"], meta["unreadable_count"], notes
-    )
+    return {name: at for name, at in rows.items() if sizes[name] or name == "val"}, drawn
 
 
 def found_in(digests: np.ndarray, others: np.ndarray) -> np.ndarray:
@@ -266,7 +323,7 @@ def stratified_rows(labels: np.ndarray, limit: int) -> np.ndarray:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser("dataset.py", "Say what dataset is found here, and draw a sheet of its faces.")
     parser.add_argument("--sheet", default="contact_sheet.png", metavar="FILE", help="where the sheet is drawn")
-    add_flags(parser, ("data", "cache", "val_fraction", "limit"))
+    add_flags(parser, ("data", "cache", "val_fraction", "limit", "votes"))
     args = parser.resolve(parser.parse_args(argv))
     return exit_status(show, args.config, Path(args.sheet))
 

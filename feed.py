@@ -20,11 +20,15 @@ GPU_SHARE = 0.5  # of the GPU's free memory that the dataset may take; the netwo
 
 
 class Batch(NamedTuple):
-    """Training images (B, 48, 48) uint8, labels (B,) int64 and augmentation, all on the device."""
+    """Training images (B, 48, 48) uint8, labels (B,) int64 and augmentation, all on the device.
+
+    `targets` (B, 7) float32 is the share of each class, where the split has votes.
+    """
 
     images: Tensor
     labels: Tensor
     draws: Draws | None
+    targets: Tensor | None = None
 
 
 class Feed:
@@ -38,9 +42,12 @@ class Feed:
     def __init__(self, split: Split, config: Config, machine: Machine, *, place: str = "") -> None:
         self.split, self.config, self.machine = split, config, machine
         self.place = place or where_to_keep(split, machine)
+        shares = split.targets()
+        self.targets = None if shares is None else torch.from_numpy(shares)
         if self.place == "device":
             self.images = torch.tensor(np.asarray(split.images), device=machine.device)
             self.labels = torch.tensor(np.asarray(split.labels), device=machine.device)
+            self.targets = None if shares is None else self.targets.to(machine.device)
 
     def __str__(self) -> str:
         megabytes = f"{self.split.images.nbytes / 1e6:.0f} MB"
@@ -74,10 +81,11 @@ class Feed:
             self.send(torch.from_numpy(self.split.images[rows])),
             self.send(torch.from_numpy(self.split.labels[rows])),
             self.send_draws(rows, epoch),
+            None if self.targets is None else self.send(self.targets[torch.from_numpy(rows)]),
         )
 
     def index(self, rows: np.ndarray, epoch: int) -> Batch:
-        """In the place of images and labels, where the device has them."""
+        """In the place of images and labels, where the device has them; the targets are found by the same."""
         at = self.send(torch.from_numpy(rows))
         return Batch(at, at, self.send_draws(rows, epoch))
 
@@ -86,10 +94,12 @@ class Feed:
         end = 0
         for rows in group:
             at = slice(end, end := end + len(rows))
-            images, labels = held.images[at], held.labels[at]
+            images, labels, draws = held.images[at], held.labels[at], held.draws and held.draws.each(itemgetter(at))
+            targets = None if held.targets is None else held.targets[at]
             if self.place == "device":
+                targets = None if self.targets is None else self.targets[images]
                 images, labels = self.images[images], self.labels[labels]
-            yield Batch(images, labels, held.draws and held.draws.each(itemgetter(at)))
+            yield Batch(images, labels, draws, targets)
 
     def send_draws(self, rows: np.ndarray, epoch: int) -> Draws | None:
         draws = draw(self.config, rows, epoch=epoch)

@@ -47,7 +47,8 @@ def run_from(args: argparse.Namespace) -> int:
     from dataset import load
     from ranks import joined
     from resume import check_resume, read_last
-    from train import check_batch, ranks_on
+    from train import check_run
+    from trainer import ranks_on
     from utils import locked, new_run_folder, pick_machine, run_folder, write_json
 
     with joined() as ranks, ExitStack() as stack:
@@ -65,9 +66,9 @@ def run_from(args: argparse.Namespace) -> int:
         print("\n".join(data.describe()))
         model = new_model(config, machine)
         if last:
-            ranks.in_turn(lambda: check_resume(last, data, machine, ranks))
+            ranks.in_turn(lambda: check_resume(last, data, config, machine, ranks))
         elif not args.resume:
-            ranks.in_turn(lambda: check_batch(model, data, config, ranks))
+            ranks.in_turn(lambda: check_run(model, data, config, machine, ranks))
             name = ranks.share(config.run or f"{config.model}-{time.strftime('%Y%m%d-%H%M%S')}")
             run = Path(config.runs, name)
 

@@ -22,7 +22,7 @@ from itertools import islice, repeat
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
-from config import CLASSES, Config, Parser, add_flags
+from config import CLASSES, TTA, TTA_HELP, Config, Parser, add_flags
 from tables import Row, open_table, refusing
 
 # A face in FER2013 fills a square of 48x48. Further from that an image is rather a photo with a face somewhere in it.
@@ -40,6 +40,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--json", default="", metavar="FILE", help="write a JSON array; - is standard output")
     parser.add_argument("--quiet", action="store_true", help="print the summary only")
     parser.add_argument("--strict", action="store_true", help="exit with status 2 if any file had to be skipped")
+    parser.add_argument("--tta", choices=TTA, default="none", help=TTA_HELP)
     add_flags(parser, names=("device", "precision", "threads"))
     args = parser.resolve(parser.parse_intermixed_args(argv))
     if not 1 <= args.top_k <= len(CLASSES):
@@ -87,7 +88,7 @@ def predict(args: argparse.Namespace) -> int:
             ranks.first_does(partial(output.begin, task.lines))
             batches = cut(task.parts, BATCH)
             mine = decode_batches(islice(cut(task.parts, BATCH), ranks.rank, None, ranks.size), workers)
-            results = scored(mine, task.model, machine=task.machine)
+            results = scored(mine, task.model, machine=task.machine, tta=args.tta)
             for _ in range(0, count, BATCH * ranks.size):
                 gathered = ranks.gather(next_or_fault(results))
                 ranks.first_does(partial(output.put, batches, gathered))
@@ -107,7 +108,8 @@ def prepare(args: argparse.Namespace) -> Task:
     weights = find_weights(args.weights or SHIPPED)
     model, content = load_weights(weights, machine=machine)
     parts, notes = list_inputs(paths)
-    return Task(machine, model, parts, [describe(weights, content), *lines, *(() if args.quiet else notes)])
+    lines = [describe(weights, content, tta=args.tta), *lines, *(() if args.quiet else notes)]
+    return Task(machine, model, parts, lines)
 
 
 def agree(ranks: Any, parts: list[Any]) -> None:
@@ -192,7 +194,7 @@ class Scored(NamedTuple):
     found: list[tuple[int, int] | str]
 
 
-def scored(batches: Iterable[Any], model: Any, *, machine: Any) -> Iterator[Scored]:
+def scored(batches: Iterable[Any], model: Any, *, machine: Any, tta: str) -> Iterator[Scored]:
     """The logits of every `sources.Batch`, in order."""
     import torch
 
@@ -201,7 +203,7 @@ def scored(batches: Iterable[Any], model: Any, *, machine: Any) -> Iterator[Scor
     for pixels, found in batches:
         logits = torch.zeros(0, len(CLASSES))
         if len(pixels):
-            logits = forward(model, torch.from_numpy(pixels), machine=machine)
+            logits = forward(model, torch.from_numpy(pixels), machine=machine, tta=tta)
         yield Scored(logits.numpy(), found)
 
 

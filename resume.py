@@ -5,8 +5,9 @@ from typing import Any
 
 from config import Config, from_dict, read_config
 from dataset import FaceData
+from distill import target_sources
 from ranks import Ranks
-from train import LAST, ranks_on
+from trainer import LAST, ranks_on
 from utils import Machine, UserError, read_checkpoint, versions
 
 
@@ -29,12 +30,18 @@ def read_last(run: Path, flags: dict[str, Any] | None = None) -> tuple[Config, d
     raise UserError(f"{run} holds no run to go on with; --resume takes a run's folder, such as runs/NAME")
 
 
-def check_resume(last: dict[str, Any], data: FaceData, machine: Machine, ranks: Ranks) -> None:
-    """Raise UserError where the data are not the run's; say where the machine is not."""
+def check_resume(last: dict[str, Any], data: FaceData, config: Config, machine: Machine, ranks: Ranks) -> None:
+    """Raise UserError where the data or the makers of targets are not the run's; say where the machine is not."""
     if last["fingerprint"] != data.fingerprint:
         raise UserError(
             f"the run was trained on data with fingerprint {last['fingerprint']}, these have "
             f"{data.fingerprint}: name the run's dataset with --data"
+        )
+    sources = target_sources(data, config)
+    if changed := [name for name, mark in sources.items() if last["targets"][name] != mark]:
+        raise UserError(
+            f"the run's targets were made with other {' and '.join(changed)} than these: name the files it began with "
+            f"by {', '.join(f'--{name}' for name in changed)}"
         )
     before, now = (last["machine"], last["versions"]["torch"]), (ranks_on(machine, ranks), versions()["torch"])
     if before != now:

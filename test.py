@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from config import Config, Parser, add_flags
+from config import TTA, TTA_HELP, Config, Parser, add_flags
 from tables import check_target
 
 
@@ -21,7 +21,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--split", choices=("val", "test"), default="test", help="what is scored (default: test)")
     parser.add_argument("--weights", default="", metavar="FILE", help="weights to score (default: the shipped ones)")
     parser.add_argument("--json", default="", metavar="FILE", help="write the same figures to this file too")
-    add_flags(parser, names=("data", "cache", "device", "precision", "threads"))
+    parser.add_argument("--tta", choices=TTA, default="none", help=TTA_HELP)
+    add_flags(parser, names=("data", "cache", "votes", "device", "precision", "threads"))
     return parser.resolve(parser.parse_args(argv))
 
 
@@ -51,8 +52,10 @@ def score(args: argparse.Namespace) -> int:
     with joined() as ranks:
         task = ranks.in_turn(lambda: prepare(args))
         ranks.check(task.machine.device.type)
-        scores = evaluate(task.model, task.split, machine=task.machine, ranks=ranks)
-        ranks.first_does(lambda: show(task, scores, args.json))
+        how: dict[str, Any] = {"machine": task.machine, "ranks": ranks, "tta": args.tta}
+        scores = evaluate(task.model, task.split, **how)
+        voted = evaluate(task.model, task.split.by_votes(), **how) if args.config.votes else None
+        ranks.first_does(lambda: show(task, scores, voted, args))
     return 0
 
 
@@ -70,7 +73,7 @@ def prepare(args: argparse.Namespace) -> Task:
     machine = pick_machine(config.device, config.precision, config.threads)
     path = find_weights(args.weights or SHIPPED)
     model, content = load_weights(path, machine=machine)
-    print(describe(path, content))
+    print(describe(path, content, tta=args.tta))
     # The validation part that training drew is drawn again: its share stands in the weights' own config.
     fraction = content.get("config", {}).get("val_fraction", config.val_fraction)
     try:
@@ -86,17 +89,24 @@ def prepare(args: argparse.Namespace) -> Task:
     return Task(machine, path, model, content, data, data.split(args.split))
 
 
-def show(task: Task, scores: Any, out: str) -> None:
-    """Print the figures, and write them to `out` too, if that is named. Raises UserError."""
+def show(task: Task, scores: Any, voted: Any, args: argparse.Namespace) -> None:
+    """Print the figures, against the labels and, if there are some, FER+ votes (`voted`), and write them to --json.
+
+    Raises UserError.
+    """
     from dataset import DEMO_NOTE
     from utils import write_json
 
     data, split = task.data, task.split
     drawn = split.name == "val" and data.drawn_val
-    print("\n".join(lines(f"{split.name} (drawn)" if drawn else split.name, scores)))
-    if out:
-        write_json(Path(out), {
-            "split": split.name, "drawn": drawn, **scores.plain(), "weights": str(task.path),
+    name = f"{split.name} (drawn)" if drawn else split.name
+    print("\n".join(lines(name, scores)))
+    if voted:
+        print("\n".join(f"{name}  {line}" for line in voted_lines(voted)))
+    if args.json:
+        write_json(Path(args.json), {
+            "split": split.name, "drawn": drawn, **scores.plain(), "ferplus": voted and voted.plain(),
+            "tta": args.tta, "weights": str(task.path),
             "model": task.content["model"], "trained_on": task.content["dataset"]["fingerprint"],
             "data": data.source, "fingerprint": data.fingerprint, "demo": data.demo, "machine": str(task.machine),
         })  # fmt: skip
@@ -116,6 +126,17 @@ def lines(split: str, scores: Any) -> list[str]:
         *table(scores.official),
     ]
     return [f"{split}  {line}" for line in shown]
+
+
+def voted_lines(voted: Any) -> list[str]:
+    """The figures against the majority of the FER+ votes."""
+    from val import summary
+
+    return [
+        "FER+ is against the most-voted of the seven emotions, where there is one; published figures are of 8 classes",
+        f"FER+ official        {summary(voted.official)}",
+        f"FER+ without copies  {summary(voted.unseen)}",
+    ]
 
 
 if __name__ == "__main__":

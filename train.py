@@ -1,6 +1,5 @@
 """The training loop: one epoch, and `fit` around it with schedule, early stopping, checkpoints and resume."""
 
-import json
 import math
 import signal
 import sys
@@ -8,8 +7,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
-from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -18,131 +15,18 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from augment import Blend, augment, blend, draw_blend, window_at
-from config import CLASSES, Config, make_loss
+from augment import augment, blend, draw_blend, window_at
+from config import CLASSES, Config
 from dataset import FaceData, preprocess
-from feed import Batch, Feed
-from optim import average_of, make_optimizer, make_scheduler
+from distill import Teachers
+from feed import Batch
 from ranks import Ranks
-from utils import Machine, UserError, channels_last, compiled, write_checkpoint, write_file
+from trainer import Trainer
+from utils import Machine, UserError, channels_last
 from val import Scores, evaluate
 from weights import save_weights
 
 SAVE_SECONDS = 30.0  # on a GPU, where an epoch takes seconds, last.pth is written at most this often
-
-
-@dataclass
-class Trainer:
-    """A run in progress: the fixed parts, then the state that last.pth holds."""
-
-    model: nn.Module
-    config: Config
-    data: FaceData
-    run: Path
-    machine: Machine
-    ranks: Ranks = field(default_factory=Ranks)
-    # State
-    epoch: int = 0  # epochs done
-    step: int = 0  # steps done in the epoch under way
-    seconds: float = 0.0  # spent on the epoch under way by processes before this one
-    rate: float = 0.0  # learning rate of the last step
-    loss_sum: float = 0.0  # over the images that this process saw in the epoch under way, in nats
-    correct: int = 0
-    best: float | None = None  # of the stop metric; larger is better
-    stale: int = 0  # epochs since the best one
-    history: list[dict[str, Any]] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        train = self.data.split("train")
-        self.steps = math.ceil(len(train) / self.config.batch_size)
-        self.loss, self.loss_name = make_loss(self.config, train.counts())
-        self.optimizer = make_optimizer(self.model, self.config, self.machine)
-        self.scheduler = make_scheduler(self.optimizer, self.config, self.steps)
-        self.scaler = torch.amp.GradScaler(self.machine.device.type, enabled=self.machine.dtype is torch.float16)
-        self.ema = average_of(self.model, self.config.ema) if self.config.ema else None
-        self.feed = Feed(train, self.config, self.machine)
-        self.network = self.wrapped()
-
-    def wrapped(self) -> nn.Module:
-        """The model as a step calls it: compiled, and with gradients averaged over the processes, where asked for."""
-        network = compiled(self.model, self.machine) if self.config.compile else self.model
-        if self.ranks.size == 1:
-            return network
-        wrapper = nn.parallel.DistributedDataParallel
-        names = signature(wrapper).parameters
-        copying = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"
-        # Statistics of batch norm are averaged at the end of an epoch, not copied from the first process at each step
-        return wrapper(network, gradient_as_bucket_view=True, **{copying: False})
-
-    @property
-    def kept(self) -> nn.Module:
-        """The network that is scored and saved: the averaged one where there is one."""
-        return self.ema.module if self.ema else self.model
-
-    @property
-    def done(self) -> bool:
-        patience = self.config.stop_patience
-        return self.epoch >= self.config.epochs or bool(patience and self.stale >= patience)
-
-    def parts(self) -> dict[str, Any]:
-        """The stateful objects by their key in last.pth."""
-        parts = {
-            "state_dict": self.model,
-            "optimizer": self.optimizer,
-            "scheduler": self.scheduler,
-            "scaler": self.scaler,
-            "ema": self.ema,
-        }
-        return {key: part for key, part in parts.items() if part is not None}
-
-    def save(self) -> None:
-        """Write last.pth, everything needed to go on, and metrics.jsonl."""
-        if not self.ranks.first:
-            return
-        write_checkpoint(self.run / "last.pth", {
-            "model": self.config.model,
-            "config": asdict(self.config),
-            "fingerprint": self.data.fingerprint,
-            "machine": ranks_on(self.machine, self.ranks),
-            "progress": {name: getattr(self, name) for name in PROGRESS},
-            **{key: part.state_dict() for key, part in self.parts().items()},
-        })  # fmt: skip
-        lines = "".join(f"{json.dumps(row)}\n" for row in self.history)
-        write_file(self.run / "metrics.jsonl", lines.encode())
-
-    def restore(self, content: dict[str, Any]) -> None:
-        """Go back to the state in last.pth's `content`."""
-        for key, part in self.parts().items():
-            part.load_state_dict(content[key])
-        for name in PROGRESS:
-            setattr(self, name, content["progress"][name])
-        if not self.ranks.first:
-            self.loss_sum, self.correct = 0.0, 0  # the first process holds the sums of all
-
-    def combine(self) -> None:
-        """Bring together what the processes hold apart: sums to the first, averaged statistics of batch norm to all."""
-        ranks = self.ranks
-        if ranks.size == 1:
-            return
-        loss, hits = ranks.sum(torch.tensor([self.loss_sum, self.correct], dtype=torch.float64)).tolist()
-        self.loss_sum, self.correct = (loss, int(hits)) if ranks.first else (0.0, 0)
-        for model in dict.fromkeys((self.model, self.kept)):  # one and the same where nothing is averaged
-            for buffer in model.buffers():
-                if buffer.is_floating_point():
-                    buffer.copy_(ranks.sum(buffer.cpu()) / ranks.size)
-
-
-LAST = (
-    "config",
-    "fingerprint",
-    "machine",
-    "versions",
-    "progress",
-    "state_dict",
-    "optimizer",
-    "scheduler",
-)  # in every last.pth
-PROGRESS = ("epoch", "step", "seconds", "rate", "loss_sum", "correct", "best", "stale", "history")
 
 
 class StopRequest:
@@ -172,11 +56,6 @@ def ctrl_c_is_a_request(ranks: Ranks) -> Iterator[StopRequest]:
         signal.signal(signal.SIGINT, before)
 
 
-def ranks_on(machine: Machine, ranks: Ranks) -> str:
-    """What a run's bits depend on, besides its knobs and torch."""
-    return f"{machine}, {ranks.size} processes" if ranks.size > 1 else str(machine)
-
-
 def step_seed(config: Config, epoch: int, step: int, rank: int) -> int:
     """Torch's seed for one step: what a step draws (dropout) depends on nothing that came before it."""
     return ((config.seed * 1_000_003 + epoch) * 1_000_003 + step + rank * 7_368_787) % 2**63
@@ -192,9 +71,7 @@ def train_epoch(trainer: Trainer, request: StopRequest) -> bool:
     count = len(trainer.data.split("train"))
     order = np.random.default_rng([config.seed, trainer.epoch]).permutation(count)
     whole = np.array_split(order, trainer.steps)[trainer.step :]
-    parts = [rows[ranks.part(len(rows))] for rows in whole]
-    if config.mixup or config.cutmix:  # partners, from the whole batch, stand behind the images
-        parts = [np.append(part, np.roll(rows, 1)[ranks.part(len(rows))]) for part, rows in zip(parts, whole)]
+    parts = [rows_of(rows, config, ranks) for rows in whole]
     trainer.network.train()
     loss_sum = torch.tensor(trainer.loss_sum, dtype=machine.sum_dtype, device=machine.device)
     correct = torch.tensor(trainer.correct, device=machine.device)
@@ -211,9 +88,7 @@ def train_epoch(trainer: Trainer, request: StopRequest) -> bool:
     for rows, batch in zip(whole, bar, strict=True):
         torch.manual_seed(step_seed(config, trainer.epoch, trainer.step, ranks.rank))
         trainer.rate = float(trainer.optimizer.param_groups[0]["lr"])
-        how = draw_blend(config, len(rows), epoch=trainer.epoch, step=trainer.step)
-        how = how and how.each(lambda part: part[ranks.part(len(rows))].to(machine.device))
-        losses, hits = train_step(trainer, batch, how, len(rows))
+        losses, hits = train_step(trainer, batch, len(rows))
         loss_sum += losses
         correct += hits
         trainer.step += 1
@@ -237,19 +112,38 @@ def agreed(ranks: Ranks, *, bad: bool, stop: StopRequest | None = None) -> bool:
     return bad or asked
 
 
-def train_step(trainer: Trainer, batch: Batch, how: Blend | None, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """One update, on this process's part of a batch of `count` images; the sum of its losses, and its hits.
+def rows_of(rows: np.ndarray, config: Config, ranks: Ranks) -> np.ndarray:
+    """This process's part of a batch's `rows`; where images are blended, the partners stand behind it.
 
-    `how` blends each image with its partner, which stand in the second half of `batch`.
+    Each image is the partner of its neighbour in the whole batch, whatever the number of processes.
     """
-    images, labels, targets = preprocess(batch.images), batch.labels, batch.labels
+    part = ranks.part(len(rows))
+    return np.append(rows[part], np.roll(rows, 1)[part]) if config.mixup or config.cutmix else rows[part]
+
+
+def inputs_and_targets(trainer: Trainer, batch: Batch, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Network inputs (B, 1, H, H), augmented and blended, and targets: labels (B,), or each class's share (B, 7)."""
+    config = trainer.config
+    images, targets = preprocess(batch.images), batch.labels if batch.targets is None else batch.targets
     if batch.draws is not None:
-        images = augment(images, batch.draws, window=window_at(trainer.config, trainer.epoch))
-    if how is not None:
+        images = augment(images, batch.draws, window=window_at(config, trainer.epoch))
+    how = draw_blend(config, count, epoch=trainer.epoch, step=trainer.step)
+    if targets.ndim == 1 and (how or trainer.teachers):
+        targets = nn.functional.one_hot(targets, len(CLASSES)).float()
+    if how:
+        part = trainer.ranks.part(count)
+        how = how.each(lambda values: values[part].to(images.device))
         images = blend(*images.chunk(2), how)
-        shares = nn.functional.one_hot(labels, len(CLASSES)).float()
-        targets = torch.lerp(*reversed(shares.chunk(2)), how.share[:, None])
-        labels = labels[: len(images)]
+        own, partners = targets.chunk(2)
+        targets = torch.lerp(partners, own, how.share[:, None])
+    if trainer.teachers:
+        targets = torch.lerp(targets, trainer.teachers(images), config.teaching)
+    return images, targets
+
+
+def train_step(trainer: Trainer, batch: Batch, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """One update, on this process's part of a batch of `count` images; the sum of its losses, and its hits."""
+    images, targets = inputs_and_targets(trainer, batch, count)
     with trainer.machine.autocast():
         logits = trainer.network(channels_last(images))
     logits = logits.float()
@@ -266,7 +160,9 @@ def train_step(trainer: Trainer, batch: Batch, how: Blend | None, count: int) ->
         trainer.ema.update_parameters(trainer.model)
     if trainer.config.schedule != "plateau":
         trainer.scheduler.step()
-    return losses.detach().to(trainer.machine.sum_dtype).sum(), (logits.detach().argmax(1) == labels).sum()
+    return losses.detach().to(trainer.machine.sum_dtype).sum(), (
+        logits.detach().argmax(1) == batch.labels[: len(images)]
+    ).sum()
 
 
 def not_finite(trainer: Trainer) -> UserError:
@@ -294,7 +190,7 @@ def fit(
     stop leave out the images that also stand in train. `trainer.done` is False after Ctrl-C.
     """
     ranks = ranks or Ranks()
-    ranks.in_turn(lambda: check_batch(model, data, config, ranks))
+    ranks.in_turn(lambda: check_run(model, data, config, machine, ranks))
     trainer = Trainer(model, config, data, run, machine, ranks)
     if trainer.feed.place != "host":
         print(f"training images are {trainer.feed}")
@@ -353,8 +249,12 @@ def end_epoch(trainer: Trainer, scores: Scores, rate: float, seconds: float) -> 
     trainer.step, trainer.seconds, trainer.loss_sum, trainer.correct = 0, 0.0, 0.0, 0
 
 
-def check_batch(model: nn.Module, data: FaceData, config: Config, ranks: Ranks) -> None:
-    """Raise UserError where a process would be left without images, or its batch norm with a single one."""
+def check_run(model: nn.Module, data: FaceData, config: Config, machine: Machine, ranks: Ranks) -> None:
+    """Raise UserError for what would end the run later.
+
+    A process would be left without images, or its batch norm with a single one; the network takes no windows; or
+    a teacher is of no use.
+    """
     images = len(data.split("train"))
     smallest = images // math.ceil(images / config.batch_size) // ranks.size
     norm = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
@@ -366,3 +266,7 @@ def check_batch(model: nn.Module, data: FaceData, config: Config, ranks: Ranks) 
             f"--batch-size {config.batch_size} over {images} images makes batches of {made}{each}{why}: "
             f"use a larger --batch-size"
         )
+    if config.augment and config.window < 48 and not getattr(model, "any_size", False):
+        raise UserError(f"--window {config.window}: {config.model} takes whole faces only; give --window 48")
+    if config.teachers:
+        Teachers(config, machine)

@@ -1,5 +1,6 @@
 """Scoring: logits of a split, and the figures made of them."""
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -48,18 +49,41 @@ class Scores(NamedTuple):
         return {"official": self.official.plain(), "unseen": self.unseen.plain()}
 
 
-def forward(model: nn.Module, images: Tensor, *, machine: Machine) -> Tensor:
+def views(tta: str) -> list[tuple[bool, int, int]]:
+    """The variants of an image that are scored: whether it is mirrored, and the pixels it moves down and right.
+
+    "none" is the image alone, "flip" the mirror image too, "crops" both in place and moved by two to each corner.
+    """
+    moves = [(0, 0), (-2, -2), (-2, 2), (2, -2), (2, 2)] if tta == "crops" else [(0, 0)]
+    return [(mirrored, *move) for mirrored in ((False,) if tta == "none" else (False, True)) for move in moves]
+
+
+def seen_as(images: Tensor, mirrored: bool, down: int, right: int) -> Tensor:
+    """Network inputs (B, 1, H, W) as one of `views` shows them; beyond the border the edge is repeated."""
+    height, width = images.shape[2:]
+    images = images.flip(3) if mirrored else images
+    if not (down or right):
+        return images
+    edge = max(abs(down), abs(right))
+    padded = nn.functional.pad(images, (edge,) * 4, mode="replicate")
+    return padded[:, :, edge - down : edge - down + height, edge - right : edge - right + width]
+
+
+def forward(model: nn.Module, images: Tensor, *, machine: Machine, tta: str = "none") -> Tensor:
     """Logits (B, 7) float32 on the CPU of pixels (B, 48, 48) uint8, B up to 256, in inference mode.
 
     The batch is padded to one of three sizes. In batches of one size the same image gives the same logits, bit for
-    bit; between the sizes too on the CPU tried. Raises UserError where the logits are not finite.
+    bit; between the sizes too on the CPU tried. With test-time augmentation (`tta`, see `views`) they are the
+    logarithms of the mean probabilities. Raises UserError where the logits are not finite.
     """
     size = next(size for size in (*SIZES, len(images)) if size >= len(images))
     padded = torch.zeros((size, *images.shape[1:]), dtype=torch.uint8)
     padded[: len(images)] = images
     with torch.inference_mode(), machine.autocast():
-        inputs = channels_last(preprocess(padded.to(machine.device)))
-        logits = model(inputs)[: len(images)].float().cpu()
+        inputs = preprocess(padded.to(machine.device))
+        each = [model(channels_last(seen_as(inputs, *view)))[: len(images)].float() for view in views(tta)]
+        logits = each[0] if len(each) == 1 else torch.stack(each).log_softmax(2).logsumexp(0) - math.log(len(each))
+        logits = logits.cpu()
     if not logits.isfinite().all():
         raise UserError(
             "the network gives numbers that are not finite: its weights are damaged, or training "
@@ -68,7 +92,7 @@ def forward(model: nn.Module, images: Tensor, *, machine: Machine) -> Tensor:
     return logits
 
 
-def predict_logits(model: nn.Module, split: Split, *, machine: Machine, ranks: Ranks) -> Tensor:
+def predict_logits(model: nn.Module, split: Split, *, machine: Machine, ranks: Ranks, tta: str = "none") -> Tensor:
     """Logits (N, 7) float32 on the CPU of every image of `split`; the processes take its batches by turns.
 
     Leaves the model in the mode it was found in.
@@ -79,21 +103,27 @@ def predict_logits(model: nn.Module, split: Split, *, machine: Machine, ranks: R
     try:
         for start in range(BATCH * ranks.rank, len(split), BATCH * ranks.size):
             rows = slice(start, start + BATCH)
-            logits[rows] = forward(model, torch.from_numpy(np.array(split.images[rows])), machine=machine)
+            logits[rows] = forward(model, torch.from_numpy(np.array(split.images[rows])), machine=machine, tta=tta)
     finally:
         model.train(training)
     return ranks.sum(logits)
 
 
 def evaluate(
-    model: nn.Module, split: Split, *, machine: Machine, loss: Loss | None = None, ranks: Ranks | None = None
+    model: nn.Module,
+    split: Split,
+    *,
+    machine: Machine,
+    loss: Loss | None = None,
+    ranks: Ranks | None = None,
+    tta: str = "none",
 ) -> Scores:
     """Score `model` on every image of `split` exactly once, with and without the copies of train images.
 
     `loss` maps (logits, labels) to nats per image; without it, plain cross-entropy. Of several processes
-    (`ranks`) each scores a part, and all get the same figures.
+    (`ranks`) each scores a part, and all get the same figures. `tta` is the test-time augmentation, see `views`.
     """
-    logits = predict_logits(model, split, machine=machine, ranks=ranks or Ranks())
+    logits = predict_logits(model, split, machine=machine, ranks=ranks or Ranks(), tta=tta)
     labels = torch.tensor(split.labels)
     official = measure(logits, labels, loss=loss)
     if not split.copies.any():

@@ -12,8 +12,9 @@ from config import CLASSES, Config
 from dataset import PREPROCESSING, FaceData
 from model import FaceNet, build_model
 from utils import Machine, UserError, read_checkpoint, write_checkpoint, write_file
-from val import Scores, evaluate
+from val import Scores, evaluate, views
 
+PATHS = ("data", "cache", "votes", "teachers", "runs")  # the knobs that hold some
 SHIPPED = "final_weights_new.pth"
 
 
@@ -32,11 +33,16 @@ def save_weights(
         "arguments": {"dropout": config.dropout},
         "state_dict": state,
         "preprocessing": PREPROCESSING,
-        "config": asdict(config) | {name: Path(getattr(config, name)).name for name in ("data", "cache", "runs")},
+        "config": asdict(config) | {name: file_names(getattr(config, name)) for name in PATHS},
         "metrics": scores.plain(),
         "dataset": {"source": Path(data.source).name, "fingerprint": data.fingerprint, "demo": data.demo,
-                    "limit": config.limit, "train": data.split("train").counts()},
+                    "votes": data.votes, "limit": config.limit, "train": data.split("train").counts()},
     })  # fmt: skip
+
+
+def file_names(paths: str) -> str:
+    """Paths with a comma between them, without the folders above them: those are nobody else's business."""
+    return ",".join(Path(path.strip()).name for path in paths.split(","))
 
 
 def find_weights(name: str) -> Path:
@@ -79,15 +85,17 @@ def load_weights(path: Path, *, machine: Machine) -> tuple[FaceNet, dict[str, An
     return model.eval().to(machine.device, memory_format=torch.channels_last), content
 
 
-def describe(path: Path, content: dict[str, Any]) -> str:
-    """One line: file, network, the dataset it was trained on, and its validation accuracy."""
+def describe(path: Path, content: dict[str, Any], *, tta: str = "none") -> str:
+    """One line: file, network, the dataset it was trained on, its validation accuracy, and `tta` if that is used."""
     scores, data = content["metrics"], content["dataset"]
     kind = "the drawn demo faces" if data["demo"] else data["source"]
     part = f", {sum(data['train'])} images" if data["limit"] else ""
+    votes = " with FER+ votes" if data.get("votes") else ""
+    augmented = "" if tta == "none" else f"; test-time augmentation: {tta}, {len(views(tta))} views of an image"
     return (
-        f"weights {path}: {content['model']}, trained on {kind} ({data['fingerprint']}{part}), "
+        f"weights {path}: {content['model']}, trained on {kind}{votes} ({data['fingerprint']}{part}), "
         f"validation accuracy {scores['official']['accuracy']:.4f} "
-        f"({scores['unseen']['accuracy']:.4f} without copies)"
+        f"({scores['unseen']['accuracy']:.4f} without copies){augmented}"
     )
 
 

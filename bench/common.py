@@ -1,23 +1,32 @@
-"""What the benchmarks share: fresh processes that take turns, the header of a table, random faces, step times."""
+"""What the benchmarks share: fresh processes that take turns, runs that are kept, the header of a table, random faces,
+step times."""
 
 import gc
 import json
+import math
 import os
 import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from config import MACHINE_FIELDS, Config, Parser, add_flags, combine, from_dict, read_config
+
 ROOT = Path(__file__).resolve().parent.parent
 VAL_FACES = 256  # of RandomFaces: one batch of scoring
 CHUNK = 1024  # random faces drawn at a time
+SETTING = ("data", "cache", "device", "threads", "runs", "run")  # knobs that say where a run is made, not what it is
+# Student's t, two-sided 95 %, by degrees of freedom
+T95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
+MAX_SEEDS = len(T95) + 1
 
 
 # --- Fresh processes ---
@@ -49,6 +58,116 @@ def take_turns(
     for key in tqdm(list(cells) * rounds, label, disable=None, leave=False):
         results[key].append(run_cell(script, cells[key]))
     return results
+
+
+# --- Runs of interface.py, which are kept ---
+
+
+def typed_knobs(rest: Sequence[str]) -> dict[str, Any]:
+    """The knobs that `rest` sets, flags of interface.py; a wrong one ends the script with status 2."""
+    parser = Parser("interface.py", "What stands after -- are flags of interface.py.")
+    add_flags(parser)
+    return vars(parser.parse_args(list(rest)))
+
+
+def flags_of(knobs: dict[str, Any]) -> list[str]:
+    """The flags that set `knobs`."""
+    flags = []
+    for name, value in knobs.items():
+        word = name.replace("_", "-")
+        flags += [f"--{word}" if value else f"--no-{word}"] if isinstance(value, bool) else [f"--{word}", str(value)]
+    return flags
+
+
+def identity(config: Config) -> dict[str, Any]:
+    """The knobs that make a run what it is, the seed among them, whatever machine and folder it is made in."""
+    knobs = {name: value for name, value in asdict(config).items() if name not in SETTING}
+    return knobs | {"votes": Path(config.votes).name}
+
+
+def finished(run: Path) -> bool:
+    return (run / "confusion.png").exists()  # written at the very end
+
+
+def history(run: Path) -> list[dict[str, Any]]:
+    """The figures of every epoch of `run`."""
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def config_of(run: Path) -> Config:
+    """The knobs of `run`. Raises UserError where it is no run of this version of the code."""
+    from utils import UserError
+
+    path = str(run / "config.json")
+    try:
+        return from_dict(read_config(path), path)
+    except ValueError as error:
+        raise UserError(f"{run} is no run that this code can read: {error}") from error
+
+
+def train_once(run: Path, knobs: dict[str, Any], *, recipe: str = "") -> list[dict[str, Any]]:
+    """The `history` of the finished run in the folder `run`: trained now unless it is there, a stopped one goes on.
+
+    interface.py works in a folder of its own that is removed: weights that it promotes there replace no others.
+    Raises UserError where `run` has other knobs, or training fails.
+    """
+    from utils import UserError
+
+    config, _ = combine(knobs, recipe=recipe)
+    knobs = {**knobs, **in_any_folder(config)}
+    begun = (run / "config.json").exists()
+    if begun:
+        check_same(run, combine(knobs, recipe=recipe)[0])
+    if not finished(run):
+        if begun:
+            on_machine = {name: value for name, value in knobs.items() if name in MACHINE_FIELDS}
+            flags = ["--resume", str(run.absolute()), *flags_of(on_machine)]
+        else:
+            named = {**knobs, "runs": str(run.parent.absolute()), "run": run.name}
+            flags = [*(["--recipe", recipe] if recipe else []), *flags_of(named)]
+        with tempfile.TemporaryDirectory() as folder:
+            status = call([sys.executable, str(ROOT / "interface.py"), *flags], folder)
+        if status == 130:
+            raise KeyboardInterrupt
+        if status:
+            raise UserError(f"{run}: training ended with status {status}")
+    return history(run)
+
+
+def call(command: list[str], folder: str) -> int:
+    """The exit status of `command`, run in `folder` without its stdout; on Ctrl-C it may end what it does first."""
+    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL)
+    try:
+        return process.wait()
+    except KeyboardInterrupt:  # the terminal tells both; training then writes last.pth
+        process.wait()
+        raise
+
+
+def in_any_folder(config: Config) -> dict[str, str]:
+    """The knobs of `config` that name files here, by paths that hold in any folder."""
+
+    def absolute(name: str) -> str:
+        return os.path.abspath(name) if os.path.exists(name) else name
+
+    files = {"data": absolute(config.data), "votes": absolute(config.votes), "cache": os.path.abspath(config.cache)}
+    files["teachers"] = ",".join(absolute(name.strip()) for name in config.teachers.split(","))
+    return {name: path for name, path in files.items() if path}
+
+
+def check_same(run: Path, config: Config) -> None:
+    """Raise UserError unless `run` was begun with the knobs of `config`, but for where it was made."""
+    from utils import UserError
+
+    before, now = identity(config_of(run)), identity(config)
+    if other := [f"{name} {before[name]!r}, now {now[name]!r}" for name in now if before[name] != now[name]]:
+        raise UserError(f"{run} holds a run with other knobs ({'; '.join(other)}): name another folder with --runs")
+
+
+def interval(differences: Sequence[float]) -> tuple[float, float]:
+    """Mean of 2 to MAX_SEEDS paired differences, and half of its 95 % interval by Student's t."""
+    spread = statistics.stdev(differences) / math.sqrt(len(differences))
+    return statistics.mean(differences), T95[len(differences) - 1] * spread
 
 
 # --- The network as it is written everywhere ---
@@ -154,8 +273,12 @@ def load_random(config: Any, count: int) -> Any:
     """What `dataset.load` makes of `count` RandomFaces: built in `config.cache` where they are not there yet."""
     import dataset
 
+    real = dataset.open_dataset
     dataset.open_dataset = lambda path: RandomFaces(count)  # whatever stands in this folder
-    return dataset.load(replace(config, data="random faces"))
+    try:
+        return dataset.load(replace(config, data="random faces"))
+    finally:
+        dataset.open_dataset = real
 
 
 # --- Steps of the project's own loop ---

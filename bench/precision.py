@@ -3,64 +3,57 @@
     python bench/precision.py --data archive.zip --model TheModel -- --epochs 6 --schedule onecycle
 
 What stands after `--` goes to interface.py. Every run is a process of its own; the figure is the validation
-accuracy after the last epoch, so nothing is selected. The runs stay in --runs, and one that is there is not run again.
+accuracy after the last epoch, so nothing is selected. The runs stay in --runs, and one that is there is not run again;
+one that was stopped goes on. Weights that are shipped stay as they are.
 """
 
 import argparse
-import json
-import math
-import statistics
-import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-# Student's t, two-sided 95 %, by degrees of freedom
-T95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # before bench/, which has a train.py too
+
+from bench.common import MAX_SEEDS, header, interval, train_once, typed_knobs
+from config import MODELS, RECIPES, Config, Parser
 
 
-def accuracies(run: Path, command: list[str]) -> tuple[float, float]:
-    """Official and unseen validation accuracy in percent after the last epoch of `run`, trained now if need be."""
-    if not (run / "confusion.png").exists():  # written at the very end
-        go = ["--resume", str(run)] if (run / "last.pth").exists() else [*command, "--run", run.name]
-        subprocess.run([sys.executable, str(ROOT / "interface.py"), *go], check=True, stdout=subprocess.DEVNULL)
-    last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
-    return 100 * last["val_accuracy"], 100 * last["val_accuracy_unseen"]
-
-
-def interval(differences: list[float]) -> tuple[float, float]:
-    """Mean of paired differences, and half of its 95 % interval by Student's t."""
-    spread = statistics.stdev(differences) / math.sqrt(len(differences))
-    return statistics.mean(differences), T95[len(differences) - 1] * spread
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--data", required=True, help="the dataset, as for interface.py")
-    parser.add_argument("--model", default="TheModel")
-    parser.add_argument("--seeds", type=int, default=3, choices=range(2, 11), metavar="N")
-    parser.add_argument("--runs", default="runs/precision", help="folder of the runs")
-    parser.add_argument("rest", nargs="*", help="further flags of interface.py, after --")
-    args = parser.parse_args()
-    import torch
-
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}")
-    print(f"{args.model} {' '.join(args.rest)}: validation accuracy in %, official / without copies")
+def run(args: argparse.Namespace) -> int:
+    print("\n".join(header()))
+    name = "-".join(filter(None, (args.recipe, args.model))) or Config().model
+    model = {"model": args.model} if args.model else {}
+    print(f"{name} {' '.join(args.rest)}: validation accuracy in %, official / without copies")
     gaps: list[tuple[float, float]] = []
     for seed in range(args.seeds):
         row = []
         for precision in ("fp32", "bf16"):
-            run = Path(args.runs, f"{args.model}-{precision}-{seed}")
-            command = ["--data", args.data, "--model", args.model, "--seed", str(seed), "--precision", precision]
-            row.append(accuracies(run, [*command, "--runs", args.runs, *args.rest]))
+            knobs = {"data": args.data, **model, "seed": seed, "precision": precision, **args.knobs}
+            last = train_once(Path(args.runs, f"{name}-{precision}-{seed}"), knobs, recipe=args.recipe)[-1]
+            row.append((100 * last["val_accuracy"], 100 * last["val_accuracy_unseen"]))
         (official32, unseen32), (official16, unseen16) = row
         gaps.append((official16 - official32, unseen16 - unseen32))
         print(f"seed {seed}  fp32 {official32:.2f} / {unseen32:.2f}  bf16 {official16:.2f} / {unseen16:.2f}  "
               f"difference {gaps[-1][0]:+.2f} / {gaps[-1][1]:+.2f}", flush=True)  # fmt: skip
-    for name, values in zip(("official", "without copies"), zip(*gaps, strict=True), strict=True):
-        mean, half = interval(list(values))
-        print(f"bf16 - fp32, {name}: {mean:+.2f} points, 95 % interval {mean - half:+.2f} to {mean + half:+.2f}")
+    for figure, values in zip(("official", "without copies"), zip(*gaps, strict=True), strict=True):
+        mean, half = interval(values)
+        print(f"bf16 - fp32, {figure}: {mean:+.2f} points, 95 % interval {mean - half:+.2f} to {mean + half:+.2f}")
+    return 0
+
+
+def main() -> int:
+    parser = Parser("bench/precision.py", __doc__.splitlines()[0])
+    parser.add_argument("--data", required=True, help="the dataset, as for interface.py")
+    parser.add_argument("--recipe", choices=tuple(RECIPES), default="", help="a named set of knobs")
+    parser.add_argument("--model", choices=MODELS, default="", help="network (default: the recipe's)")
+    parser.add_argument("--seeds", type=int, default=3, choices=range(2, MAX_SEEDS + 1), metavar="N")
+    parser.add_argument("--runs", default="runs/precision", help="folder of the runs")
+    parser.add_argument("rest", nargs="*", help="further flags of interface.py, after --")
+    args = parser.parse_args()
+    args.knobs = typed_knobs(args.rest)
+    parser.resolve(argparse.Namespace(**args.knobs))  # a value that is not allowed ends the script here
+    from utils import exit_status  # late: --help need not wait for torch
+
+    return exit_status(run, args)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

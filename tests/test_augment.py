@@ -1,7 +1,8 @@
 import numpy as np
+import pytest
 import torch
 
-from augment import affine_grid, augment, draw, erase, uniform
+from augment import affine_grid, augment, blend, draw, draw_blend, erase, uniform, window_at, within
 from config import Config
 
 STILL = {"flip": False, "shift": 0.0, "rotation": 0.0, "zoom": 0.0}
@@ -91,3 +92,72 @@ def test_the_grid_is_torchs():
     theta = draw(Config(rotation=90.0, zoom=0.5), np.arange(20), epoch=0).theta
     wanted = torch.nn.functional.affine_grid(theta, [20, 1, 48, 48], align_corners=False)
     torch.testing.assert_close(affine_grid(theta, 48), wanted)
+
+
+def test_a_window_is_the_middle_of_the_whole():
+    images, draws = torch.rand(6, 1, 48, 48), draw(Config(rotation=20.0), np.arange(6), epoch=0)
+    whole = augment(images, draws)
+    torch.testing.assert_close(augment(images, draws, window=40), whole[:, :, 4:44, 4:44])
+    assert augment(images, draws, window=33).shape == (6, 1, 33, 33)
+
+
+def test_windows_end_with_the_last_share_of_the_epochs():
+    config = Config(epochs=10, window=40, whole=0.3)
+    assert [window_at(config, epoch) for epoch in range(10)] == [40] * 7 + [48] * 3
+    assert {window_at(Config(epochs=10), epoch) for epoch in range(10)} == {48}
+
+
+def test_tones_are_strengthened_lightened_and_kept_in_range():
+    flat = torch.full((400, 1, 48, 48), 0.5)
+    lit = apply(Config(**STILL, brightness=0.1), flat)[:, 0, 0, 0]
+    assert 0.3 <= lit.min() < 0.32 and 0.68 < lit.max() <= 0.7  # a tenth of black to white is 0.2
+    strong = apply(Config(**STILL, contrast=0.4), flat)[:, 0, 0, 0]
+    assert 0.3 <= strong.min() < 0.31 and 0.69 < strong.max() <= 0.7
+    assert apply(Config(**STILL, contrast=1.0, brightness=1.0), flat).abs().max() == 1.0
+
+
+def test_new_augmentation_leaves_the_other_draws_as_they_were():
+    rows = np.arange(5)
+    plain, toned = (draw(Config(erase=0.2, contrast=c), rows, epoch=3) for c in (0.0, 0.5))
+    assert torch.equal(plain.theta, toned.theta) and torch.equal(plain.boxes, toned.boxes) and plain.tones is None
+
+
+def test_nothing_is_blended_unless_asked():
+    assert draw_blend(Config(), 8, epoch=0, step=0) is None
+
+
+def test_mixup_averages_by_the_share_of_the_target():
+    how = draw_blend(Config(mixup=0.4), 5000, epoch=1, step=2)
+    share = how.share.numpy()
+    assert how.boxes.isnan().all() and share.min() >= 0.5 and share.max() <= 1
+    # The mean of max(b, 1 - b) over 10 million draws b of Beta(0.4, 0.4) is 0.8398, its error here 0.002
+    assert share.mean() == pytest.approx(0.8398, abs=0.008)
+    images, partners = torch.rand(5000, 1, 4, 4), torch.rand(5000, 1, 4, 4)
+    mean = how.share.view(-1, 1, 1, 1)
+    torch.testing.assert_close(blend(images, partners, how), mean * images + (1 - mean) * partners)
+
+
+def test_cutmix_covers_as_much_as_the_partners_share():
+    how = draw_blend(Config(cutmix=1.0), 2000, epoch=0, step=0)
+    out = blend(torch.ones(2000, 1, 48, 48), torch.zeros(2000, 1, 48, 48), how)
+    assert set(out.unique().tolist()) == {0.0, 1.0}
+    covered = 1 - out.mean((1, 2, 3))
+    # A side is a whole number of pixels: off by less than one of them on each axis
+    assert (covered.sqrt() - (1 - how.share).sqrt()).abs().max() < 1.01 / 48
+    assert float((covered - (1 - how.share)).mean()) == pytest.approx(0, abs=0.005)
+    assert how.boxes.min() >= -1 and how.boxes.max() <= 1
+
+
+def test_with_both_each_has_half():
+    how = draw_blend(Config(mixup=0.4, cutmix=1.0), 4000, epoch=0, step=0)
+    assert 1850 < int(how.boxes.isnan().all(1).sum()) < 2150
+    whole, tail = (
+        draw_blend(Config(mixup=0.4), 100, epoch=0, step=0),
+        draw_blend(Config(mixup=0.4), 100, epoch=0, step=1),
+    )
+    assert torch.equal(whole.share, draw_blend(Config(mixup=0.4), 100, epoch=0, step=0).share)
+    assert not torch.isclose(whole.share, tail.share).all()
+
+
+def test_a_box_of_nothing_holds_no_pixel():
+    assert not within(torch.full((2, 4), torch.nan), (5, 6)).any()

@@ -1,9 +1,15 @@
 """The benchmarks run through their real command line at their smallest, and print their tables; no time is asserted."""
 
+import json
 import re
+import shutil
+from dataclasses import asdict
+from pathlib import Path
 
+import numpy as np
 import pytest
 
+from config import RECIPES, Config
 from helpers import run_script, write_folders, zip_folder
 
 
@@ -124,6 +130,26 @@ def test_no_flag_may_be_shortened(bench, name):
     assert bench(name, "--mod", "x", status=2).startswith("error: ")
 
 
+@pytest.mark.parametrize(
+    "typed",
+    [
+        "precision.py --data x --seed 2",
+        "study.py --data x --recipe small --seed 2",
+        "speedrun.py --data x --run 2",
+        "results.py x --tt",
+    ],
+)
+def test_no_flag_of_a_study_may_be_shortened(bench, typed):
+    name, *args = typed.split()
+    assert bench(name, *args, status=2).startswith("error: unrecognized arguments: ")
+
+
+@pytest.mark.parametrize("typed", ["--epoch 3", "--epochs 0", "--recipe simple"])
+def test_a_wrong_flag_after_two_dashes_ends_a_study_before_its_runs(bench, typed):
+    text = bench("study.py", "--data", "x", "--recipe", "small", "--", *typed.split(), status=2)
+    assert text.startswith("error: ") and typed.split()[0].strip("-") in text
+
+
 def test_limit_names_what_limits_the_step(bench):
     small = ["--batch", 2, "--steps", 1, "--warm-up", 1, "--sizes", 64, "--top", 3, "--models", "TheModel"]
     text = bench("limit.py", *small, "--device", "cpu", "--precision", "fp32")
@@ -178,3 +204,311 @@ def test_scale_divides_memory_by_the_images_between_two_sizes():
     assert growth([10, 30], whole) == [line]
     assert growth([10, 30], [whole[0], built]) == ["bytes per image from 10 to 30: building 0.0"]
     assert growth([10], whole[:1]) == []
+
+
+# --- Runs that are kept ---
+
+
+def write_run(run, config, *figures):
+    """A finished run as interface.py leaves it, less its weights, with (official, unseen, seconds) of every epoch."""
+    run.mkdir(parents=True, exist_ok=True)
+    keys = ("val_accuracy", "val_accuracy_unseen", "seconds")
+    (run / "config.json").write_text(json.dumps(asdict(config)))
+    (run / "metrics.jsonl").write_text("".join(f"{json.dumps(dict(zip(keys, row, strict=True)))}\n" for row in figures))
+    (run / "confusion.png").touch()
+    return run
+
+
+@pytest.fixture
+def calls(monkeypatch, tmp_path):
+    """The calls of interface.py, parsed by itself, that `train_once` makes; each leaves a finished run behind."""
+    import interface
+    from bench import common
+
+    made = []
+
+    def call(command, folder):
+        assert command[1].endswith("interface.py") and not list(Path(folder).iterdir())  # weights go nowhere else
+        args = interface.parse(command[2:])
+        made.append(args)
+        run = Path(args.resume) if args.resume else Path(args.config.runs, args.config.run)
+        config = common.config_of(run) if args.resume else args.config
+        write_run(run, config, (0.5, 0.25, 60.0))
+        return 0
+
+    monkeypatch.setattr(common, "call", call)
+    monkeypatch.chdir(tmp_path)
+    return made
+
+
+def test_a_run_is_trained_unless_it_is_there(calls, tmp_path):
+    from bench.common import train_once
+
+    (tmp_path / "faces.zip").touch()
+    knobs = {"data": "faces.zip", "seed": 3, "epochs": 2, "flip": False}
+    for _ in range(2):
+        rows = train_once(Path("runs/one"), knobs, recipe="small")
+        assert rows == [{"val_accuracy": 0.5, "val_accuracy_unseen": 0.25, "seconds": 60.0}]
+    (args,) = calls
+    places = {
+        name: str(tmp_path / value) for name, value in (("data", "faces.zip"), ("cache", ".cache"), ("runs", "runs"))
+    }
+    assert args.config == Config(**{**RECIPES["small"], **knobs, **places, "run": "one"})
+
+
+def test_a_run_that_was_stopped_goes_on(calls, tmp_path):
+    from bench.common import train_once
+
+    knobs = {"data": "demo", "epochs": 2, "threads": 1}
+    train_once(Path("runs/one"), knobs)
+    Path("runs/one/confusion.png").unlink()
+    train_once(Path("runs/one"), knobs)
+    assert calls[1].resume == str(tmp_path / "runs/one")
+    assert calls[1].flags == {"data": "demo", "cache": str(tmp_path / ".cache"), "threads": 1}
+
+
+def test_a_run_with_other_knobs_is_not_taken_for_this_one(calls):
+    from bench.common import train_once
+    from utils import UserError
+
+    train_once(Path("runs/one"), {"data": "demo", "epochs": 2})
+    train_once(Path("runs/one"), {"data": "elsewhere.zip", "epochs": 2, "device": "cpu"})  # the same run elsewhere
+    with pytest.raises(UserError, match=r"holds a run with other knobs .epochs 2, now 3; seed 0, now 1.: name another"):
+        train_once(Path("runs/one"), {"data": "demo", "epochs": 3, "seed": 1})
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize(("status", "error"), [(2, "UserError"), (130, "KeyboardInterrupt")])
+def test_a_run_that_fails_ends_the_study(monkeypatch, tmp_path, status, error):
+    from bench import common
+
+    monkeypatch.setattr(common, "call", lambda *_: status)
+    with pytest.raises(BaseException) as raised:
+        common.train_once(tmp_path / "run", {"data": "demo"})
+    assert type(raised.value).__name__ == error
+
+
+def test_flags_set_the_knobs_they_are_made_of():
+    from bench.common import flags_of, typed_knobs
+
+    knobs = {"label_smoothing": 0.1, "flip": False, "augment": True, "votes": "", "model": "ResNet-18", "epochs": 7}
+    assert typed_knobs(flags_of(knobs)) == knobs
+
+
+def test_interval_is_students():
+    from bench.common import interval
+
+    mean, half = interval([1.0, 2.0, 3.0])
+    assert mean == 2.0 and half == pytest.approx(4.303 / 3**0.5)
+    mean, half = interval([-1.0, 1.0])
+    assert mean == 0.0 and half == pytest.approx(12.706)
+
+
+def test_precision_pairs_runs_of_both_formats(calls, monkeypatch, capsys):
+    from bench import precision
+
+    argv = ["precision.py", "--data", "demo", "--seeds", "2", "--runs", "runs", "--", "--epochs", "3"]
+    monkeypatch.setattr("sys.argv", argv)
+    assert precision.main() == 0
+    made = [(args.config.precision, args.config.seed, args.config.epochs) for args in calls]
+    assert made == [("fp32", 0, 3), ("bf16", 0, 3), ("fp32", 1, 3), ("bf16", 1, 3)]
+    text = capsys.readouterr().out
+    assert "seed 1  fp32 50.00 / 25.00  bf16 50.00 / 25.00  difference +0.00 / +0.00" in text
+    assert "bf16 - fp32, without copies: +0.00 points, 95 % interval +0.00 to +0.00" in text
+
+
+# --- What a part of a recipe is worth ---
+
+
+def test_study_prints_paired_gains_and_runs_nothing_twice(bench, tmp_path, monkeypatch, capsys):
+    import torch
+
+    from bench import common, study
+
+    data = zip_folder(write_folders(tmp_path / "archive", val_copies=7), tmp_path / "archive.zip")
+    runs = tmp_path / "runs"
+    quick = ["--model", "EmotionResNet-nano", "--epochs", 2, "--cache", tmp_path / "cache", "--device", "cpu"]
+    args = ["--data", data, "--recipe", "small", "--seeds", 1, "--only", "EMA", "--runs", runs, "--", *quick]
+    text = bench("study.py", *args)
+    check_header(text)
+    assert "2 runs, 2 for each of 1 seeds; 0 of them are there\n" in text and "\nseed 0 done: " in text
+    assert re.search(r"^1 runs are left: about [\d.]+ hours$", text, re.M)
+    last = {}
+    for name in ("small-all-0", "small-without-ema-0"):
+        last[name] = json.loads((runs / name / "metrics.jsonl").read_text().splitlines()[-1])
+        hits = np.load(runs / name / "hits.npy")
+        assert hits.shape == (28,) and hits.mean() == pytest.approx(last[name]["val_accuracy"])
+    whole, without = (100 * row["val_accuracy"] for row in last.values())
+    assert rows(text)["all"][0] == f"{whole:.2f}"
+    assert re.search(rf"^without EMA +{without:.2f} +{re.escape(f'{whole - without:+.2f}')} ", text, re.M)
+    written = {path: path.stat().st_mtime_ns for path in runs.rglob("*")}
+    monkeypatch.setattr(common, "call", lambda *_: pytest.fail("a run that is there is run again"))
+    monkeypatch.setattr("sys.argv", ["study.py", *map(str, args)])
+    assert study.main() == 0
+    again = capsys.readouterr().out
+    assert "2 of them are there\n" in again and again.split("seed 0 done")[1] == text.split("seed 0 done")[1]
+    assert {path: path.stat().st_mtime_ns for path in runs.rglob("*")} == written
+    averaged, *_ = study.last_network(runs / "small-all-0")
+    content = torch.load(runs / "small-all-0/last.pth", weights_only=True)
+    assert torch.equal(averaged.classifier.weight, content["ema"]["module.classifier.weight"])
+    assert not torch.equal(averaged.classifier.weight, content["state_dict"]["classifier.weight"])
+
+
+def test_bootstrap_pairs_images_and_draws_them_once_for_all_seeds():
+    from bench.study import bootstrap
+
+    rng = np.random.default_rng(0)
+    second = rng.random((2, 4000)) < 0.6
+    assert bootstrap(second, second) == (0.0, 0.0, 0.0)
+    assert bootstrap(np.ones((2, 50)), np.zeros((2, 50))) == (100.0, 100.0, 100.0)
+    first = second.copy()
+    first[:, :40] = True  # both seeds gain on the same few images
+    second[:, :40] = False
+    mean, low, high = bootstrap(first, second)
+    half = 196 * (0.01 * 0.99 / 4000) ** 0.5  # of a share of 1 %: unpaired it would be five times as much
+    assert mean == pytest.approx(1.0) and low == pytest.approx(1 - half, abs=0.05)
+    assert high == pytest.approx(1 + half, abs=0.05)
+    cancel = np.zeros((2, 100), bool)
+    cancel[0] = True  # what one seed gains on an image, the other loses on it
+    assert bootstrap(cancel, ~cancel) == (0.0, 0.0, 0.0)
+
+
+def test_study_takes_the_parts_that_change_something():
+    from bench.study import LESS, MORE, parts_of
+
+    config = Config(loss="cross_entropy", label_smoothing=0.1, window=40, mixup=0.4, optimizer="sgd")
+    parts, idle = parts_of(config, [])
+    names, unchanged = [str(part) for part in parts], [str(part) for part in idle]
+    assert {"without label smoothing", "without window", "without mixup", "without SGD", "with cutmix"} <= {*names}
+    assert {"without EMA", "without cutmix", "with mixup"} <= {*unchanged}
+    assert len(names) + len(unchanged) == len(LESS) + len(MORE)
+    for part in parts:
+        Config(**{**asdict(config), **part.knobs})  # its knobs are there and allowed
+    parts, idle = parts_of(config, ["mixup"])
+    assert [str(part) for part in (*parts, *idle)] == ["without mixup", "with mixup"]
+    assert parts[0].folder("small", 2) == "small-without-mixup-2"
+
+
+def test_study_table_has_the_gain_of_a_part_and_both_intervals():
+    from bench.study import ALL, Part, Result, table
+
+    less, more = Part("EMA", {"ema": 0.0}), Part("mixup", {"mixup": 0.2}, True)
+    unseen = np.arange(10) < 8
+    full, few = np.arange(10) < 6, np.arange(10) >= 8  # 6 and 0 of 8 right without copies
+    results = {}
+    for seed, shift in enumerate((0.0, 1.0)):
+        results[str(ALL), seed] = Result(70.0 + shift, 60.0, 10.0, full)
+        results[str(less), seed] = Result(68.0 + 2 * shift, 61.0, 20.0, few)
+        results[str(more), seed] = Result(71.0 + shift, 62.0, 30.0, full)
+    _, whole, without, added, spread = (" ".join(line.split()) for line in table([less, more], results, 2, unseen))
+    assert whole == "all 70.50 60.00 10.0"
+    # Gains 2 and 1: mean 1.5, standard error 0.5; of 8 images 6 are lost
+    assert without.startswith("without EMA 69.00 +1.50 (-4.85 to +7.85) 61.00 -1.00 (-1.00 to -1.00) +75.00 (")
+    assert added == "with mixup 71.50 +1.00 (+1.00 to +1.00) 62.00 +2.00 (+2.00 to +2.00) +0.00 (+0.00 to +0.00) 30.0"
+    assert spread == "all: standard deviation 0.71 official, 0.00 without copies"
+    alone = table([less], results, 1, unseen)
+    assert len(alone) == 3 and "+2.00  " in alone[2] and "nan" not in alone[2]
+
+
+# --- The speed record ---
+
+
+def test_speedrun_times_a_fixed_schedule(bench, tmp_path):
+    data = zip_folder(write_folders(tmp_path / "archive"), tmp_path / "archive.zip")
+    quick = ["--epochs", 2, "--cache", tmp_path / "cache", "--device", "cpu"]
+    text = bench("speedrun.py", "--data", data, "--runs", 2, "--images", 14, "--workers", 0, "--", *quick)
+    check_header(text)
+    assert "no record: 2 runs, 5 are needed; the schedule is changed: epochs\n" in text
+    assert "EmotionResNet-nano, 2 epochs of 70 images in steps of 128\n" in text
+    assert "two epochs of 140 random faces" in text
+    runs = re.findall(r"^seed (\d)  ([\d.]+) s  ([\d.]+) / ([\d.]+) %$", text, re.M)
+    assert [seed for seed, *_ in runs] == ["0", "1"]
+    official = [float(each[2]) for each in runs]
+    assert float(rows(text)["official"][0]) == pytest.approx(sum(official) / 2, abs=0.02)
+    assert re.search(r"^target 65.0 % (reached|missed): [\d.]+ % official in [\d.]+ s, mean of 2 runs$", text, re.M)
+    line = r"^plain loop, float32, 0 workers .the best of 0.: \d+ images/s; 140 images would take it \d+ s .computed, "
+    assert re.search(line, text, re.M)
+
+
+@pytest.mark.parametrize(("last", "verdict"), [(70.5, "missed"), (72.0, "reached")])
+def test_speedrun_compares_the_mean_with_the_target(last, verdict):
+    from bench.speedrun import Timed, plain_line, summary
+
+    runs = [Timed(10.0, 70.0, 60.0), Timed(14.0, last, 62.0)]
+    lines = summary(runs, 71.0)
+    assert lines[-1] == f"target 71.0 % {verdict}: {(70 + last) / 2:.2f} % official in 12.00 s, mean of 2 runs"
+    assert lines[1].split() == ["seconds", "12.00", "2.83", "10.00", "14.00"]
+    assert rows("\n".join(lines))["without copies"] == ["61.00", "1.41", "60.00", "62.00"]
+    text = (
+        "plain loop, float32, x: 100 images/s; 6,000 images would take it 60 s (computed, without scoring), 5.0 times"
+    )
+    assert plain_line(100.0, "x", 6000, 12.0) == f"{text} the mean"
+
+
+def test_speedrun_takes_the_best_workers_of_the_plain_loop(monkeypatch):
+    from argparse import Namespace
+
+    from bench import speedrun
+
+    def run_cell(script, cell):
+        assert Path(script).name == "train.py" and cell["model"] == "EmotionResNet-nano" and cell["images"] == 9
+        return {"first": 1.0, "steady": {0: 50.0, 1: 80.0, 4: 70.0}[cell["workers"]]}
+
+    monkeypatch.setattr(speedrun, "run_cell", run_cell)
+    monkeypatch.setattr(speedrun, "write_images", lambda data, images, folder: 9)
+    args = Namespace(data="archive.zip", images=9, workers=[0, 1, 4])
+    config = Config(model="EmotionResNet-nano")
+    assert speedrun.plain_rate(args, config, "cpu") == (80.0, "1 workers (the best of 0, 1, 4)")
+
+
+@pytest.mark.parametrize("name", ["CPU", "GPU"])
+def test_schedules_of_the_speedrun_are_fixed(name):
+    from bench import speedrun
+
+    config = Config(**getattr(speedrun, name))
+    assert config.stop_patience == 0 and config.schedule != "plateau"
+
+
+# --- The table of results ---
+
+
+def test_results_are_a_row_for_each_set_of_knobs(bench, tmp_path):
+    small = {**RECIPES["small"], "data": "here.zip"}
+    names = [
+        write_run(tmp_path / "a", Config(**small), (0.7, 0.6, 60.0), (0.5, 0.5, 60.0)),
+        write_run(tmp_path / "b", Config(seed=1, flip=False, epochs=9), (0.25, 0.25, 60.0)),
+        write_run(tmp_path / "c", Config(**small, seed=5, threads=2), (0.6, 0.4, 120.0), (0.7, 0.5, 120.0)),
+        tmp_path / "unfinished",
+    ]
+    text = bench("results.py", *names)
+    assert f"left out: {names[3]} is no finished run\n" in text
+    head, dashes, first, second = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("|")]
+    assert len(head) == len(dashes) == len(first) == len(second)
+    assert first[0] == "`EmotionResNet-small`" and first[2:] == [
+        "`python interface.py --recipe small`",
+        *("70.00 ± 0.00", "55.00 ± 7.07", "60.00 ± 14.14", "50.00 ± 0.00", "3.0", "2 (0, 5)"),
+    ]
+    assert second[:3] == ["`TheModel`", "9.5M", "`python interface.py --epochs 9 --no-flip`"]
+    assert second[3:] == ["25.00"] * 4 + ["1.0", "1 (1)"]
+
+
+def test_results_name_the_shortest_command():
+    from bench.results import command_of
+
+    assert command_of(Config(seed=4, data="x.zip", run="y", device="cpu")) == "python interface.py"
+    config = Config(**{**RECIPES["small"], "epochs": 12})
+    assert command_of(config) == "python interface.py --recipe small --epochs 12"
+
+
+def test_results_score_with_the_mirror_image(bench, tmp_path, weights):
+    data = zip_folder(write_folders(tmp_path / "archive"), tmp_path / "archive.zip")
+    run = write_run(tmp_path / "run", Config(data=str(data)), (0.5, 0.25, 60.0))
+    shutil.copy(weights, run / "best.pth")
+    text = bench("results.py", run, "--tta", "--cache", tmp_path / "cache")
+    cells = next(line for line in text.splitlines() if "`TheModel`" in line).split(" | ")
+    assert cells[3:9] == ["50.00", "25.00"] * 2 + ["100.00"] * 2
+
+
+def test_results_need_a_finished_run(bench):
+    text = bench("results.py", "nowhere", status=2)
+    assert text == "error: none of these folders holds a finished run; name some, such as runs/NAME\n"

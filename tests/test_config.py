@@ -13,6 +13,9 @@ LOGITS = torch.randn(50, 7, dtype=torch.float64, generator=torch.Generator().man
 LABELS = torch.arange(50) % 7
 
 
+WEIGHT = (0.5, 4.0, 0.7, 0.4, 0.6, 1.0, 0.6)
+
+
 def test_classes_stand_in_fer2013s_order():
     assert CLASSES == ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
 
@@ -56,6 +59,22 @@ def test_smoothed_cross_entropy_is_torchs(weight):
 def test_mean_divides_by_images_not_by_weights():
     loss = CrossEntropy(weight=[5.0] * 7)
     assert loss(LOGITS, LABELS).item() == pytest.approx(5 * F.cross_entropy(LOGITS, LABELS).item())
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        FocalLoss(reduction="none"),
+        FocalLoss(gamma=0.5, alpha=WEIGHT, reduction="none"),
+        CrossEntropy(smoothing=0.1, reduction="none"),
+        CrossEntropy(smoothing=0.2, weight=WEIGHT, reduction="none"),
+    ],
+)
+def test_a_shared_target_averages_the_loss_of_its_classes(loss):
+    logits, first, second = torch.randn(9, 7), torch.arange(9) % 7, (torch.arange(9) + 3) % 7
+    shares = 0.75 * torch.eye(7)[first] + 0.25 * torch.eye(7)[second]
+    torch.testing.assert_close(loss(logits, torch.eye(7)[first]), loss(logits, first))
+    torch.testing.assert_close(loss(logits, shares), 0.75 * loss(logits, first) + 0.25 * loss(logits, second))
 
 
 def test_an_unknown_reduction_is_refused():

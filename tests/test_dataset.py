@@ -89,13 +89,14 @@ def test_the_second_load_reads_the_cache(archive, tmp_path, monkeypatch):
     "harm",
     [
         *("meta.json", "labels.npy", "digests.npy", "images.npy", "version", "fingerprint"),
-        *("cut images", "cut splits", "cut digests", "zeros", "fewer", "other type"),
+        *("cut images", "cut splits", "cut digests", "cut origins", "zeros", "fewer", "other type", "other origins"),
     ],
 )
 def test_a_harmed_cache_is_rebuilt(archive, tmp_path, harm):
     first = load_from(archive, tmp_path)
     images = np.array(first.split("train").images)  # a copy: the file behind the first is about to be cut
     (folder,) = (tmp_path / "cache").iterdir()
+    origins = np.load(folder / "origins.npy")
     if harm in ("version", "fingerprint"):
         meta = json.loads((folder / "meta.json").read_text())
         (folder / "meta.json").write_text(json.dumps({**meta, harm: "other"}))
@@ -106,6 +107,8 @@ def test_a_harmed_cache_is_rebuilt(archive, tmp_path, harm):
         np.save(folder / "images.npy", np.zeros((112, 48, 48), np.uint8))
     elif harm == "other type":
         np.save(folder / "labels.npy", np.load(folder / "labels.npy").astype(np.int32))
+    elif harm == "other origins":
+        np.save(folder / "origins.npy", origins[::-1].copy())
     elif harm == "fewer":
         np.save(folder / "images.npy", np.load(folder / "images.npy")[:50])
     else:
@@ -113,6 +116,31 @@ def test_a_harmed_cache_is_rebuilt(archive, tmp_path, harm):
     again = load_from(archive, tmp_path)
     assert again.fingerprint == first.fingerprint
     assert np.array_equal(again.split("train").images, images)
+    assert np.array_equal(np.load(folder / "origins.npy"), origins)
+
+
+def test_the_fingerprint_is_of_digests_labels_and_splits_alone(archive, tmp_path):
+    first = load_from(archive, tmp_path)
+    (folder,) = (tmp_path / "cache").iterdir()
+    arrays = cache.open_cache(folder)
+    assert cache.fingerprint({**arrays, "origins": arrays["origins"][::-1]}) == first.fingerprint
+    for name in ("digests", "labels", "splits"):
+        assert cache.fingerprint({**arrays, name: arrays[name][::-1]}) != first.fingerprint
+
+
+def test_origins_are_data_rows_which_a_bad_or_blank_row_does_not_shift(archive, tmp_path):
+    table = csv_of_folders(archive, tmp_path / "fer2013.csv")
+    head, *rows = table.read_text().splitlines()
+    pixels = [np.array(row.split(",")[1].split(), np.uint8).tobytes() for row in rows]
+    rows[4] = rows[4].replace(" ", " x", 1)
+    rows.insert(9, "")
+    table.write_text("\n".join([head, *rows]))
+    assert load_from(table, tmp_path).unreadable_count == 1
+    (folder,) = (tmp_path / "cache").iterdir()
+    arrays = cache.open_cache(folder)
+    assert sorted(arrays["origins"].tolist()) == [*range(4), *range(5, 112)]
+    assert all(pixels[row] == image.tobytes() for row, image in zip(arrays["origins"], arrays["images"], strict=True))
+    assert json.loads((folder / "meta.json").read_text())["origins"] == "rows"
 
 
 def test_a_changed_file_makes_the_cache_stale(archive, tmp_path):

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -35,6 +37,26 @@ def test_every_place_gives_the_rows_that_were_asked_for(monkeypatch, place, knob
         assert torch.equal(batch.draws.theta, wanted.theta)
         assert (wanted.boxes is None) is (batch.draws.boxes is None)
         assert wanted.boxes is None or torch.equal(batch.draws.boxes, wanted.boxes)
+
+
+@pytest.mark.parametrize("place", ["host", "device", "chunks"])
+def test_every_place_gives_the_targets_of_the_rows(monkeypatch, place):
+    monkeypatch.setattr(feed, "CHUNK", 5)
+    votes = np.random.default_rng(0).integers(0, 5, (35, 7)).astype(np.float32)
+    votes[[5, 19]] = 0
+    data = replace(split(), votes=votes)
+    batches = list(Feed(data, Config(), CPU, place=place).batches(PARTS, epoch=2))
+    for rows, batch in zip(PARTS, batches, strict=True):
+        assert np.array_equal(batch.images, data.images[rows]) and np.array_equal(batch.labels, data.labels[rows])
+        assert batch.targets.dtype is torch.float32
+        for row, target in zip(rows, batch.targets.numpy(), strict=True):
+            wanted = votes[row] / votes[row].sum() if votes[row].any() else np.eye(7)[data.labels[row]]
+            assert np.allclose(target, wanted, rtol=1e-6, atol=0), row
+
+
+@pytest.mark.parametrize("place", ["host", "device", "chunks"])
+def test_without_votes_there_are_no_targets(place):
+    assert all(batch.targets is None for batch in Feed(split(), Config(), CPU, place=place).batches(PARTS, epoch=0))
 
 
 @pytest.mark.parametrize("place", ["host", "device", "chunks"])

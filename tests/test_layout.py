@@ -24,6 +24,7 @@ ORDER = (
     "source_zip",
     "image_folder",
     "sources",
+    "ferplus",
     "cache",
     "demo_strokes",
     "demo_faces",
@@ -34,6 +35,8 @@ ORDER = (
     "model",
     "val",
     "weights",
+    "distill",
+    "trainer",
     "train",
     "resume",
 )

@@ -1,10 +1,13 @@
 import pytest
 import torch
 
-from model import ImprovedFER2013Model, ResidualBlock, TheModel, build_model
+from config import MODELS
+from model import NETWORKS, BasicBlock, ImprovedFER2013Model, ResidualBlock, TheModel, build_model
 from utils import channels_last, count_params
 
-NAMES = ("TheModel", "ImprovedFER2013Model")
+NAMES = ("TheModel", "ImprovedFER2013Model", "EmotionResNet-nano", "EmotionResNet-small", "ResNet-18")
+FIXED, FREE = NAMES[:2], NAMES[2:]  # in the size of their images
+POOLED_ONCE = {"TheModel": "body", "ImprovedFER2013Model": "stem", "EmotionResNet-nano": "stem"}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -14,7 +17,7 @@ def test_size_channels_and_classes_are_arguments(name, size, channels, classes):
     assert model(torch.zeros(2, channels, size, size)).shape == (2, classes)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", FIXED)
 @pytest.mark.parametrize("shape", [(2, 1, 40, 40), (2, 3, 48, 48), (1, 48, 48), (2, 1, 48, 40)])
 def test_an_input_of_another_shape_is_refused(name, shape):
     with pytest.raises(ValueError, match=rf"{name} takes images of shape \(B, 1, 48, 48\), got"):
@@ -58,6 +61,9 @@ def test_the_shortcut_carries_the_input_when_the_residual_is_silent(inputs, outp
 @pytest.mark.parametrize("name", NAMES)
 def test_every_weight_gets_a_gradient(name):
     model = build_model(name)
+    for block in model.modules():
+        if isinstance(block, BasicBlock):  # which pass nothing on at first
+            torch.nn.init.ones_(block.residual[-1].weight)
     model(torch.randn(4, 1, 48, 48)).sum().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters() if p.ndim > 1)
 
@@ -69,12 +75,12 @@ def test_features_are_what_the_last_layer_reads(name):
     torch.testing.assert_close(model.classifier(model.features(images)), model(images))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", POOLED_ONCE)
 def test_pooling_before_relu_changes_no_output(name):
     torch.manual_seed(0)
     model, images = build_model(name).eval(), torch.randn(3, 1, 48, 48)
     before = model(images)
-    layers = model.body if name == "TheModel" else model.stem
+    layers = getattr(model, POOLED_ONCE[name])
     at = [i for i in range(len(layers)) if isinstance(layers[i], torch.nn.MaxPool2d)]
     assert at and all(isinstance(layers[i + 1], torch.nn.ReLU) for i in at)
     for i in at:
@@ -82,11 +88,53 @@ def test_pooling_before_relu_changes_no_output(name):
     assert torch.equal(model(images), before)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_gradients_keep_the_layout_of_the_maps(name):
+@pytest.mark.parametrize(
+    ("name", "layers"), [("TheModel", "body"), ("ImprovedFER2013Model", "stages"), ("EmotionResNet-nano", "blocks")]
+)
+def test_gradients_keep_the_layout_of_the_maps(name, layers):
     model = build_model(name).to(memory_format=torch.channels_last)
-    last = (model.body if name == "TheModel" else model.stages)[-1]
+    last = getattr(model, layers)[-1]
     seen = []
     last.register_full_backward_pre_hook(lambda _, gradients: seen.append(gradients[0]))
     model(channels_last(torch.randn(3, 1, 48, 48))).sum().backward()
     assert seen and all(each.is_contiguous(memory_format=torch.channels_last) for each in seen)
+
+
+def test_the_config_names_the_networks():
+    assert tuple(NETWORKS) == MODELS
+
+
+@pytest.mark.parametrize("name", FREE)
+def test_a_network_that_averages_takes_windows_but_nothing_else(name):
+    model = build_model(name).eval()
+    assert model(torch.zeros(2, 1, 40, 40)).shape == (2, 7)
+    for shape in [(2, 3, 48, 48), (1, 48, 48), (2, 1, 48, 40), (2, 1, 40, 48), (2, 1, 31, 31)]:
+        with pytest.raises(ValueError, match=r"takes images of shape \(B, 1, \d+, \d+\), got"):
+            model(torch.zeros(shape))
+
+
+@pytest.mark.parametrize(("size", "least", "most"), [("nano", 0.2e6, 0.4e6), ("small", 2e6, 3e6), ("base", 5e6, 6e6)])
+def test_the_sizes_stay_below_6_million_parameters(size, least, most):
+    assert least < count_params(build_model(f"EmotionResNet-{size}")) <= most
+
+
+def test_resnets_are_torchvisions_but_for_stem_and_head():
+    from torchvision.models import resnet18, resnet34
+
+    for name, theirs in (("ResNet-18", resnet18()), ("ResNet-34", resnet34())):
+        ours = build_model(name)
+        kernels = count_params(theirs.conv1) - count_params(theirs.conv1) // 3
+        assert count_params(ours.body) == count_params(theirs) - kernels - count_params(theirs.fc)
+        assert ours.body.conv1.stride == (2, 2) and ours.body.conv1.in_channels == 1
+
+
+@pytest.mark.parametrize(("inputs", "outputs", "halve"), [(8, 8, False), (8, 16, False), (8, 16, True), (8, 8, True)])
+def test_a_block_begins_as_its_shortcut(inputs, outputs, halve):
+    block = BasicBlock(inputs, outputs, halve=halve).eval()
+    images = torch.rand(2, inputs, 9, 9)
+    expected = torch.nn.functional.avg_pool2d(images, 2, ceil_mode=True) if halve else images
+    if inputs != outputs or halve:
+        expected = torch.relu(block.shortcut[1:](expected))
+    torch.testing.assert_close(block(images), expected)
+    torch.nn.init.ones_(block.residual[-1].weight)
+    assert not torch.allclose(block(images), expected)

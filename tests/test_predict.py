@@ -791,3 +791,16 @@ def test_probabilities_do_not_depend_on_the_place_in_a_batch(loaded):
     logits = val.forward(loaded[0], images, machine=pick_machine("cpu", "fp32"))
     turned = val.forward(loaded[0], images.roll(7, 0), machine=pick_machine("cpu", "fp32"))
     assert torch.equal(logits.roll(7, 0), turned)
+
+
+def test_test_time_augmentation_changes_probabilities_and_is_said(go, tmp_path):
+    save_test_set(tmp_path / "test")
+    _, plain, _ = go("--csv", "plain.csv")
+    _, out, _ = go("--csv", "crops.csv", "--tta", "crops")
+    assert "test-time augmentation" not in plain
+    assert out.splitlines()[0].endswith("; test-time augmentation: crops, 10 views of an image")
+    plain, crops = (
+        list(csv.DictReader((tmp_path / name).read_text().splitlines())) for name in ("plain.csv", "crops.csv")
+    )
+    assert [row["prediction"] for row in plain] == [row["prediction"] for row in crops]
+    assert [row["probability"] for row in plain] != [row["probability"] for row in crops]

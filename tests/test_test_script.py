@@ -172,3 +172,42 @@ def test_a_tally_of_nothing_is_all_zero():
     metrics = val.Tally().metrics()
     assert (metrics.count, metrics.accuracy, metrics.macro_f1, metrics.ece, metrics.loss) == (0, 0, 0, 0, 0)
     assert metrics.recall == [None] * 7
+
+
+@pytest.mark.parametrize(("tta", "count"), [("flip", 2), ("crops", 10)])
+def test_test_time_augmentation_is_said_with_its_cost(go, tmp_path, monkeypatch, tta, count):
+    write_folders(tmp_path / "archive")
+    looks = []
+    seen_as = val.seen_as
+    monkeypatch.setattr(val, "seen_as", lambda images, *view: looks.append(len(images)) or seen_as(images, *view))
+    _, out, _ = go("--split", "val", "--tta", tta, "--json", "t.json")
+    (
+        first,
+        *_,
+    ) = out.splitlines()
+    assert first.endswith(f"without copies); test-time augmentation: {tta}, {count} views of an image")
+    assert "val  official        accuracy 1.0000 (28 of 28)" in out
+    assert json.loads((tmp_path / "t.json").read_text())["tta"] == tta and len(looks) == count * 4  # batches of 8
+
+
+def test_votes_bring_a_second_pair_of_figures(go, tmp_path):
+    write_folders(tmp_path / "archive", val_copies=7)
+    lines = ["file,neutral,happiness,surprise,sadness,anger,disgust,fear,contempt,unknown,NF"]
+    files = sorted((tmp_path / "archive").rglob("*.png"))
+    columns = {"neutral": 0, "happy": 1, "surprise": 2, "sad": 3, "angry": 4, "disgust": 5, "fear": 6}
+    angry = [file for file in files if file.parent.name == "angry" and file.name.startswith("Public")]
+    for file in files:  # everybody agrees with the label, but for one angry face of PublicTest and one tie
+        votes = [0] * 10
+        votes[columns["fear" if file == angry[-1] else file.parent.name]] = 8
+        votes[columns["sad"]] += 8 * (file == angry[-2])
+        lines.append(f"{file.relative_to(tmp_path / 'archive').as_posix()},{','.join(map(str, votes))}")
+    (tmp_path / "votes.csv").write_text("\n".join(lines))
+    _, out, _ = go("--split", "val", "--votes", "votes.csv", "--json", "t.json")
+    assert "val  official        accuracy 1.0000 (28 of 28)" in out
+    assert "val  FER+ official        accuracy 0.9630 (26 of 27)" in out
+    assert "val  FER+ without copies  accuracy 0.9500 (19 of 20)" in out
+    assert "published figures are of 8 classes" in out
+    written = json.loads((tmp_path / "t.json").read_text())
+    assert written["ferplus"]["official"]["count"] == 27 and written["official"]["accuracy"] == 1.0
+    _, out, _ = go("--split", "val", "--json", "t.json")
+    assert "FER+" not in out and json.loads((tmp_path / "t.json").read_text())["ferplus"] is None

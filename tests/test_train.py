@@ -2,7 +2,9 @@ import errno
 import json
 import math
 import signal
+from dataclasses import asdict
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,7 +20,9 @@ from resume import check_resume, read_last
 from train import fit
 from utils import UserError, pick_machine, seed_everything
 from val import Metrics, Scores
+from weights import load_weights
 
+LABELS_ALONE = {"votes": "", "teachers": []}
 QUICK = {"model": "ImprovedFER2013Model", "epochs": 2, "batch_size": 16, "cache": "cache"}
 
 
@@ -51,6 +55,10 @@ def history(folder) -> list[dict]:
 VARIANTS = {
     "plain": {},
     "sgd, onecycle, averaged": {"optimizer": "sgd", "schedule": "onecycle", "ema": 0.9, "erase": 0.2},
+    "blended, toned, clipped, in windows": {
+        **{"model": "EmotionResNet-nano", "mixup": 0.4, "cutmix": 1.0, "contrast": 0.3, "clip": 1.0, "window": 40},
+        **{"whole": 0.5, "schedule": "cosine", "ema": 0.9, "loss": "cross_entropy"},
+    },
     "the simple net": {"model": "TheModel", "precision": "fp32", "optimizer": "adamw", "schedule": "constant"},
 }
 
@@ -87,6 +95,53 @@ def test_every_batch_has_about_the_same_size_and_every_image_comes_once(archive,
     assert [(len(batch.images), count) for batch, count in seen] == [(12, 12), (12, 12), (11, 11)]
     trained_on = {image.numpy().tobytes() for batch, _ in seen for image in batch.images}
     assert trained_on == {image.tobytes() for image in trainer.data.split("train").images} and len(trained_on) == 35
+
+
+def test_a_blended_batch_brings_each_image_and_its_neighbour(archive, tmp_path, monkeypatch):
+    seen = []
+    make = train.inputs_and_targets
+
+    def tell(trainer, batch, count):
+        images, targets = make(trainer, batch, count)
+        seen.append((batch, images, targets))
+        return images, targets
+
+    monkeypatch.setattr(train, "inputs_and_targets", tell)
+    trainer = run_fit(tmp_path / "run", epochs=1, mixup=1.0, augment=False)
+    assert [len(images) for _, images, _ in seen] == [12, 12, 11]
+    for batch, images, targets in seen:
+        own, partners = batch.labels.chunk(2)
+        assert torch.equal(partners, own.roll(1)) and torch.equal(
+            *[half.roll(-i, 0) for i, half in enumerate(batch.images.chunk(2))]
+        )
+        share = targets.gather(1, own[:, None])[:, 0]
+        assert bool((share >= 0.5).all()) and targets.sum(1).allclose(torch.ones(len(own)))
+        pixels = train.preprocess(batch.images)
+        other = own != partners
+        mean = share.view(-1, 1, 1, 1) * pixels[: len(own)] + (1 - share.view(-1, 1, 1, 1)) * pixels[len(own) :]
+        torch.testing.assert_close(images[other], mean[other])
+    assert trainer.done
+
+
+def test_the_gradient_is_clipped_to_its_norm(archive, tmp_path, monkeypatch):
+    norms = []
+    step = torch.optim.SGD.step
+
+    def tell(self, *rest):
+        grads = [weight.grad for group in self.param_groups for weight in group["params"]]
+        norms.append(float(torch.nn.utils.get_total_norm(grads)))
+        return step(self, *rest)
+
+    monkeypatch.setattr(torch.optim.SGD, "step", tell)
+    run_fit(tmp_path / "free", epochs=1, optimizer="sgd")
+    run_fit(tmp_path / "held", epochs=1, optimizer="sgd", clip=0.01)
+    assert min(norms[:3]) > 0.02 and norms[3:] == pytest.approx([0.01] * 3, rel=1e-3)
+
+
+def test_a_window_needs_a_network_that_takes_it(archive, tmp_path):
+    with pytest.raises(UserError, match=r"--window 40: ImprovedFER2013Model takes whole faces only; give --window 48"):
+        run_fit(tmp_path / "run", window=40)
+    assert run_fit(tmp_path / "run", window=40, augment=False, epochs=1).done  # where nothing is augmented it is unused
 
 
 def test_the_seed_decides_the_weights(archive, tmp_path):
@@ -224,14 +279,13 @@ def test_a_run_of_another_version_is_refused_by_the_knob_it_has(archive, tmp_pat
 
 def test_other_data_are_refused_and_another_machine_is_said(archive, capsys):
     data, machine = load(Config(data="archive", cache="cache")), pick_machine("cpu", "fp32")
-    last = {"fingerprint": "0123", "machine": str(machine), "versions": {"torch": "2.0"}}
+    last = {"fingerprint": "0123", "machine": str(machine), "versions": {"torch": "2.0"}, "targets": LABELS_ALONE}
     with pytest.raises(UserError, match="trained on data with fingerprint 0123, these have"):
-        check_resume(last, data, machine, Ranks())
-    check_resume({**last, "fingerprint": data.fingerprint}, data, machine, Ranks())
+        check_resume(last, data, Config(), machine, Ranks())
+    last["fingerprint"] = data.fingerprint
+    check_resume(last, data, Config(), machine, Ranks())
     assert f"with torch 2.0, this is {machine} with torch {torch.__version__}" in capsys.readouterr().out
-    check_resume(
-        {**last, "fingerprint": data.fingerprint, "versions": {"torch": str(torch.__version__)}}, data, machine, Ranks()
-    )
+    check_resume({**last, "versions": {"torch": str(torch.__version__)}}, data, Config(), machine, Ranks())
     assert not capsys.readouterr().out
 
 
@@ -263,5 +317,52 @@ def test_a_ctrl_c_while_the_processes_talk_is_not_lost():
 def test_a_run_that_goes_on_with_other_processes_says_that_bits_differ(archive, capsys):
     data, machine = load(Config(data="archive", cache="cache")), pick_machine("cpu", "fp32")
     last = {"fingerprint": data.fingerprint, "machine": str(machine), "versions": {"torch": str(torch.__version__)}}
-    check_resume(last, data, machine, Ranks(0, 2))
+    check_resume({**last, "targets": LABELS_ALONE}, data, Config(), machine, Ranks(0, 2))
     assert f"this is {machine}, 2 processes with torch" in capsys.readouterr().out
+
+
+def teacher(tmp_path, name, **knobs):
+    run_fit(tmp_path / name, epochs=1, **knobs)
+    return str(tmp_path / name / "best.pth")
+
+
+def test_teachers_give_their_share_of_the_targets(archive, tmp_path, monkeypatch):
+    files = [teacher(tmp_path, f"teacher{seed}", seed=seed) for seed in (1, 2)]
+    models = [load_weights(Path(file), machine=pick_machine("cpu", "fp32"))[0] for file in files]
+    seen = []
+    make = train.inputs_and_targets
+    monkeypatch.setattr(train, "inputs_and_targets", lambda *args: seen.append((args[1], *make(*args))) or seen[-1][1:])
+    run_fit(tmp_path / "run", epochs=1, teachers=", ".join(files), teaching=0.6, precision="fp32")
+    for batch, images, targets in seen:
+        with torch.no_grad():
+            mean = sum(model(images).softmax(1) for model in models) / 2
+        torch.testing.assert_close(targets, 0.4 * torch.eye(7)[batch.labels] + 0.6 * mean, atol=1e-5, rtol=1e-4)
+    assert len(seen) == 3
+
+
+def test_a_taught_run_goes_on_with_its_teachers_only(archive, tmp_path, monkeypatch):
+    first, other = (teacher(tmp_path, f"teacher{seed}", seed=seed) for seed in (1, 2))
+    knobs = {"teachers": first, "teaching": 0.5}
+    whole = run_fit(tmp_path / "whole", **knobs)
+    run_fit(tmp_path / "cut", **{**knobs, "epochs": 1})
+    config, last = read_last(tmp_path / "whole", {"teachers": other})
+    data, machine = load(config), pick_machine("cpu", "fp32")
+    with pytest.raises(UserError, match=r"the run's targets were made with other teachers than these: name the files"):
+        check_resume(last, data, config, machine, Ranks())
+    check_resume(last, data, Config(**{**asdict(config), "teachers": first}), machine, Ranks())
+    assert whole.done
+
+
+def test_a_teacher_of_no_use_is_refused(archive, tmp_path):
+    with pytest.raises(UserError, match=r"nowhere.pth: no such weight file"):
+        run_fit(tmp_path / "run", teachers="nowhere.pth")
+    fixed = teacher(tmp_path, "teacher")
+    with pytest.raises(UserError, match=r"best.pth: this network takes whole faces only; give --window 48 too"):
+        run_fit(tmp_path / "run", model="EmotionResNet-nano", window=40, teachers=fixed)
+
+
+def test_weight_files_do_not_tell_the_folders_of_teachers(archive, tmp_path):
+    files = ",".join(teacher(tmp_path, f"teacher{seed}", seed=seed) for seed in (1, 2))
+    run_fit(tmp_path / "run", epochs=1, teachers=files)
+    config = torch.load(tmp_path / "run" / "best.pth", weights_only=True)["config"]
+    assert config["teachers"] == "best.pth,best.pth"

@@ -9,7 +9,7 @@ from helpers import faces
 from model import build_model
 from ranks import Ranks
 from utils import UserError, pick_machine
-from val import Tally, evaluate, forward, measure, predict_logits, summary, table
+from val import Tally, evaluate, forward, measure, predict_logits, seen_as, summary, table, views
 
 MACHINE = pick_machine("cpu", "fp32")
 
@@ -118,3 +118,31 @@ def test_summary_and_table_print_the_figures():
     assert lines[0].split()[-7:] == ["angry", "disgust", "fear", "happy", "sad", "surprise", "neutral"]
     assert lines[2].split() == ["disgust", "0.500", "1", "1", "0", "0", "0", "0", "0"]
     assert lines[3].split()[:2] == ["fear", "-"]
+
+
+def test_views_are_the_image_its_mirror_image_and_both_in_five_places():
+    assert views("none") == [(False, 0, 0)] and views("flip") == [(False, 0, 0), (True, 0, 0)]
+    assert len(set(views("crops"))) == 10 and sum(mirrored for mirrored, *_ in views("crops")) == 5
+
+
+def test_a_view_is_moved_and_its_edge_repeated():
+    image = torch.arange(25.0).view(1, 1, 5, 5)
+    assert torch.equal(seen_as(image, False, 0, 0), image) and torch.equal(seen_as(image, True, 0, 0), image.flip(3))
+    moved = seen_as(image, False, 2, -1)[0, 0]
+    assert torch.equal(moved[2:, :4], image[0, 0, :3, 1:]) and torch.equal(moved[0], moved[2])
+    assert torch.equal(moved[:, 4], moved[:, 3])
+
+
+@pytest.mark.parametrize("tta", ["flip", "crops"])
+def test_test_time_augmentation_averages_probabilities(tta):
+    model, images = build_model("EmotionResNet-nano").eval(), torch.from_numpy(faces(20)[0])
+    alone = forward(model, images, machine=MACHINE)
+    both = forward(model, images, machine=MACHINE, tta=tta)
+    torch.testing.assert_close(both.exp().sum(1), torch.ones(20))
+    inputs = images[:, None].float() / 127.5 - 1
+    with torch.no_grad():
+        mean = torch.stack([model(seen_as(inputs, *view)).softmax(1) for view in views(tta)]).mean(0)
+    torch.testing.assert_close(both.exp(), mean, atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(alone.softmax(1), mean, atol=1e-5)
+    mirrored = forward(model, images.flip(2), machine=MACHINE, tta="flip")
+    torch.testing.assert_close(mirrored, forward(model, images, machine=MACHINE, tta="flip"), atol=1e-5, rtol=1e-4)

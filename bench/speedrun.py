@@ -1,0 +1,214 @@
+"""The speed record: how long training to a target takes, as a mean over runs of one fixed schedule.
+
+    python bench/speedrun.py --data archive.zip [--runs 5] [--no-plain]
+
+After KellerJordan's cifar10-airbench: the schedule is fixed beforehand, CPU or GPU below, every run has another seed,
+none ends when the target is reached, and the target counts for the mean. A run's time goes from the cached arrays in
+hand to the last weights scored: building the network, training, and all scoring and saving that `train.fit` does. It
+counts neither imports nor decoding, nor a warm-up on random faces, which leaves the kernels chosen and compiled: two
+epochs of a step of each size, one with the window and one without. The figure is the accuracy on PublicTest after the
+last epoch, so nothing is selected.
+
+The plain loop is that of bench/train.py on the same network, with the best number of workers; its time for as many
+epochs is computed from its images/s, without scoring. What stands after `--` changes the schedule, and the result is
+then no record. The runs' folders are removed, and no weights are promoted. Run it on an idle machine.
+"""
+
+import argparse
+import contextlib
+import io
+import math
+import os
+import statistics
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # before bench/, where `train` is another file
+
+from bench.common import header, load_random, run_cell, typed_knobs, wait
+from bench.train import write_images
+from config import MACHINE_FIELDS, Config, Parser
+
+PLAIN = Path(__file__).with_name("train.py")
+SCHEDULE: dict[str, Any] = {
+    "loss": "cross_entropy",
+    "label_smoothing": 0.1,
+    "optimizer": "sgd",
+    "weight_decay": 5e-4,
+    "schedule": "cosine",
+    "stop_patience": 0,
+}
+# Two cores: 65 %
+CPU: dict[str, Any] = SCHEDULE | {
+    "model": "EmotionResNet-nano",
+    "dropout": 0.1,
+    "epochs": 20,
+    "lr": 0.15,
+    "warmup": 0.1,
+    "ema": 0.998,
+    "window": 40,
+}
+# One GPU: 71 %
+GPU: dict[str, Any] = SCHEDULE | {
+    "model": "EmotionResNet-small",
+    "dropout": 0.3,
+    "epochs": 50,
+    "batch_size": 256,
+    "lr": 0.3,
+    "warmup": 0.1,
+    "ema": 0.998,
+    "rotation": 15.0,
+    "zoom": 0.15,
+    "erase": 0.3,
+    "contrast": 0.3,
+    "brightness": 0.1,
+    "window": 40,
+    "mixup": 0.2,
+}
+TARGETS = {"cpu": 65.0, "cuda": 71.0}  # accuracy on PublicTest in %, official
+ENOUGH = 5  # runs
+
+
+class Timed(NamedTuple):
+    """One run: its seconds, and the accuracy in % after its last epoch."""
+
+    seconds: float
+    official: float
+    unseen: float
+
+
+def timed_run(config: Config, data: Any, machine: Any, run: Path) -> Timed:
+    """Train from the arrays of `data` to the end of the schedule, in the new folder `run`."""
+    from interface import new_model
+    from train import fit
+
+    run.mkdir()
+    with contextlib.redirect_stdout(io.StringIO()):
+        wait(machine.device)
+        start = time.perf_counter()
+        trainer = fit(new_model(config, machine), data, config, run=run, machine=machine)
+        wait(machine.device)
+        seconds = time.perf_counter() - start
+    if not trainer.done:
+        raise KeyboardInterrupt
+    last = trainer.history[-1]
+    return Timed(seconds, 100 * last["val_accuracy"], 100 * last["val_accuracy_unseen"])
+
+
+def warm_up(config: Config, images: int, machine: Any, folder: Path) -> int:
+    """Train on random faces in steps of the sizes that an epoch of `images` has, in both windows; the faces."""
+    steps = math.ceil(images / config.batch_size)
+    count = max(images // steps + math.ceil(images / steps), 7)  # one step of each size; a face of every class
+    quick = replace(config, epochs=2, whole=0.5, votes="", teachers="", limit=0, cache=str(folder / "cache"))
+    timed_run(quick, load_random(quick, count), machine, folder / "warm-up")
+    return count
+
+
+# --- The plain loop ---
+
+
+def plain_rate(args: argparse.Namespace, config: Config, device: str) -> tuple[float, str]:
+    """Images/s of the plain loop after its first epoch with the best number of workers, and which one that is.
+
+    Raises UserError where the data are no folder or zip of images.
+    """
+    cores = os.cpu_count() or 1
+    tried = args.workers or sorted({0, 1, 2, cores // 2, cores})
+    with tempfile.TemporaryDirectory() as top:
+        folder = Path(top, "faces")
+        count = write_images(args.data, args.images, folder)
+        cell = {"model": config.model, "variant": "float32", "device": device,
+                "folder": f"{folder}/train", "zip": f"{folder}.zip", "images": count}  # fmt: skip
+        rates = {workers: run_cell(str(PLAIN), {**cell, "workers": workers})["steady"] for workers in tried}
+    best = max(rates, key=rates.get)
+    return rates[best], f"{best} workers (the best of {', '.join(map(str, tried))})"
+
+
+# --- What it says ---
+
+
+def summary(runs: list[Timed], target: float) -> list[str]:
+    """Lines with the mean and spread of each figure, and whether the mean accuracy reaches `target`, in %."""
+    lines = [f"{'':<16}{'mean':>10}{'deviation':>12}{'min':>10}{'max':>10}"]
+    for name, values in zip(("seconds", "official", "without copies"), zip(*runs, strict=True), strict=True):
+        spread = f"{statistics.stdev(values):.2f}" if len(values) > 1 else "-"
+        lines.append(f"{name:<16}{statistics.mean(values):>10.2f}{spread:>12}{min(values):>10.2f}{max(values):>10.2f}")
+    official, seconds = (statistics.mean(getattr(run, name) for run in runs) for name in ("official", "seconds"))
+    verdict = "reached" if official >= target else "missed"
+    lines.append(
+        f"target {target:.1f} % {verdict}: {official:.2f} % official in {seconds:.2f} s, mean of {len(runs)} runs"
+    )
+    return lines
+
+
+def plain_line(rate: float, how: str, images: int, seconds: float) -> str:
+    """What the plain loop at `rate` images/s would take for `images`, against our mean of `seconds`."""
+    plain = images / rate
+    return (
+        f"plain loop, float32, {how}: {rate:.0f} images/s; {images:,} images would take it {plain:.0f} s (computed, "
+        f"without scoring), {plain / seconds:.1f} times the mean"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    import torch
+
+    from dataset import DEMO_NOTE, load
+    from utils import pick_machine
+
+    asked = args.knobs.get("device", "auto")
+    kind = "cuda" if asked == "cuda" or (asked == "auto" and torch.cuda.is_available()) else "cpu"
+    config = Config(**{"data": args.data, **(GPU if kind == "cuda" else CPU), **args.knobs})
+    machine = pick_machine(config.device, config.precision, config.threads)
+    print("\n".join(header()))
+    print(f"machine: {machine}")
+    data = load(config)
+    images = len(data.split("train"))
+    if data.demo:
+        print(DEMO_NOTE)
+    changed = [name for name in args.knobs if name not in MACHINE_FIELDS]
+    why = [f"{args.runs} runs, {ENOUGH} are needed"] if args.runs < ENOUGH else []
+    why += [f"the schedule is changed: {', '.join(changed)}"] if changed else []
+    if why:
+        print(f"no record: {'; '.join(why)}")
+    print(f"{config.model}, {config.epochs} epochs of {images:,} images in steps of {config.batch_size}", flush=True)
+    plain = None if args.no_plain else plain_rate(args, config, machine.device.type)
+    runs = []
+    with tempfile.TemporaryDirectory() as top:
+        faces = warm_up(config, images, machine, Path(top))
+        print(f"warmed up, which is not counted: two epochs of {faces} random faces, with and without the window")
+        for seed in range(args.runs):
+            runs.append(timed_run(replace(config, seed=seed), data, machine, Path(top, str(seed))))
+            print("seed {}  {:.2f} s  {:.2f} / {:.2f} %".format(seed, *runs[-1]), flush=True)
+    print("\n".join(summary(runs, TARGETS[kind])))
+    if plain:
+        print(plain_line(*plain, config.epochs * images, statistics.mean(each.seconds for each in runs)))
+    return 0
+
+
+def main() -> int:
+    parser = Parser("bench/speedrun.py", __doc__.splitlines()[0])
+    parser.add_argument("--data", required=True, help="the dataset, as for interface.py")
+    parser.add_argument("--runs", type=int, default=ENOUGH, help=f"each with its own seed ({ENOUGH}; fewer: no record)")
+    parser.add_argument("--no-plain", action="store_true", help="leave out the plain loop, which needs a folder or zip")
+    parser.add_argument("--images", type=int, default=3840, help="an epoch of the plain loop, about (3840)")
+    parser.add_argument(
+        "--workers", type=int, nargs="+", help="to try in the plain loop (0, 1, 2, half the cores, all)"
+    )
+    parser.add_argument("rest", nargs="*", help="knobs as flags of interface.py, after --; then it is no record")
+    args = parser.parse_args()
+    if min(args.runs, args.images) < 1:
+        parser.error("--runs and --images: 1 or more")
+    args.knobs = typed_knobs(args.rest)
+    parser.resolve(argparse.Namespace(**args.knobs))  # a value that is not allowed ends the script here
+    from utils import exit_status  # late: --help need not wait for torch
+
+    return exit_status(run, args)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

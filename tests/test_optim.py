@@ -1,0 +1,99 @@
+"""Optimisers, schedules and the average of the weights."""
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import nn
+
+from config import Config
+from model import build_model
+from optim import average_of, cosine, make_optimizer, make_scheduler
+from utils import pick_machine
+
+MACHINE = pick_machine("cpu", "fp32")
+
+
+@pytest.mark.parametrize("rule", ["adam", "adamw", "sgd"])
+def test_weight_decay_spares_biases_and_norms(rule):
+    model = build_model("EmotionResNet-nano")
+    optimizer = make_optimizer(model, Config(optimizer=rule, weight_decay=0.1), MACHINE)
+    decayed, spared = optimizer.param_groups
+    assert (decayed["weight_decay"], spared["weight_decay"]) == (0.1, 0.0)
+    kinds = {weight: module for module in model.modules() for weight in module.parameters(recurse=False)}
+    assert {type(kinds[weight]) for weight in decayed["params"]} == {nn.Conv2d, nn.Linear}
+    assert {type(kinds[weight]) for weight in spared["params"]} == {nn.BatchNorm2d, nn.Linear}
+    assert len(decayed["params"]) + len(spared["params"]) == len(list(model.parameters()))
+
+
+def test_without_a_gradient_only_the_decayed_shrink():
+    model = nn.Linear(3, 2)
+    before = [weight.detach().clone() for weight in model.parameters()]
+    optimizer = make_optimizer(model, Config(optimizer="adamw", lr=0.5, weight_decay=0.1), MACHINE)
+    for weight in model.parameters():
+        weight.grad = torch.zeros_like(weight)
+    optimizer.step()
+    torch.testing.assert_close(model.weight.detach(), before[0] * 0.95)
+    assert torch.equal(model.bias.detach(), before[1])
+
+
+def rates(config: Config, steps: int) -> list[float]:
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=config.lr)
+    scheduler = make_scheduler(optimizer, config, steps)
+    found = []
+    for _ in range(config.epochs * steps):
+        found.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return found
+
+
+def test_cosine_rises_in_a_line_and_falls_to_nothing():
+    found = rates(Config(schedule="cosine", lr=0.4, warmup=0.2, epochs=10), 10)
+    assert found[:20] == pytest.approx([0.4 * (step + 1) / 20 for step in range(20)])
+    assert found[60] == pytest.approx(0.2) and found[20] == 0.4
+    assert all(now < before for before, now in pairwise(found[20:]))
+    assert found[-1] == pytest.approx(0.2 * (1 + math.cos(math.pi * 79 / 80)))
+
+
+@pytest.mark.parametrize(("total", "warmup"), [(1, 0.0), (1, 0.9), (3, 0.5), (7, 0.0)])
+def test_cosine_fits_any_number_of_steps(total, warmup):
+    found = [cosine(step, total=total, warmup=warmup) for step in range(total + 2)]
+    assert all(0 <= value <= 1 for value in found) and found[0] > 0 and found[-1] == 0
+
+
+def test_one_cycle_is_highest_after_its_warm_up():
+    found = rates(Config(schedule="onecycle", lr=0.4, warmup=0.3, epochs=10), 10)
+    assert found.index(max(found)) == 29 and max(found) == pytest.approx(0.4)
+
+
+def test_the_average_leaves_the_drawn_weights_at_once_and_ends_at_its_decay():
+    model = nn.Linear(1, 1, bias=False)
+    average = average_of(model, 0.9)
+    value, expected = 0.0, None
+    for step in range(200):
+        value = step % 7
+        nn.init.constant_(model.weight, value)
+        average.update_parameters(model)
+        decay = min(0.9, (1 + step) / (10 + step))
+        expected = value if expected is None else decay * expected + (1 - decay) * value
+        assert average.module.weight.item() == pytest.approx(expected, rel=1e-5), step
+
+
+def test_the_average_goes_on_after_a_restart_as_if_nothing_had_been():
+    torch.manual_seed(0)
+    values = torch.randn(20, 1, 1)
+
+    def run(average, model, part):
+        for value in part:
+            model.weight.data.copy_(value)
+            average.update_parameters(model)
+
+    model = nn.Linear(1, 1, bias=False)
+    whole, first, rest = (average_of(model, 0.9) for _ in range(3))
+    run(whole, model, values)
+    run(first, model, values[:7])
+    rest.load_state_dict(first.state_dict())
+    run(rest, model, values[7:])
+    assert torch.equal(rest.module.weight, whole.module.weight)

@@ -1,0 +1,142 @@
+"""A run in progress: its fixed parts, and the state that last.pth holds."""
+
+import json
+import math
+from dataclasses import asdict, dataclass, field
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from config import Config, make_loss
+from dataset import FaceData
+from distill import Teachers, target_sources
+from feed import Feed
+from optim import average_of, make_optimizer, make_scheduler
+from ranks import Ranks
+from utils import Machine, compiled, write_checkpoint, write_file
+
+
+@dataclass
+class Trainer:
+    """A run in progress: the fixed parts, then the state that last.pth holds."""
+
+    model: nn.Module
+    config: Config
+    data: FaceData
+    run: Path
+    machine: Machine
+    ranks: Ranks = field(default_factory=Ranks)
+    # State
+    epoch: int = 0  # epochs done
+    step: int = 0  # steps done in the epoch under way
+    seconds: float = 0.0  # spent on the epoch under way by processes before this one
+    rate: float = 0.0  # learning rate of the last step
+    loss_sum: float = 0.0  # over the images that this process saw in the epoch under way, in nats
+    correct: int = 0
+    best: float | None = None  # of the stop metric; larger is better
+    stale: int = 0  # epochs since the best one
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        train = self.data.split("train")
+        self.steps = math.ceil(len(train) / self.config.batch_size)
+        self.loss, self.loss_name = make_loss(self.config, train.counts())
+        self.optimizer = make_optimizer(self.model, self.config, self.machine)
+        self.scheduler = make_scheduler(self.optimizer, self.config, self.steps)
+        self.scaler = torch.amp.GradScaler(self.machine.device.type, enabled=self.machine.dtype is torch.float16)
+        self.ema = average_of(self.model, self.config.ema) if self.config.ema else None
+        self.feed = Feed(train, self.config, self.machine)
+        self.teachers = Teachers(self.config, self.machine) if self.config.teachers else None
+        self.sources = target_sources(self.data, self.config)
+        self.network = self.wrapped()
+
+    def wrapped(self) -> nn.Module:
+        """The model as a step calls it: compiled, and with gradients averaged over the processes, where asked for."""
+        network = compiled(self.model, self.machine) if self.config.compile else self.model
+        if self.ranks.size == 1:
+            return network
+        wrapper = nn.parallel.DistributedDataParallel
+        names = signature(wrapper).parameters
+        copying = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"
+        # Statistics of batch norm are averaged at the end of an epoch, not copied from the first process at each step
+        return wrapper(network, gradient_as_bucket_view=True, **{copying: False})
+
+    @property
+    def kept(self) -> nn.Module:
+        """The network that is scored and saved: the averaged one where there is one."""
+        return self.ema.module if self.ema else self.model
+
+    @property
+    def done(self) -> bool:
+        patience = self.config.stop_patience
+        return self.epoch >= self.config.epochs or bool(patience and self.stale >= patience)
+
+    def parts(self) -> dict[str, Any]:
+        """The stateful objects by their key in last.pth."""
+        parts = {
+            "state_dict": self.model,
+            "optimizer": self.optimizer,
+            "scheduler": self.scheduler,
+            "scaler": self.scaler,
+            "ema": self.ema,
+        }
+        return {key: part for key, part in parts.items() if part is not None}
+
+    def save(self) -> None:
+        """Write last.pth, everything needed to go on, and metrics.jsonl."""
+        if not self.ranks.first:
+            return
+        write_checkpoint(self.run / "last.pth", {
+            "model": self.config.model,
+            "config": asdict(self.config),
+            "fingerprint": self.data.fingerprint,
+            "targets": self.sources,
+            "machine": ranks_on(self.machine, self.ranks),
+            "progress": {name: getattr(self, name) for name in PROGRESS},
+            **{key: part.state_dict() for key, part in self.parts().items()},
+        })  # fmt: skip
+        lines = "".join(f"{json.dumps(row)}\n" for row in self.history)
+        write_file(self.run / "metrics.jsonl", lines.encode())
+
+    def restore(self, content: dict[str, Any]) -> None:
+        """Go back to the state in last.pth's `content`."""
+        for key, part in self.parts().items():
+            part.load_state_dict(content[key])
+        for name in PROGRESS:
+            setattr(self, name, content["progress"][name])
+        if not self.ranks.first:
+            self.loss_sum, self.correct = 0.0, 0  # the first process holds the sums of all
+
+    def combine(self) -> None:
+        """Bring together what the processes hold apart: sums to the first, averaged statistics of batch norm to all."""
+        ranks = self.ranks
+        if ranks.size == 1:
+            return
+        loss, hits = ranks.sum(torch.tensor([self.loss_sum, self.correct], dtype=torch.float64)).tolist()
+        self.loss_sum, self.correct = (loss, int(hits)) if ranks.first else (0.0, 0)
+        for model in dict.fromkeys((self.model, self.kept)):  # one and the same where nothing is averaged
+            for buffer in model.buffers():
+                if buffer.is_floating_point():
+                    buffer.copy_(ranks.sum(buffer.cpu()) / ranks.size)
+
+
+LAST = (
+    "config",
+    "fingerprint",
+    "targets",
+    "machine",
+    "versions",
+    "progress",
+    "state_dict",
+    "optimizer",
+    "scheduler",
+)  # in every last.pth
+PROGRESS = ("epoch", "step", "seconds", "rate", "loss_sum", "correct", "best", "stale", "history")
+
+
+def ranks_on(machine: Machine, ranks: Ranks) -> str:
+    """What a run's bits depend on, besides its knobs and torch."""
+    return f"{machine}, {ranks.size} processes" if ranks.size > 1 else str(machine)
