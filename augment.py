@@ -16,7 +16,7 @@ class Draws(NamedTuple):
     """What an epoch does to each of B images; None is not done.
 
     `theta` (B, 2, 3) are affine maps, `boxes` (B, 4) erased squares as (left, top, right, bottom) in [-1, 1] across
-    the image, `tones` (B, 2) the factor and the summand of each pixel.
+    what is seen of it, `tones` (B, 2) the factor and the summand of each pixel.
     """
 
     theta: Tensor
@@ -53,7 +53,8 @@ def draw(config: Config, rows: np.ndarray, *, epoch: int, size: int = 48) -> Dra
 
 def window_at(config: Config, epoch: int) -> int:
     """How many pixels a side of an augmented image are seen in `epoch`."""
-    return config.window if epoch < round((1 - config.whole) * config.epochs) else 48
+    whole = max(1, round(config.whole * config.epochs)) if config.whole else 0
+    return config.window if epoch < config.epochs - whole else 48
 
 
 def uniform(rows: np.ndarray, count: int, *, of: tuple[int, ...]) -> np.ndarray:
@@ -102,7 +103,7 @@ def affine_grid(theta: Tensor, size: int, *, window: int = 0) -> Tensor:
     for all of them by a product of three columns, which takes many times as long.
     """
     window = window or size
-    at = (torch.arange(window, device=theta.device, dtype=theta.dtype) + (size - window) / 2 + 0.5) * (2 / size) - 1
+    at = (torch.arange(window, device=theta.device, dtype=theta.dtype) + (size - window) // 2 + 0.5) * (2 / size) - 1
     along = theta[:, :, :1] * at + theta[:, :, 2:]  # (B, 2, size): the part of x
     down = theta[:, :, 1:2] * at  # the part of y
     return (along[:, None] + down.transpose(1, 2)[..., None]).movedim(2, -1)
@@ -126,7 +127,8 @@ def within(boxes: Tensor, size: tuple[int, int]) -> Tensor:
 class Blend(NamedTuple):
     """How each of B images is blended with a partner: `share` (B,) is its own part of the target, at least one half.
 
-    `boxes` (B, 4), as in `Draws`, is what the partner covers; an image without one (NaN) is averaged with it instead.
+    `boxes` (B, 4), as in `Draws`, is what the partner covers: its share of the image, give or take the rounding to
+    pixels. An image without one (NaN) is averaged with its partner instead.
     """
 
     share: Tensor

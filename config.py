@@ -69,20 +69,20 @@ class Config:
     plateau_patience: int = knob(2, "plateau: epochs without a better validation loss before that", 0, 1000)
     stop_metric: str = knob("accuracy", "validation figure that picks the best epoch and ends a run", choices=METRICS)
     stop_patience: int = knob(8, "epochs without a better stop_metric before training ends; 0 is never", 0, 100_000)
-    ema: float = knob(0.0, "decay of the moving average of the weights that is scored and kept; 0 is off", 0.0, 0.99999)
-    # Augmentation, in training only
+    ema: float = knob(0.0, "decay of the moving average of the weights that is kept, warmed up; 0 is off", 0.0, 0.99999)
+    # Augmentation, in training only; the last two work without `augment` too
     augment: bool = knob(True, "draw a new variant of every training image each epoch")
     flip: bool = knob(True, "augment: mirror half of the images")
     shift: float = knob(4.0, "augment: move by up to this many pixels of 48", 0.0, 24.0)
     rotation: float = knob(12.0, "augment: turn by up to this many degrees", 0.0, 180.0)
     zoom: float = knob(0.1, "augment: scale by up to this share, smaller or larger", 0.0, 0.5)
-    erase: float = knob(0.0, "augment: side of a grey square over the image, at most this share of 48", 0.0, 1.0)
+    erase: float = knob(0.0, "augment: side of a grey square, at most this share of what is seen", 0.0, 1.0)
     contrast: float = knob(0.0, "augment: strengthen or weaken by up to this share", 0.0, 1.0)
     brightness: float = knob(0.0, "augment: lighten or darken by up to this share of black to white", 0.0, 1.0)
     window: int = knob(48, "augment: train on a window of this many pixels a side of the 48, which is quicker", 32, 48)
     whole: float = knob(0.2, "window: the last share of the epochs, in which the whole face is seen", 0.0, 1.0)
-    mixup: float = knob(0.0, "blend pairs of images and labels, shares from Beta(a, a), a this; 0 is off", 0.0, 10.0)
-    cutmix: float = knob(0.0, "paste a box of one image into another, likewise; with mixup, each half", 0.0, 10.0)
+    mixup: float = knob(0.0, "blend pairs of images and targets, shares from Beta(a, a), a this; 0 is off", 0.0, 10.0)
+    cutmix: float = knob(0.0, "paste a box of one image into another, likewise; with mixup, half of each", 0.0, 10.0)
     # Distillation
     teachers: str = knob("", "weight files, a comma between them, whose mean probabilities are part of the targets")
     teaching: float = knob(0.7, "teachers: their share of the targets", 0.0, 1.0)
@@ -100,6 +100,8 @@ class Config:
     def __post_init__(self) -> None:
         for spec in fields(self):
             check_field(spec.name, getattr(self, spec.name), spec.type, spec.metadata["knob"])
+        if self.label_smoothing and self.loss != "cross_entropy":
+            raise ValueError(f"label_smoothing: {self.label_smoothing!r} needs the loss cross_entropy, not {self.loss}")
         if self.run and (self.run in (".", "..") or set(self.run) & set('/\\:*?"<>|\0')):
             raise ValueError(f"run: {self.run!r} is no folder name")
 
@@ -191,7 +193,8 @@ RECIPES: dict[str, dict[str, Any]] = {
     },
 }
 
-MACHINE_FIELDS = ("data", "cache", "votes", "device", "threads")  # what may differ when a run goes on or is scored
+# What may differ when a run goes on or is scored; votes and teachers in their place alone, which is checked
+MACHINE_FIELDS = ("data", "cache", "votes", "teachers", "device", "threads")
 
 
 def check_field(name: str, value: Any, kind: type, allowed: Knob) -> None:

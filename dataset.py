@@ -7,7 +7,7 @@ import hashlib
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -107,18 +107,18 @@ class Split:
         shares[bare, self.labels[bare]] = 1
         return shares
 
-    def by_votes(self) -> "Split":
-        """The images with a single most-voted emotion, which is their label; no ties, and none without votes.
+    def most_voted(self) -> np.ndarray:
+        """The emotion (N,) int64 that has the most votes of the seven; -1 for a tie, and where there are none.
 
         Raises UserError for a split without votes, or without any such image.
         """
         if self.votes is None:
             raise UserError(f"the {self.name} split has no votes; name a file of FER+ votes with --votes")
         most = self.votes.max(1, keepdims=True)
-        rows = np.flatnonzero((most[:, 0] > 0) & ((self.votes == most).sum(1) == 1))
-        if not len(rows):
+        clear = (most[:, 0] > 0) & ((self.votes == most).sum(1) == 1)
+        if not clear.any():
             raise UserError(f"no image of the {self.name} split has a single most-voted emotion; leave out --votes")
-        return replace(self.take(rows), labels=self.votes[rows].argmax(1))
+        return np.where(clear, self.votes.argmax(1), -1)
 
 
 @dataclass(frozen=True)

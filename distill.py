@@ -10,7 +10,7 @@ from torch import Tensor
 from config import Config
 from dataset import FaceData
 from utils import Machine, UserError, channels_last
-from weights import find_weights, load_weights
+from weights import describe, find_weights, load_weights
 
 
 class Teachers:
@@ -22,12 +22,25 @@ class Teachers:
 
     def __init__(self, config: Config, machine: Machine) -> None:
         self.machine = machine
-        self.models = []
+        self.val_fraction, self.models, self.contents = config.val_fraction, [], {}
         for path in teacher_files(config):
-            model, _ = load_weights(path, machine=machine)
+            model, self.contents[path] = load_weights(path, machine=machine)
             if config.augment and config.window < 48 and not model.any_size:
                 raise UserError(f"--teachers {path}: this network takes whole faces only; give --window 48 too")
             self.models.append(model)
+
+    def lines(self, data: FaceData) -> list[str]:
+        """A line on each teacher, and one where it may have learned from the validation images of `data`."""
+        lines = []
+        for path, content in self.contents.items():
+            lines.append(f"teacher: {describe(path, content)}")
+            part = content["config"].get("val_fraction")  # where validation is drawn, another part is other images
+            if content["dataset"]["fingerprint"] != data.fingerprint or (data.drawn_val and part != self.val_fraction):
+                lines.append(
+                    f"note: {path} was trained on other data, or with other images to validate on: it may know these "
+                    f"validation images, and then the figures of this run are too high"
+                )
+        return lines
 
     def __call__(self, images: Tensor) -> Tensor:
         """The networks' mean probabilities (B, 7) float32 of network inputs (B, 1, H, H)."""
@@ -38,11 +51,19 @@ class Teachers:
 
 
 def teacher_files(config: Config) -> list[Path]:
-    """The files that `config.teachers` names. Raises UserError for one that is not there."""
-    return [find_weights(name.strip()) for name in config.teachers.split(",") if name.strip()]
+    """The files that `config.teachers` names. Raises UserError for one that is not there, and where it names none."""
+    names = [name.strip() for name in config.teachers.split(",") if name.strip()]
+    if config.teachers and not names:
+        raise UserError(f"--teachers {config.teachers!r} names no weight file")
+    return [find_weights(name, flag="--teachers") for name in names]
 
 
 def target_sources(data: FaceData, config: Config) -> dict[str, Any]:
     """Digests of what makes the training targets besides the labels: a run goes on with the same only."""
-    digests = [hashlib.sha256(path.read_bytes()).hexdigest()[:16] for path in teacher_files(config)]
+    digests = []
+    for path in teacher_files(config):
+        try:
+            digests.append(hashlib.sha256(path.read_bytes()).hexdigest()[:16])
+        except OSError as error:
+            raise UserError(f"--teachers {path}: can't be read ({error.strerror})") from error
     return {"votes": data.votes, "teachers": digests}

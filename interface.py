@@ -107,7 +107,8 @@ def train(
     if data.demo:
         print(DEMO_NOTE)
     print(f"loss is {make_loss(config, data.split('train').counts())[1]}, in nats per image; train is measured in "
-          f"passing, with augmentation and dropout; val is official / without copies; * is a new best")  # fmt: skip
+          f"passing, with augmentation, dropout and training's targets; val is official / without copies; "
+          f"* is a new best")  # fmt: skip
     trainer = fit(model, data, config, run=run, machine=machine, resume=last, ranks=ranks)
     if not trainer.done:
         print(f"stopped in epoch {trainer.epoch + 1}, nothing is lost; go on with: python interface.py --resume {run}")

@@ -212,16 +212,16 @@ class TorchvisionResNet(FaceNet):
         super().__init__(image_size=image_size, channels=channels, num_classes=num_classes)
         from torchvision import models  # late: it takes a second, and only these networks need it
 
-        self.body = getattr(models, name)(weights=None)
-        self.body.conv1 = nn.Conv2d(channels, 64, 7, stride=2, padding=3, bias=False)
-        nn.init.kaiming_normal_(self.body.conv1.weight, mode="fan_out", nonlinearity="relu")
-        self.body.fc = nn.Identity()
+        body = getattr(models, name)(weights=None)
+        body.conv1 = nn.Conv2d(channels, 64, 7, stride=2, padding=3, bias=False)
+        nn.init.kaiming_normal_(body.conv1.weight, mode="fan_out", nonlinearity="relu")
+        self.body = nn.Sequential(*list(body.children())[:-2])  # all but the averaging and the last layer
         self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Linear(512, num_classes)
 
     def features(self, images: Tensor) -> Tensor:
         """The 512 averaged channels of the last stage (B, 512), after dropout."""
-        return self.dropout(self.body(images))
+        return self.dropout(with_gradient_alike(self.body(images)).mean((2, 3)))
 
 
 # Widths and depths: 0.3, 2.7 and 5.5 million parameters

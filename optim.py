@@ -1,14 +1,13 @@
 """Optimisers, learning-rate schedules and the average of the weights, as config.py names them."""
 
 import math
-from collections.abc import Sequence
+from copy import deepcopy
 from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 from torch.optim import lr_scheduler
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from config import Config
 from utils import Machine
@@ -35,8 +34,8 @@ def make_scheduler(optimizer: torch.optim.Optimizer, config: Config, steps: int)
         return lr_scheduler.ReduceLROnPlateau(optimizer, factor=config.plateau_factor, patience=config.plateau_patience)
     if config.schedule == "onecycle":
         total = config.epochs * steps
-        total += total == 5  # there torch's rise would end at step 0, and divide by it
-        rise = config.warmup
+        rise = float(config.warmup)
+        total += rise * total == 1  # there torch's rise would end at step 0, and divide by it
         return lr_scheduler.OneCycleLR(optimizer, config.lr, total_steps=total, pct_start=rise, cycle_momentum=False)
     if config.schedule == "cosine":
         return lr_scheduler.LambdaLR(optimizer, partial(cosine, total=config.epochs * steps, warmup=config.warmup))
@@ -54,15 +53,32 @@ def cosine(step: int, *, total: int, warmup: float) -> float:
     return (1 + math.cos(math.pi * min((step - rise) / max(total - rise, 1), 1.0))) / 2
 
 
-def average_of(model: nn.Module, decay: float) -> AveragedModel:
-    """The moving average of the model's weights, to be updated after each step.
+class WeightAverage:
+    """The moving average of a network's weights and statistics, in `module`, to be updated after each step.
 
     The decay grows from 0.1 to `decay`, as (1 + steps) / (10 + steps): the average leaves the drawn weights at once.
+    Nothing waits for the device, as torch's AveragedModel does at each step.
     """
 
-    def update(averages: Sequence[torch.Tensor], values: Sequence[torch.Tensor], _: Any) -> None:
-        steps = int(average.n_averaged)  # held on the CPU: nothing waits for the device
-        get_ema_multi_avg_fn(min(decay, (1 + steps) / (10 + steps)))(averages, values, steps)
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.module = deepcopy(model).requires_grad_(False)
+        self.decay, self.steps = decay, 0
+        pairs = list(zip(self.module.state_dict().values(), model.state_dict().values(), strict=True))
+        self.averaged = [pair for pair in pairs if pair[0].is_floating_point()]
+        self.copied = [pair for pair in pairs if not pair[0].is_floating_point()]
 
-    average = AveragedModel(model, multi_avg_fn=update, use_buffers=True)
-    return average
+    def update(self) -> None:
+        """Move the average towards the weights as they are now; the first time it becomes them."""
+        decay = min(self.decay, (1 + self.steps) / (10 + self.steps)) if self.steps else 0.0
+        averages, values = zip(*self.averaged, strict=True)
+        torch._foreach_lerp_(averages, values, 1 - decay)
+        for average, value in self.copied:
+            average.copy_(value)
+        self.steps += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"steps": self.steps, "module": self.module.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.steps = state["steps"]
+        self.module.load_state_dict(state["module"])

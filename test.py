@@ -34,7 +34,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 class Task(NamedTuple):
-    """What there is to do: a network with its file's path and content, the data, one of its splits."""
+    """What there is to do: a network with its file's path and content, the data, one of its splits.
+
+    `voted` (N,) are the most-voted emotions of its images, -1 where there is none; None without votes.
+    """
 
     machine: Any
     path: Path
@@ -42,19 +45,22 @@ class Task(NamedTuple):
     content: dict[str, Any]
     data: Any
     split: Any
+    voted: Any
 
 
 def score(args: argparse.Namespace) -> int:
     """Load weights and data, score the split, print the figures. Of several processes (torchrun) each scores a part."""
     from ranks import joined
-    from val import evaluate
+    from val import predict_logits
+    from val import score as score_logits
 
     with joined() as ranks:
         task = ranks.in_turn(lambda: prepare(args))
         ranks.check(task.machine.device.type)
-        how: dict[str, Any] = {"machine": task.machine, "ranks": ranks, "tta": args.tta}
-        scores = evaluate(task.model, task.split, **how)
-        voted = evaluate(task.model, task.split.by_votes(), **how) if args.config.votes else None
+        split = task.split
+        logits = predict_logits(task.model, split, machine=task.machine, ranks=ranks, tta=args.tta)
+        scores = score_logits(logits, split.labels, split.copies)
+        voted = None if task.voted is None else score_logits(logits, task.voted, split.copies)
         ranks.first_does(lambda: show(task, scores, voted, args))
     return 0
 
@@ -86,7 +92,8 @@ def prepare(args: argparse.Namespace) -> Task:
     if trained_on != data.fingerprint:
         print(f"note: these weights were trained on another dataset ({trained_on}, this one is {data.fingerprint}); "
               f"'without copies' can only look at this one's train images")  # fmt: skip
-    return Task(machine, path, model, content, data, data.split(args.split))
+    split = data.split(args.split)
+    return Task(machine, path, model, content, data, split, split.most_voted() if config.votes else None)
 
 
 def show(task: Task, scores: Any, voted: Any, args: argparse.Namespace) -> None:

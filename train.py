@@ -113,12 +113,13 @@ def agreed(ranks: Ranks, *, bad: bool, stop: StopRequest | None = None) -> bool:
 
 
 def rows_of(rows: np.ndarray, config: Config, ranks: Ranks) -> np.ndarray:
-    """This process's part of a batch's `rows`; where images are blended, the partners stand behind it.
+    """This process's part of a batch's `rows`; where images are blended, one more stands before it.
 
-    Each image is the partner of its neighbour in the whole batch, whatever the number of processes.
+    Each image's partner is the one before it in the whole batch, the first one's the last, whatever the number of
+    processes.
     """
     part = ranks.part(len(rows))
-    return np.append(rows[part], np.roll(rows, 1)[part]) if config.mixup or config.cutmix else rows[part]
+    return rows[np.arange(part.start - bool(config.mixup or config.cutmix), part.stop)]
 
 
 def inputs_and_targets(trainer: Trainer, batch: Batch, count: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -132,10 +133,9 @@ def inputs_and_targets(trainer: Trainer, batch: Batch, count: int) -> tuple[torc
         targets = nn.functional.one_hot(targets, len(CLASSES)).float()
     if how:
         part = trainer.ranks.part(count)
-        how = how.each(lambda values: values[part].to(images.device))
-        images = blend(*images.chunk(2), how)
-        own, partners = targets.chunk(2)
-        targets = torch.lerp(partners, own, how.share[:, None])
+        how = how.each(lambda values: trainer.feed.send(values[part]))
+        images = blend(images[1:], images[:-1], how)
+        targets = torch.lerp(targets[:-1], targets[1:], how.share[:, None])
     if trainer.teachers:
         targets = torch.lerp(targets, trainer.teachers(images), config.teaching)
     return images, targets
@@ -157,11 +157,11 @@ def train_step(trainer: Trainer, batch: Batch, count: int) -> tuple[torch.Tensor
     trainer.scaler.update()
     trainer.optimizer.zero_grad(set_to_none=True)
     if trainer.ema:
-        trainer.ema.update_parameters(trainer.model)
+        trainer.ema.update()
     if trainer.config.schedule != "plateau":
         trainer.scheduler.step()
     return losses.detach().to(trainer.machine.sum_dtype).sum(), (
-        logits.detach().argmax(1) == batch.labels[: len(images)]
+        logits.detach().argmax(1) == batch.labels[-len(images) :]
     ).sum()
 
 
@@ -192,6 +192,8 @@ def fit(
     ranks = ranks or Ranks()
     ranks.in_turn(lambda: check_run(model, data, config, machine, ranks))
     trainer = Trainer(model, config, data, run, machine, ranks)
+    if trainer.teachers:
+        print("\n".join(trainer.teachers.lines(data)))
     if trainer.feed.place != "host":
         print(f"training images are {trainer.feed}")
     if resume:

@@ -14,7 +14,7 @@ from config import Config, make_loss
 from dataset import FaceData
 from distill import Teachers, target_sources
 from feed import Feed
-from optim import average_of, make_optimizer, make_scheduler
+from optim import WeightAverage, make_optimizer, make_scheduler
 from ranks import Ranks
 from utils import Machine, compiled, write_checkpoint, write_file
 
@@ -47,7 +47,7 @@ class Trainer:
         self.optimizer = make_optimizer(self.model, self.config, self.machine)
         self.scheduler = make_scheduler(self.optimizer, self.config, self.steps)
         self.scaler = torch.amp.GradScaler(self.machine.device.type, enabled=self.machine.dtype is torch.float16)
-        self.ema = average_of(self.model, self.config.ema) if self.config.ema else None
+        self.ema = WeightAverage(self.model, self.config.ema) if self.config.ema else None
         self.feed = Feed(train, self.config, self.machine)
         self.teachers = Teachers(self.config, self.machine) if self.config.teachers else None
         self.sources = target_sources(self.data, self.config)

@@ -240,8 +240,11 @@ def read_checkpoint(path: Path, needed: tuple[str, ...] = ("model", "state_dict"
         ) from error
     except DAMAGE as error:
         raise UserError(f"{path} cannot be read: truncated, or no weight file; copy or train it again") from error
-    if not isinstance(content, dict) or any(key not in content for key in ("format", *needed)):
-        raise UserError(f"{path} is no weight file of this project: it lacks {', '.join(('format', *needed))}")
+    lacking = [key for key in ("format", *needed) if not isinstance(content, dict) or key not in content]
+    if lacking:
+        raise UserError(
+            f"{path} is no weight file of this project, or of another version: it lacks {', '.join(lacking)}"
+        )
     if content["format"] != FORMAT:
         raise UserError(f"{path} has format {content['format']}, this code reads {FORMAT}: train it again")
     if content.get("classes") != list(CLASSES):

@@ -124,12 +124,15 @@ def evaluate(
     (`ranks`) each scores a part, and all get the same figures. `tta` is the test-time augmentation, see `views`.
     """
     logits = predict_logits(model, split, machine=machine, ranks=ranks or Ranks(), tta=tta)
-    labels = torch.tensor(split.labels)
-    official = measure(logits, labels, loss=loss)
-    if not split.copies.any():
-        return Scores(official, official)
-    unseen = torch.from_numpy(~split.copies)
-    return Scores(official, measure(logits[unseen], labels[unseen], loss=loss))
+    return score(logits, split.labels, split.copies, loss=loss)
+
+
+def score(logits: Tensor, labels: np.ndarray, copies: np.ndarray, *, loss: Loss | None = None) -> Scores:
+    """The Scores of logits (N, 7) against labels (N,) int64; -1 is left out, `copies` (N,) bool are as in `Split`."""
+    scored, unseen = torch.from_numpy(labels >= 0), torch.from_numpy((labels >= 0) & ~copies)
+    true = torch.tensor(labels)
+    official = measure(logits[scored], true[scored], loss=loss)
+    return Scores(official, measure(logits[unseen], true[unseen], loss=loss) if copies.any() else official)
 
 
 class Tally:

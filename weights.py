@@ -14,7 +14,7 @@ from model import FaceNet, build_model
 from utils import Machine, UserError, read_checkpoint, write_checkpoint, write_file
 from val import Scores, evaluate, views
 
-PATHS = ("data", "cache", "votes", "teachers", "runs")  # the knobs that hold some
+PATHS = ("data", "cache", "votes", "runs")  # the knobs that hold one
 SHIPPED = "final_weights_new.pth"
 
 
@@ -33,26 +33,25 @@ def save_weights(
         "arguments": {"dropout": config.dropout},
         "state_dict": state,
         "preprocessing": PREPROCESSING,
-        "config": asdict(config) | {name: file_names(getattr(config, name)) for name in PATHS},
+        "config": asdict(config) | names_of_files(config),
         "metrics": scores.plain(),
         "dataset": {"source": Path(data.source).name, "fingerprint": data.fingerprint, "demo": data.demo,
                     "votes": data.votes, "limit": config.limit, "train": data.split("train").counts()},
     })  # fmt: skip
 
 
-def file_names(paths: str) -> str:
-    """Paths with a comma between them, without the folders above them: those are nobody else's business."""
-    return ",".join(Path(path.strip()).name for path in paths.split(","))
+def names_of_files(config: Config) -> dict[str, str]:
+    """The knobs that hold paths, without the folders above the files: those are nobody else's business."""
+    names = {name: Path(getattr(config, name)).name for name in PATHS}
+    return names | {"teachers": ",".join(Path(name.strip()).name for name in config.teachers.split(","))}
 
 
-def find_weights(name: str) -> Path:
-    """The file `name`, looked for in the current folder and then beside this code. Raises UserError."""
+def find_weights(name: str, *, flag: str = "--weights") -> Path:
+    """The file `name`, looked for in the current folder and then beside this code. Raises UserError, with `flag`."""
     for path in (Path(name), Path(__file__).parent / name):
         if os.path.exists(path):  # Path.exists raises for a name that is too long
             return path
-    raise UserError(
-        f"{name}: no such weight file; train one with `python interface.py`, or name another with --weights"
-    )
+    raise UserError(f"{name}: no such weight file; train one with `python interface.py`, or name another with {flag}")
 
 
 def load_weights(path: Path, *, machine: Machine) -> tuple[FaceNet, dict[str, Any]]:

@@ -63,11 +63,17 @@ def take_turns(
 # --- Runs of interface.py, which are kept ---
 
 
-def typed_knobs(rest: Sequence[str]) -> dict[str, Any]:
-    """The knobs that `rest` sets, flags of interface.py; a wrong one ends the script with status 2."""
+def typed_knobs(rest: Sequence[str], *, taken: Sequence[str] = ()) -> dict[str, Any]:
+    """The knobs that `rest` sets, flags of interface.py; a wrong one ends the script with status 2.
+
+    So does one of those `taken`, which the script sets itself.
+    """
     parser = Parser("interface.py", "What stands after -- are flags of interface.py.")
     add_flags(parser)
-    return vars(parser.parse_args(list(rest)))
+    knobs = vars(parser.parse_args(list(rest)))
+    if mine := sorted(set(knobs) & set(taken)):
+        parser.error(f"{', '.join(mine)} after --: this script sets them itself, see its own flags")
+    return knobs
 
 
 def flags_of(knobs: dict[str, Any]) -> list[str]:

@@ -48,7 +48,7 @@ def main() -> int:
     parser.add_argument("--runs", default="runs/precision", help="folder of the runs")
     parser.add_argument("rest", nargs="*", help="further flags of interface.py, after --")
     args = parser.parse_args()
-    args.knobs = typed_knobs(args.rest)
+    args.knobs = typed_knobs(args.rest, taken=("seed", "precision", "data", "model", "runs", "run"))
     parser.resolve(argparse.Namespace(**args.knobs))  # a value that is not allowed ends the script here
     from utils import exit_status  # late: --help need not wait for torch
 

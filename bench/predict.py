@@ -277,7 +277,7 @@ def main() -> int:
     parser = Parser("bench/predict.py", __doc__.splitlines()[0])
     parser.add_argument("--data", default="", metavar="ZIP", help="FER2013's archive.zip (default: drawn faces)")
     parser.add_argument("--rounds", type=int, default=5, help="processes per cell (5)")
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=["TheModel", "ImprovedFER2013Model"])
     parser.add_argument("--images", type=int, default=FACES, help=f"faces to draw without --data ({FACES})")
     parser.add_argument("--large", type=int, default=LARGE, help=f"images of the larger zip, at least ({LARGE})")
     parser.add_argument("--one", type=json.loads, help=argparse.SUPPRESS)  # one cell in this process

@@ -3,9 +3,10 @@
     python bench/results.py runs/small-0 runs/small-1 runs/small-2 [--tta --data archive.zip]
 
 Runs that differ in seed, place and device alone make one row, with mean and standard deviation over its seeds. The
-command is the shortest that gives the same knobs. "best" is the epoch with the highest validation accuracy without
-copies, so its figures are chosen on the images that they are of; "last" is chosen by nothing. With --tta, best.pth of
-each run is also scored through test.py with the mirror image. The machine of the runs stands below the table.
+command is the shortest that gives the same knobs. "best" is the epoch that the run kept, by its stop metric (accuracy
+without copies, unless said otherwise), so its figures are chosen on the images that they are of; "last" is chosen by
+nothing. With --tta, best.pth of each run is also scored through test.py with the mirror image. The machine of the runs
+stands below the table.
 """
 
 import argparse
@@ -42,7 +43,7 @@ class Run(NamedTuple):
 def read(folder: Path, *, tta: bool, data: str, cache: str) -> Run:
     """The figures of the run in `folder`; with `tta` its best weights are scored now. Raises UserError."""
     config, rows = config_of(folder), history(folder)
-    best = max(rows, key=lambda row: row["val_accuracy_unseen"])
+    best = [row for row in rows if row["best"]][-1]
     pairs = [(100 * row["val_accuracy"], 100 * row["val_accuracy_unseen"]) for row in (best, rows[-1])]
     minutes = sum(row["seconds"] for row in rows) / 60
     return Run(config, *pairs, minutes, scored(folder, data or config.data, cache) if tta else None)

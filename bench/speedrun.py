@@ -29,9 +29,9 @@ from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # before bench/, where `train` is another file
 
-from bench.common import header, load_random, run_cell, typed_knobs, wait
+from bench.common import SETTING, header, load_random, run_cell, typed_knobs, wait
 from bench.train import write_images
-from config import MACHINE_FIELDS, Config, Parser
+from config import Config, Parser
 
 PLAIN = Path(__file__).with_name("train.py")
 SCHEDULE: dict[str, Any] = {
@@ -121,7 +121,7 @@ def plain_rate(args: argparse.Namespace, config: Config, device: str) -> tuple[f
     with tempfile.TemporaryDirectory() as top:
         folder = Path(top, "faces")
         count = write_images(args.data, args.images, folder)
-        cell = {"model": config.model, "variant": "float32", "device": device,
+        cell = {"model": config.model, "batch_size": config.batch_size, "variant": "float32", "device": device,
                 "folder": f"{folder}/train", "zip": f"{folder}.zip", "images": count}  # fmt: skip
         rates = {workers: run_cell(str(PLAIN), {**cell, "workers": workers})["steady"] for workers in tried}
     best = max(rates, key=rates.get)
@@ -170,7 +170,7 @@ def run(args: argparse.Namespace) -> int:
     images = len(data.split("train"))
     if data.demo:
         print(DEMO_NOTE)
-    changed = [name for name in args.knobs if name not in MACHINE_FIELDS]
+    changed = [name for name in args.knobs if name not in SETTING]
     why = [f"{args.runs} runs, {ENOUGH} are needed"] if args.runs < ENOUGH else []
     why += [f"the schedule is changed: {', '.join(changed)}"] if changed else []
     if why:

@@ -57,7 +57,7 @@ def plain_loop(cell: dict[str, Any]) -> list[float]:
     from config import make_loss
     from model import build_model
 
-    config = Config(model=cell["model"])
+    config = Config(model=cell["model"], batch_size=cell.get("batch_size", Config.batch_size))
     channels_last, bfloat16 = PLAIN[cell["variant"]]
     layout = torch.channels_last if channels_last else torch.contiguous_format
     device, workers = torch.device(cell["device"]), cell["workers"]

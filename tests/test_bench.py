@@ -212,9 +212,11 @@ def test_scale_divides_memory_by_the_images_between_two_sizes():
 def write_run(run, config, *figures):
     """A finished run as interface.py leaves it, less its weights, with (official, unseen, seconds) of every epoch."""
     run.mkdir(parents=True, exist_ok=True)
-    keys = ("val_accuracy", "val_accuracy_unseen", "seconds")
     (run / "config.json").write_text(json.dumps(asdict(config)))
-    (run / "metrics.jsonl").write_text("".join(f"{json.dumps(dict(zip(keys, row, strict=True)))}\n" for row in figures))
+    best = [unseen > max([-1.0, *(row[1] for row in figures[:at])]) for at, (_, unseen, _) in enumerate(figures)]
+    keys = ("val_accuracy", "val_accuracy_unseen", "seconds", "best")
+    rows = [dict(zip(keys, (*row, new), strict=True)) for row, new in zip(figures, best, strict=True)]
+    (run / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     (run / "confusion.png").touch()
     return run
 
@@ -248,7 +250,7 @@ def test_a_run_is_trained_unless_it_is_there(calls, tmp_path):
     knobs = {"data": "faces.zip", "seed": 3, "epochs": 2, "flip": False}
     for _ in range(2):
         rows = train_once(Path("runs/one"), knobs, recipe="small")
-        assert rows == [{"val_accuracy": 0.5, "val_accuracy_unseen": 0.25, "seconds": 60.0}]
+        assert rows == [{"val_accuracy": 0.5, "val_accuracy_unseen": 0.25, "seconds": 60.0, "best": True}]
     (args,) = calls
     places = {
         name: str(tmp_path / value) for name, value in (("data", "faces.zip"), ("cache", ".cache"), ("runs", "runs"))
@@ -293,6 +295,14 @@ def test_flags_set_the_knobs_they_are_made_of():
 
     knobs = {"label_smoothing": 0.1, "flip": False, "augment": True, "votes": "", "model": "ResNet-18", "epochs": 7}
     assert typed_knobs(flags_of(knobs)) == knobs
+
+
+def test_a_knob_that_the_script_sets_itself_is_refused(capsys):
+    from bench.common import typed_knobs
+
+    with pytest.raises(SystemExit) as raised:
+        typed_knobs(["--epochs", "2", "--seed", "5"], taken=("seed", "data"))
+    assert raised.value.code == 2 and "seed after --: this script sets them itself" in capsys.readouterr().err
 
 
 def test_interval_is_students():

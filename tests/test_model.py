@@ -89,7 +89,8 @@ def test_pooling_before_relu_changes_no_output(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "layers"), [("TheModel", "body"), ("ImprovedFER2013Model", "stages"), ("EmotionResNet-nano", "blocks")]
+    ("name", "layers"),
+    [("TheModel", "body"), ("ImprovedFER2013Model", "stages"), ("EmotionResNet-nano", "blocks"), ("ResNet-18", "body")],
 )
 def test_gradients_keep_the_layout_of_the_maps(name, layers):
     model = build_model(name).to(memory_format=torch.channels_last)
@@ -125,7 +126,11 @@ def test_resnets_are_torchvisions_but_for_stem_and_head():
         ours = build_model(name)
         kernels = count_params(theirs.conv1) - count_params(theirs.conv1) // 3
         assert count_params(ours.body) == count_params(theirs) - kernels - count_params(theirs.fc)
-        assert ours.body.conv1.stride == (2, 2) and ours.body.conv1.in_channels == 1
+        assert ours.body[0].stride == (2, 2) and ours.body[0].in_channels == 1
+        theirs.conv1, theirs.fc = ours.body[0], torch.nn.Identity()
+        theirs.load_state_dict(dict(zip(theirs.state_dict(), ours.body.state_dict().values(), strict=True)))
+        images = torch.randn(2, 1, 48, 48)
+        torch.testing.assert_close(ours.eval().features(images), theirs.eval()(images))
 
 
 @pytest.mark.parametrize(("inputs", "outputs", "halve"), [(8, 8, False), (8, 16, False), (8, 16, True), (8, 8, True)])

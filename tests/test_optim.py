@@ -9,7 +9,7 @@ from torch import nn
 
 from config import Config
 from model import build_model
-from optim import average_of, cosine, make_optimizer, make_scheduler
+from optim import WeightAverage, cosine, make_optimizer, make_scheduler
 from utils import pick_machine
 
 MACHINE = pick_machine("cpu", "fp32")
@@ -70,30 +70,49 @@ def test_one_cycle_is_highest_after_its_warm_up():
 
 def test_the_average_leaves_the_drawn_weights_at_once_and_ends_at_its_decay():
     model = nn.Linear(1, 1, bias=False)
-    average = average_of(model, 0.9)
-    value, expected = 0.0, None
+    average = WeightAverage(model, 0.9)
+    expected = None
     for step in range(200):
         value = step % 7
         nn.init.constant_(model.weight, value)
-        average.update_parameters(model)
+        average.update()
         decay = min(0.9, (1 + step) / (10 + step))
         expected = value if expected is None else decay * expected + (1 - decay) * value
-        assert average.module.weight.item() == pytest.approx(expected, rel=1e-5), step
+        assert average.module.weight.item() == pytest.approx(expected, rel=1e-5, abs=1e-6), step
+
+
+def test_statistics_are_averaged_and_counts_copied():
+    model = nn.BatchNorm1d(2)
+    average = WeightAverage(model, 0.5)
+    for _ in range(3):
+        model(torch.randn(8, 2) + 5)
+        average.update()
+    assert int(average.module.num_batches_tracked) == 3
+    assert not torch.equal(average.module.running_mean, model.running_mean) and average.module.running_mean.min() > 0.4
+    assert not any(weight.requires_grad for weight in average.module.parameters())
 
 
 def test_the_average_goes_on_after_a_restart_as_if_nothing_had_been():
     torch.manual_seed(0)
     values = torch.randn(20, 1, 1)
 
-    def run(average, model, part):
+    def run(average, part):
         for value in part:
             model.weight.data.copy_(value)
-            average.update_parameters(model)
+            average.update()
 
     model = nn.Linear(1, 1, bias=False)
-    whole, first, rest = (average_of(model, 0.9) for _ in range(3))
-    run(whole, model, values)
-    run(first, model, values[:7])
+    whole, first, rest = (WeightAverage(model, 0.9) for _ in range(3))
+    run(whole, values)
+    run(first, values[:7])
     rest.load_state_dict(first.state_dict())
-    run(rest, model, values[7:])
+    run(rest, values[7:])
     assert torch.equal(rest.module.weight, whole.module.weight)
+
+
+@pytest.mark.parametrize(
+    ("warmup", "total"), [(0.2, 5), (0.01, 100), (0.05, 20), (0.1, 10), (0.25, 4), (0.5, 2), (0, 7)]
+)
+def test_one_cycle_fits_every_warm_up(warmup, total):
+    found = rates(Config(schedule="onecycle", lr=0.4, warmup=warmup, epochs=total), 1)
+    assert len(found) == total and all(math.isfinite(rate) and 0 < rate <= 0.4001 for rate in found)

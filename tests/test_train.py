@@ -1,17 +1,18 @@
 import errno
 import json
 import math
+import shutil
 import signal
-from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 import train
 import utils
-from config import Config
+from config import CLASSES, MACHINE_FIELDS, Config
 from dataset import load
 from helpers import write_folders
 from model import build_model
@@ -110,17 +111,28 @@ def test_a_blended_batch_brings_each_image_and_its_neighbour(archive, tmp_path, 
     trainer = run_fit(tmp_path / "run", epochs=1, mixup=1.0, augment=False)
     assert [len(images) for _, images, _ in seen] == [12, 12, 11]
     for batch, images, targets in seen:
-        own, partners = batch.labels.chunk(2)
-        assert torch.equal(partners, own.roll(1)) and torch.equal(
-            *[half.roll(-i, 0) for i, half in enumerate(batch.images.chunk(2))]
-        )
+        own, partners = batch.labels[1:], batch.labels[:-1]
+        assert torch.equal(batch.images[0], batch.images[-1])  # the first one's partner is the last
         share = targets.gather(1, own[:, None])[:, 0]
         assert bool((share >= 0.5).all()) and targets.sum(1).allclose(torch.ones(len(own)))
-        pixels = train.preprocess(batch.images)
+        pixels, mean = train.preprocess(batch.images), share.view(-1, 1, 1, 1)
         other = own != partners
-        mean = share.view(-1, 1, 1, 1) * pixels[: len(own)] + (1 - share.view(-1, 1, 1, 1)) * pixels[len(own) :]
-        torch.testing.assert_close(images[other], mean[other])
+        expected = mean * pixels[1:] + (1 - mean) * pixels[:-1]
+        torch.testing.assert_close(images[other], expected[other])
     assert trainer.done
+
+
+@pytest.mark.parametrize("count", [1, 2, 11])
+@pytest.mark.parametrize("size", [2, 3])
+def test_partners_do_not_depend_on_the_number_of_processes(count, size):
+    rows, config = np.arange(count) * 3, Config(mixup=0.4)
+    pairs = []
+    for rank in range(size):
+        part = train.rows_of(rows, config, Ranks(rank, size))
+        pairs += zip(part[1:].tolist(), part[:-1].tolist(), strict=True)
+    assert pairs == list(zip(rows.tolist(), np.roll(rows, 1).tolist(), strict=True))
+    whole = [train.rows_of(rows, Config(), Ranks(rank, size)) for rank in range(size)]
+    assert np.array_equal(np.concatenate(whole), rows)
 
 
 def test_the_gradient_is_clipped_to_its_norm(archive, tmp_path, monkeypatch):
@@ -321,6 +333,50 @@ def test_a_run_that_goes_on_with_other_processes_says_that_bits_differ(archive, 
     assert f"this is {machine}, 2 processes with torch" in capsys.readouterr().out
 
 
+def write_votes(folder, path, *, other=0):
+    """FER+ votes for every file: six for its class, four for the next one; `other` files have all ten for theirs."""
+    lines = ["file,anger,disgust,fear,happiness,sadness,surprise,neutral"]
+    for number, file in enumerate(sorted(folder.rglob("*.png"))):
+        votes, label = [0] * 7, CLASSES.index(file.parent.name)
+        votes[label], votes[(label + 1) % 7] = (10, 0) if number < other else (6, 4)
+        lines.append(f"{file.relative_to(folder).as_posix()},{','.join(map(str, votes))}")
+    path.write_text("\n".join(lines))
+    return str(path)
+
+
+@pytest.mark.parametrize("mixup", [0.0, 0.4])
+def test_votes_are_the_targets(archive, tmp_path, monkeypatch, mixup):
+    votes = write_votes(archive, tmp_path / "votes.csv")
+    seen = []
+    make = train.inputs_and_targets
+    monkeypatch.setattr(train, "inputs_and_targets", lambda *args: seen.append((args[1], *make(*args))) or seen[-1][1:])
+    run_fit(tmp_path / "run", epochs=1, votes=votes, mixup=mixup)
+    assert len(seen) == 3
+    for batch, images, targets in seen:
+        own = 0.6 * torch.eye(7)[batch.labels] + 0.4 * torch.eye(7)[(batch.labels + 1) % 7]
+        if not mixup:
+            torch.testing.assert_close(targets, own)
+            continue
+        gap = own[1:] - own[:-1]
+        other = gap.abs().sum(1) > 0
+        share = ((targets - own[:-1]) * gap).sum(1)[other] / (gap * gap).sum(1)[other]
+        assert bool((share > 0.499).all()) and bool((share < 1.001).all()) and len(images) == len(targets)
+        torch.testing.assert_close(targets[other], torch.lerp(own[:-1][other], own[1:][other], share[:, None]))
+
+
+def test_a_voted_run_goes_on_with_its_votes_only(archive, tmp_path):
+    votes, changed = (write_votes(archive, tmp_path / f"votes{other}.csv", other=other) for other in (0, 5))
+    run_fit(tmp_path / "run", epochs=1, votes=votes)
+    machine = pick_machine("cpu", "fp32")
+    for file in (changed, ""):
+        config, last = read_last(tmp_path / "run", {"votes": file})
+        with pytest.raises(UserError, match=r"made with other votes than these: name the files .* by --votes"):
+            check_resume(last, load(config), config, machine, Ranks())
+    moved = shutil.move(votes, tmp_path / "moved.csv")
+    config, last = read_last(tmp_path / "run", {"votes": str(moved)})
+    check_resume(last, load(config), config, machine, Ranks())
+
+
 def teacher(tmp_path, name, **knobs):
     run_fit(tmp_path / name, epochs=1, **knobs)
     return str(tmp_path / name / "best.pth")
@@ -340,22 +396,50 @@ def test_teachers_give_their_share_of_the_targets(archive, tmp_path, monkeypatch
     assert len(seen) == 3
 
 
-def test_a_taught_run_goes_on_with_its_teachers_only(archive, tmp_path, monkeypatch):
+def test_a_taught_run_goes_on_with_its_teachers_wherever_they_are(archive, tmp_path, monkeypatch):
     first, other = (teacher(tmp_path, f"teacher{seed}", seed=seed) for seed in (1, 2))
-    knobs = {"teachers": first, "teaching": 0.5}
-    whole = run_fit(tmp_path / "whole", **knobs)
-    run_fit(tmp_path / "cut", **{**knobs, "epochs": 1})
-    config, last = read_last(tmp_path / "whole", {"teachers": other})
-    data, machine = load(config), pick_machine("cpu", "fp32")
-    with pytest.raises(UserError, match=r"the run's targets were made with other teachers than these: name the files"):
-        check_resume(last, data, config, machine, Ranks())
-    check_resume(last, data, Config(**{**asdict(config), "teachers": first}), machine, Ranks())
-    assert whole.done
+    whole = run_fit(tmp_path / "whole", teachers=first)
+    step = train.train_step
+
+    def step_then_ctrl_c(trainer, *rest):
+        if (trainer.epoch, trainer.step) == (1, 1):
+            signal.raise_signal(signal.SIGINT)
+        return step(trainer, *rest)
+
+    monkeypatch.setattr(train, "train_step", step_then_ctrl_c)
+    assert not run_fit(tmp_path / "cut", teachers=first).done
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    moved = str(shutil.move(first, tmp_path / "moved.pth"))
+    machine = pick_machine("cpu", "fp32")
+    config, last = read_last(tmp_path / "cut", {"teachers": other})
+    with pytest.raises(UserError, match=r"made with other teachers than these: name the files .* by --teachers"):
+        check_resume(last, load(config), config, machine, Ranks())
+    with pytest.raises(UserError, match=r"best.pth: no such weight file; .* with --teachers"):
+        check_resume(last, load(config), Config(teachers=first), machine, Ranks())
+    assert "teachers" in MACHINE_FIELDS and "votes" in MACHINE_FIELDS  # so that --resume takes the new place
+    rest = run_fit(tmp_path / "cut", resume=last, teachers=moved)
+    assert rest.done and same(whole.model.state_dict(), rest.model.state_dict())
+
+
+def test_a_teacher_that_knows_the_validation_images_is_said(archive, tmp_path, capsys):
+    mine = teacher(tmp_path, "mine")
+    theirs = teacher(tmp_path, "theirs", data=str(write_folders(tmp_path / "other", train=36, val=14, test=0)))
+    capsys.readouterr()
+    run_fit(tmp_path / "run", epochs=1, teachers=f"{mine},{theirs}")
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("teacher: ", "note: "))]
+    assert len(lines) == 3 and mine in lines[0] and theirs in lines[1] and theirs in lines[2]
+    assert "it may know these validation images" in lines[2]
 
 
 def test_a_teacher_of_no_use_is_refused(archive, tmp_path):
-    with pytest.raises(UserError, match=r"nowhere.pth: no such weight file"):
-        run_fit(tmp_path / "run", teachers="nowhere.pth")
+    for named, message in {
+        "nowhere.pth": r"nowhere.pth: no such weight file; .*, or name another with --teachers",
+        " , ": "--teachers ' , ' names no weight file",
+        "archive": "archive: Is a directory",
+    }.items():
+        with pytest.raises(UserError, match=message):
+            run_fit(tmp_path / "run", teachers=named)
     fixed = teacher(tmp_path, "teacher")
     with pytest.raises(UserError, match=r"best.pth: this network takes whole faces only; give --window 48 too"):
         run_fit(tmp_path / "run", model="EmotionResNet-nano", window=40, teachers=fixed)

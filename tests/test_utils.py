@@ -76,7 +76,9 @@ def test_a_damaged_pickle_is_refused(tmp_path, data):
 
 def test_a_file_of_another_project_is_refused(tmp_path):
     torch.save({"weights": 1}, tmp_path / "a.pth")
-    with pytest.raises(UserError, match="no weight file of this project: it lacks format, model, state_dict"):
+    with pytest.raises(
+        UserError, match="no weight file of this project, or of another version: it lacks format, model, state_dict"
+    ):
         read_checkpoint(tmp_path / "a.pth")
     with zipfile.ZipFile(tmp_path / "b.pth", "w") as archive:
         archive.writestr("hello.txt", "hello")
