@@ -7,59 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-MIN_SIZE = 32  # below this the deeper network's last stage has fewer than 4x4 places to look at
-
-
-class FaceNet(nn.Module):
-    """What the networks share: the input contract, and `features`, the vector before the last layer.
-
-    A subclass defines `features(images) -> (B, D)` and a linear `classifier` over it. One that averages over all places
-    before them, with `any_size`, takes square images of any size from MIN_SIZE.
-    """
-
-    any_size = False
-
-    def __init__(self, *, image_size: int, channels: int, num_classes: int) -> None:
-        super().__init__()
-        if image_size < MIN_SIZE:
-            raise ValueError(f"image_size {image_size}: at least {MIN_SIZE} pixels are needed")
-        if channels < 1 or num_classes < 2:
-            raise ValueError(f"channels {channels}, num_classes {num_classes}: at least 1 and 2 are needed")
-        self.image_size, self.channels, self.num_classes = image_size, channels, num_classes
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits (B, num_classes) of images (B, channels, image_size, image_size).
-
-        Raises ValueError for images of another shape.
-        """
-        size = self.image_size
-        if self.any_size and images.ndim == 4:
-            size = max(images.shape[-1], MIN_SIZE)
-        wanted = (self.channels, size, size)
-        if images.ndim != 4 or tuple(images.shape[1:]) != wanted:
-            raise ValueError(
-                f"{type(self).__name__} takes images of shape (B, {', '.join(map(str, wanted))}), "
-                f"got {tuple(images.shape)}"
-            )
-        return self.classifier(self.features(images))
-
-
-def with_gradient_alike(maps: Tensor) -> Tensor:
-    """`maps` (B, C, H, W), whose gradient comes in the same memory layout.
-
-    Flattening and averaging give it the other one, and each operation further back would read two layouts at once:
-    ten times slower than one copy.
-    """
-    if maps.requires_grad and maps.is_contiguous(memory_format=torch.channels_last):
-        maps.register_hook(lambda gradient: gradient.contiguous(memory_format=torch.channels_last))
-    return maps
+from blocks import BasicBlock, FaceNet, ResidualBlock, with_gradient_alike
 
 
 class TheModel(FaceNet):
     """Two 3x3 convolutions (64 and 128 channels) and one hidden layer of 512 units: 9.5M parameters at 48x48."""
 
     def __init__(self, *, image_size: int = 48, channels: int = 1, num_classes: int = 7, dropout: float = 0.5) -> None:
-        super().__init__(image_size=image_size, channels=channels, num_classes=num_classes)
+        super().__init__(image_size=image_size, channels=channels, num_classes=num_classes, dropout=dropout)
         self.body = nn.Sequential(
             nn.Conv2d(channels, 64, 3, padding=1),
             nn.MaxPool2d(2),  # before ReLU, which then has a quarter of the work: max and ReLU commute
@@ -78,35 +33,6 @@ class TheModel(FaceNet):
         return self.dropout(torch.relu(self.hidden(maps.flatten(1))))
 
 
-class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions with batch norm, added to the input (arXiv 1512.03385).
-
-    The shortcut is the identity where the shape stays, else a 1x1 projection. `halve` first halves the
-    places on both paths. The convolutions go inputs -> inputs -> outputs: the usual inputs -> outputs ->
-    outputs doubles the parameters, to more than half precision can hold in 10 MB.
-    """
-
-    def __init__(self, inputs: int, outputs: int, *, halve: bool = False) -> None:
-        super().__init__()
-        self.pool = nn.MaxPool2d(2) if halve else nn.Identity()
-        self.shortcut = (
-            nn.Identity()
-            if inputs == outputs
-            else nn.Sequential(nn.Conv2d(inputs, outputs, 1, bias=False), nn.BatchNorm2d(outputs))
-        )
-        self.residual = nn.Sequential(
-            nn.Conv2d(inputs, inputs, 3, padding=1, bias=False),
-            nn.BatchNorm2d(inputs),
-            nn.ReLU(),
-            nn.Conv2d(inputs, outputs, 3, padding=1, bias=False),
-            nn.BatchNorm2d(outputs),
-        )
-
-    def forward(self, images: Tensor) -> Tensor:
-        images = self.pool(images)
-        return torch.relu(self.residual(images) + self.shortcut(images))
-
-
 class ImprovedFER2013Model(FaceNet):
     """Four residual stages of 64, 128, 256 and 512 channels and a 256-unit head: 2.7M parameters.
 
@@ -115,7 +41,7 @@ class ImprovedFER2013Model(FaceNet):
     """
 
     def __init__(self, *, image_size: int = 48, channels: int = 1, num_classes: int = 7, dropout: float = 0.5) -> None:
-        super().__init__(image_size=image_size, channels=channels, num_classes=num_classes)
+        super().__init__(image_size=image_size, channels=channels, num_classes=num_classes, dropout=dropout)
         self.stem = nn.Sequential(
             nn.Conv2d(channels, 64, 3, padding=1, bias=False), nn.BatchNorm2d(64), nn.MaxPool2d(2), nn.ReLU()
         )
@@ -134,33 +60,6 @@ class ImprovedFER2013Model(FaceNet):
         """The 256 units of the head (B, 256), after batch norm, ReLU and dropout."""
         pooled = with_gradient_alike(self.stages(self.stem(images))).mean((2, 3))
         return self.dropout(torch.relu(self.norm(self.hidden(self.dropout(pooled)))))
-
-
-class BasicBlock(nn.Module):
-    """Two 3x3 convolutions with batch norm, added to the input (arXiv 1512.03385), without effect when drawn.
-
-    `halve` halves the places: in the first convolution, and on the shortcut by averaging before the 1x1 projection,
-    so that no pixel is skipped (arXiv 1812.01187). The last gain is 0 at first: each block begins as its shortcut.
-    """
-
-    def __init__(self, inputs: int, outputs: int, *, halve: bool = False) -> None:
-        super().__init__()
-        self.residual = nn.Sequential(
-            nn.Conv2d(inputs, outputs, 3, stride=1 + halve, padding=1, bias=False),
-            nn.BatchNorm2d(outputs),
-            nn.ReLU(),
-            nn.Conv2d(outputs, outputs, 3, padding=1, bias=False),
-            nn.BatchNorm2d(outputs),
-        )
-        nn.init.zeros_(self.residual[-1].weight)
-        self.shortcut = nn.Identity()
-        if halve or inputs != outputs:
-            pool = nn.AvgPool2d(2, ceil_mode=True) if halve else nn.Identity()
-            project = nn.Conv2d(inputs, outputs, 1, bias=False)
-            self.shortcut = nn.Sequential(pool, project, nn.BatchNorm2d(outputs))
-
-    def forward(self, images: Tensor) -> Tensor:
-        return torch.relu(self.residual(images) + self.shortcut(images))
 
 
 class EmotionResNet(FaceNet):
@@ -182,7 +81,7 @@ class EmotionResNet(FaceNet):
         num_classes: int = 7,
         dropout: float = 0.5,
     ) -> None:
-        super().__init__(image_size=image_size, channels=channels, num_classes=num_classes)
+        super().__init__(image_size=image_size, channels=channels, num_classes=num_classes, dropout=dropout)
         width = widths[0]
         self.stem = nn.Sequential(
             nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.MaxPool2d(2), nn.ReLU()
@@ -209,7 +108,7 @@ class TorchvisionResNet(FaceNet):
     def __init__(
         self, *, name: str, image_size: int = 48, channels: int = 1, num_classes: int = 7, dropout: float = 0.5
     ) -> None:
-        super().__init__(image_size=image_size, channels=channels, num_classes=num_classes)
+        super().__init__(image_size=image_size, channels=channels, num_classes=num_classes, dropout=dropout)
         from torchvision import models  # late: it takes a second, and only these networks need it
 
         body = getattr(models, name)(weights=None)
@@ -224,6 +123,166 @@ class TorchvisionResNet(FaceNet):
         return self.dropout(with_gradient_alike(self.body(images)).mean((2, 3)))
 
 
+class Expert(FaceNet):
+    """One network for a group of classes, which answers for all: it has an output for "none of mine".
+
+    What it gives to that is shared over the other classes as they share the training images, `counts` (C,), so that
+    every log-probability is finite. Its logits are those log-probabilities: trained on all images by their labels, it
+    learns its group from its own images, and "none" from the others. A group of all classes has no such output.
+
+    `network` names it in NETWORKS, `group` holds indices of classes. Raises ValueError for a group that is empty or has
+    a class twice or one that is not there, and for a class outside it without training images.
+    """
+
+    any_size = True
+
+    def __init__(
+        self,
+        *,
+        network: str,
+        group: Sequence[int],
+        counts: Sequence[int],
+        image_size: int = 48,
+        channels: int = 1,
+        dropout: float = 0.5,
+    ) -> None:
+        super().__init__(image_size=image_size, channels=channels, num_classes=len(counts), dropout=dropout)
+        if not group or len(set(group)) < len(group) or not set(group) <= set(range(len(counts))):
+            raise ValueError(
+                f"group {list(group)}: one or more of the classes 0 to {len(counts) - 1}, each once, are needed"
+            )
+        self.arguments |= {"network": network, "group": list(group), "counts": list(counts)}
+        others = [c for c in range(len(counts)) if c not in group]
+        if bare := [c for c in others if counts[c] < 1]:
+            raise ValueError(f"counts {list(counts)}: the classes {bare}, outside the group, have no share of training")
+        place = {c: at for at, c in enumerate(sorted(group))}
+        rest = sum(counts[c] for c in others)
+        shares = [1.0 if c in place else counts[c] / rest for c in range(len(counts))]
+        self.register_buffer("place", torch.tensor([place.get(c, len(group)) for c in range(len(counts))]))
+        self.register_buffer("log_share", torch.tensor(shares).log())
+        outputs = len(group) + bool(others)
+        self.net = build_model(network, image_size=image_size, channels=channels, num_classes=outputs, dropout=dropout)
+
+    @property
+    def classifier(self) -> nn.Module:
+        return self.net.classifier
+
+    def features(self, images: Tensor) -> Tensor:
+        """The network's features (B, D)."""
+        return self.net.features(images)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Log-probabilities (B, C) float32 of all classes."""
+        self.check(images)
+        return self.spread(self.classifier(self.features(images)))
+
+    def spread(self, logits: Tensor) -> Tensor:
+        """Log-probabilities (B, C) of all classes from the network's logits, of its group and "none"."""
+        return logits.float().log_softmax(1)[:, self.place] + self.log_share
+
+
+class MixtureOfExperts(FaceNet):
+    """Experts for groups of classes, weighed for each image by a gating network (doi 10.1162/neco.1991.3.1.79).
+
+    The probability of a class is the sum over the experts of gate(expert | image) p(class | image, expert), computed in
+    logarithms; the logits are its logarithm, so that they sum to one. `groups` (E of them) hold indices of classes, may
+    overlap, and must cover all. `top_k` experts are used for an image, 0 is all (arXiv 1701.06538): with 1 the gate's
+    weight is 1, which tells it nothing, so train it with more. `temperature` divides the gate's logits. `balance` is
+    the weight of the squared coefficient of variation of the experts' load over a batch (section 4 there), which
+    training adds to the loss from `penalty`. With `shared_stem` one stem serves gate and experts.
+
+    Raises ValueError as `Expert` does, for a class that no group covers, and for a top_k above the experts.
+    """
+
+    any_size = True
+
+    def __init__(
+        self,
+        *,
+        network: str,
+        gate: str,
+        groups: Sequence[Sequence[int]],
+        counts: Sequence[int],
+        top_k: int = 0,
+        temperature: float = 1.0,
+        balance: float = 0.0,
+        shared_stem: bool = False,
+        image_size: int = 48,
+        channels: int = 1,
+        dropout: float = 0.5,
+    ) -> None:
+        super().__init__(image_size=image_size, channels=channels, num_classes=len(counts), dropout=dropout)
+        if lacking := sorted(set(range(len(counts))) - {c for group in groups for c in group}):
+            raise ValueError(f"groups {[list(group) for group in groups]}: no expert covers the classes {lacking}")
+        if not 0 <= top_k <= len(groups) or temperature <= 0 or balance < 0:
+            raise ValueError(
+                f"top_k {top_k}, temperature {temperature}, balance {balance}: "
+                f"0 to {len(groups)}, above 0 and 0 or more are allowed"
+            )
+        self.arguments |= {"network": network, "gate": gate, "groups": [list(group) for group in groups],
+                           "counts": list(counts), "top_k": top_k, "temperature": temperature, "balance": balance,
+                           "shared_stem": shared_stem}  # fmt: skip
+        self.top_k, self.temperature, self.balance = top_k, temperature, balance
+        shared = {"image_size": image_size, "channels": channels, "dropout": dropout}
+        self.experts = nn.ModuleList(Expert(network=network, group=group, counts=counts, **shared) for group in groups)
+        # A single expert needs no gate, and a network of one output is none
+        self.gate = build_model(gate, num_classes=len(groups), **shared) if len(groups) > 1 else None
+        self.stem: nn.Module = nn.Identity()
+        if shared_stem:
+            nets = [expert.net for expert in self.experts] + ([self.gate] if self.gate else [])
+            self.stem = nets[0].stem
+            for net in nets:
+                net.stem = nn.Identity()
+        self.penalty: Tensor | None = None
+        self.frozen: list[nn.Module] = []
+
+    def look(self, images: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Logarithms of the gate's weights (B, E) and of the experts' probabilities (B, E, C), and their features."""
+        self.check(images)
+        maps = self.stem(images)
+        features = [expert.net.features(maps) for expert in self.experts]
+        log_p = [expert.spread(expert.classifier(x)) for expert, x in zip(self.experts, features, strict=True)]
+        return self.log_gate(maps), torch.stack(log_p, 1), features
+
+    def log_gate(self, maps: Tensor) -> Tensor:
+        """Logarithms of the gate's weights (B, E) float32 for what the stem gives; -inf for an expert not used."""
+        if self.gate is None:
+            return maps.new_zeros((len(maps), 1), dtype=torch.float32)
+        logits = self.gate.classifier(self.gate.features(maps)).float() / self.temperature
+        if self.training and self.balance:
+            load = logits.softmax(1).mean(0)
+            self.penalty = self.balance * load.var(correction=0) / load.mean() ** 2
+        if 0 < self.top_k < len(self.experts):
+            least = logits.topk(self.top_k, 1).indices
+            used = torch.zeros_like(logits, dtype=torch.bool).scatter(1, least, True)
+            logits = logits.masked_fill(~used, -torch.inf)
+        return logits.log_softmax(1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Log-probabilities (B, C) float32 of all classes."""
+        log_gate, log_p, _ = self.look(images)
+        return torch.logsumexp(log_gate[:, :, None] + log_p, 1)
+
+    def features(self, images: Tensor) -> Tensor:
+        """The experts' features side by side, each times its weight (B, E D)."""
+        log_gate, _, features = self.look(images)
+        return torch.cat([x * weight[:, None] for x, weight in zip(features, log_gate.exp().unbind(1), strict=True)], 1)
+
+    def freeze(self, *parts: nn.Module) -> None:
+        """Train none of `parts`, such as `experts`: neither weights nor statistics. Without any, train all again."""
+        self.frozen = list(parts)
+        self.requires_grad_(True)
+        for part in parts:
+            part.requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> "MixtureOfExperts":
+        super().train(mode)
+        for part in getattr(self, "frozen", ()):
+            part.eval()
+        return self
+
+
 # Widths and depths: 0.3, 2.7 and 5.5 million parameters
 SMALL_TO_LARGE = {
     "nano": {"widths": (32, 64, 128), "depths": (1, 1, 1)},
@@ -236,6 +295,9 @@ NETWORKS: dict[str, Callable[..., FaceNet]] = {
     **{f"EmotionResNet-{size}": partial(EmotionResNet, **shape) for size, shape in SMALL_TO_LARGE.items()},
     "ResNet-18": partial(TorchvisionResNet, name="resnet18"),
     "ResNet-34": partial(TorchvisionResNet, name="resnet34"),
+    # Trained by experiments.py
+    "Expert": Expert,
+    "MixtureOfExperts": MixtureOfExperts,
 }
 
 
@@ -246,4 +308,6 @@ def build_model(name: str, **arguments: Any) -> FaceNet:
     """
     if name not in NETWORKS:
         raise ValueError(f"model: {name!r} is not one of {', '.join(NETWORKS)}")
-    return NETWORKS[name](**arguments)
+    model = NETWORKS[name](**arguments)
+    model.name = name
+    return model

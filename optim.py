@@ -14,12 +14,13 @@ from utils import Machine
 
 
 def make_optimizer(model: nn.Module, config: Config, machine: Machine) -> torch.optim.Optimizer:
-    """The configured update rule over all weights, fused where torch has that.
+    """The configured update rule over all weights that are not frozen, fused where torch has that.
 
     Weight decay spares biases and the gains and offsets of norms (arXiv 1812.01187, section 3.1).
     """
-    matrices = [weight for weight in model.parameters() if weight.ndim > 1]
-    vectors = [weight for weight in model.parameters() if weight.ndim <= 1]
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    matrices = [weight for weight in trained if weight.ndim > 1]
+    vectors = [weight for weight in trained if weight.ndim <= 1]
     groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     shared: dict[str, Any] = {"lr": config.lr, "fused": machine.device.type in ("cpu", "cuda")}
     if config.optimizer == "sgd":

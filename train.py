@@ -149,7 +149,8 @@ def train_step(trainer: Trainer, batch: Batch, count: int) -> tuple[torch.Tensor
     logits = logits.float()
     losses = trainer.loss(logits, targets)
     mean = losses.sum() * (trainer.ranks.size / count)  # gradients are averaged over the processes
-    trainer.scaler.scale(mean).backward()
+    penalty = getattr(trainer.model, "penalty", None)  # of a mixture, for experts that are used unevenly
+    trainer.scaler.scale(mean if penalty is None else mean + penalty).backward()
     if trainer.config.clip:
         trainer.scaler.unscale_(trainer.optimizer)
         nn.utils.clip_grad_norm_(trainer.model.parameters(), trainer.config.clip)

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from config import CLASSES, Config
 from dataset import PREPROCESSING, FaceData
@@ -19,7 +18,7 @@ SHIPPED = "final_weights_new.pth"
 
 
 def save_weights(
-    path: Path, model: nn.Module, scores: Scores, *, config: Config, data: FaceData, half: bool = False
+    path: Path, model: FaceNet, scores: Scores, *, config: Config, data: FaceData, half: bool = False
 ) -> None:
     """Write the network with all that is needed to use it: plain types and tensors only.
 
@@ -30,7 +29,7 @@ def save_weights(
         state = {name: value.half() if value.is_floating_point() else value for name, value in state.items()}
     write_checkpoint(path, {
         "model": config.model,
-        "arguments": {"dropout": config.dropout},
+        "arguments": model.arguments,
         "state_dict": state,
         "preprocessing": PREPROCESSING,
         "config": asdict(config) | names_of_files(config),

@@ -32,6 +32,7 @@ ORDER = (
     "augment",
     "feed",
     "optim",
+    "blocks",
     "model",
     "val",
     "weights",
