@@ -24,7 +24,9 @@ class FaceNet(nn.Module):
         if channels < 1 or num_classes < 2:
             raise ValueError(f"channels {channels}, num_classes {num_classes}: at least 1 and 2 are needed")
         self.image_size, self.channels, self.num_classes = image_size, channels, num_classes
-        self.arguments: dict[str, Any] = {"dropout": dropout}  # what a weight file needs to build the network again
+        # What a weight file needs to build the network again, by build_model(name, **arguments)
+        self.name = type(self).__name__
+        self.arguments: dict[str, Any] = {"dropout": dropout}
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, num_classes) of images (B, channels, image_size, image_size).

@@ -50,6 +50,7 @@ class Config:
     votes: str = knob("", "FER+ votes as soft targets: fer2013new.csv or ferplus_votes.csv; empty is the labels")
     # Model
     model: str = knob("TheModel", "network", choices=MODELS)
+    width: float = knob(1.0, "EmotionResNet: its channels times this", 0.1, 10.0)
     dropout: float = knob(0.5, "share of units dropped before the last layer, in training", 0.0, 0.95)
     # Loss
     loss: str = knob("focal", "what is minimised", choices=("focal", "cross_entropy"))
@@ -100,10 +101,17 @@ class Config:
     def __post_init__(self) -> None:
         for spec in fields(self):
             check_field(spec.name, getattr(self, spec.name), spec.type, spec.metadata["knob"])
+        if self.width != 1 and not self.model.startswith("EmotionResNet"):
+            raise ValueError(f"width: {self.width!r} needs an EmotionResNet, not {self.model}")
         if self.label_smoothing and self.loss != "cross_entropy":
             raise ValueError(f"label_smoothing: {self.label_smoothing!r} needs the loss cross_entropy, not {self.loss}")
         if self.run and (self.run in (".", "..") or set(self.run) & set('/\\:*?"<>|\0')):
             raise ValueError(f"run: {self.run!r} is no folder name")
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What the network called `model` is built with."""
+        return {"dropout": self.dropout} | ({"width": self.width} if self.model.startswith("EmotionResNet") else {})
 
 
 # A recipe is what a run changes; the README's results table says what each costs and reaches.
@@ -191,6 +199,19 @@ RECIPES: dict[str, dict[str, Any]] = {
         "ema": 0.998,
         "erase": 0.25,
     },
+}
+
+# Groups of emotions for the experts of a mixture, by hand (experiments.py); more are made from data there. Groups may
+# overlap; together they hold every emotion.
+GROUPINGS: dict[str, list[list[str]]] = {
+    "valence": [["angry", "disgust", "fear", "sad"], ["happy", "surprise", "neutral"]],
+    # The pairs that networks confuse most on FER2013, each inside a group
+    "confusable": [
+        ["angry", "disgust", "sad"],
+        ["fear", "surprise", "angry"],
+        ["fear", "sad", "neutral"],
+        ["happy", "neutral", "surprise"],
+    ],
 }
 
 # What may differ when a run goes on or is scored; votes and teachers in their place alone, which is checked

@@ -89,7 +89,7 @@ def new_model(config: Config, machine: Any) -> Any:
     from utils import seed_everything
 
     seed_everything(config.seed, deterministic=config.deterministic)
-    model = build_model(config.model, dropout=config.dropout)
+    model = build_model(config.model, **config.arguments)
     return model.to(machine.device, memory_format=torch.channels_last)
 
 

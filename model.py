@@ -65,8 +65,9 @@ class ImprovedFER2013Model(FaceNet):
 class EmotionResNet(FaceNet):
     """A residual network for small grey faces: three stages at 24x24, 12x12 and 6x6 places, then their average.
 
-    `widths` and `depths` are the channels and blocks of each stage. The first convolution has stride 1 and is pooled
-    once: the 7x7 convolution of stride 2 that ImageNet's networks begin with would leave 12x12 places of a face.
+    `widths` and `depths` are the channels and blocks of each stage; `width` multiplies the channels, in whole eights.
+    The first convolution has stride 1 and is pooled once: the 7x7 convolution of stride 2 that begins ImageNet's
+    networks would leave 12x12 places of a face.
     """
 
     any_size = True
@@ -76,24 +77,27 @@ class EmotionResNet(FaceNet):
         *,
         widths: Sequence[int],
         depths: Sequence[int],
+        width: float = 1.0,
         image_size: int = 48,
         channels: int = 1,
         num_classes: int = 7,
         dropout: float = 0.5,
     ) -> None:
         super().__init__(image_size=image_size, channels=channels, num_classes=num_classes, dropout=dropout)
-        width = widths[0]
+        self.arguments["width"] = width
+        widths = [max(8, 8 * round(width * each / 8)) for each in widths]
+        last = widths[0]
         self.stem = nn.Sequential(
-            nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.MaxPool2d(2), nn.ReLU()
+            nn.Conv2d(channels, last, 3, padding=1, bias=False), nn.BatchNorm2d(last), nn.MaxPool2d(2), nn.ReLU()
         )
         blocks = []
         for stage, (outputs, depth) in enumerate(zip(widths, depths, strict=True)):
             for number in range(depth):
-                blocks.append(BasicBlock(width, outputs, halve=stage > 0 and number == 0))
-                width = outputs
+                blocks.append(BasicBlock(last, outputs, halve=stage > 0 and number == 0))
+                last = outputs
         self.blocks = nn.Sequential(*blocks)
         self.dropout = nn.Dropout(dropout)
-        self.classifier = nn.Linear(width, num_classes)
+        self.classifier = nn.Linear(last, num_classes)
 
     def features(self, images: Tensor) -> Tensor:
         """The last stage's channels averaged over the places (B, D), after dropout."""

@@ -33,11 +33,11 @@ def curves(history: list[dict], path: Path, *, title: str) -> None:
 
     if not history:
         raise ValueError("history is empty: nothing to plot")
-    epochs = _column(history, "epoch")
-    val, unseen = _column(history, "val_accuracy"), _column(history, "val_accuracy_unseen")
-    train, val_loss = _column(history, "train_accuracy"), _column(history, "val_loss")
+    epochs = column(history, "epoch")
+    val, unseen = column(history, "val_accuracy"), column(history, "val_accuracy_unseen")
+    train, val_loss = column(history, "train_accuracy"), column(history, "val_loss")
     lines = {
-        "loss": [("train", BLUE, "-", _column(history, "train_loss")), ("val", ORANGE, "-", val_loss)],
+        "loss": [("train", BLUE, "-", column(history, "train_loss")), ("val", ORANGE, "-", val_loss)],
         "accuracy": [("train", BLUE, "-", train), ("val", ORANGE, "-", val)],
     }
     if np.isfinite(unseen).any() and not np.array_equal(val, unseen, equal_nan=True):
@@ -54,19 +54,19 @@ def curves(history: list[dict], path: Path, *, title: str) -> None:
         axes.xaxis.set_major_locator(MaxNLocator(nbins=10, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
         axes.set_xlim(epochs.min() - 0.5, epochs.max() + 0.5)
         axes.grid(axis="y", color=FAINT, linewidth=0.6)
-        _bare(axes)
+        bare(axes)
     panels["loss"].set_ylabel("loss (nats per image)", color=INK)
     panels["accuracy"].set_ylabel("accuracy (% of images)", color=INK)
     panels["accuracy"].yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}"))
 
-    _mark_rates(panels.values(), epochs, _column(history, "lr"))
+    _mark_rates(panels.values(), epochs, column(history, "lr"))
     best = max((i for i, row in enumerate(history) if row.get("best")), default=None)
     for quantity, axes in panels.items():
         if best is not None:
             value = lines[quantity][-1][-1][best]
             _mark_best(axes, epochs[best], value, f"{value:.3f}" if quantity == "loss" else f"{value:.1%}")
         axes.legend(loc="best", fontsize=9, framealpha=0.9, edgecolor=FAINT)
-    _write(figure, path)
+    write_png(figure, path)
 
 
 def confusion(matrix, path: Path, *, title: str, classes=CLASSES) -> None:
@@ -93,7 +93,7 @@ def confusion(matrix, path: Path, *, title: str, classes=CLASSES) -> None:
     colours = _cell_colours(share)
     cells.imshow(colours, aspect="equal")
     for row, column in zip(*np.nonzero(counts), strict=True):
-        style = {"ha": "center", "va": "center", "color": _ink_on(colours[row, column])}
+        style = {"ha": "center", "va": "center", "color": ink_on(colours[row, column])}
         weight = "bold" if row == column else "normal"
         cells.text(column, row - 0.12, f"{share[row, column]:.0%}", fontsize=12, fontweight=weight, **style)
         cells.text(column, row + 0.24, f"{counts[row, column]:,}", fontsize=8.5, **style)
@@ -109,7 +109,7 @@ def confusion(matrix, path: Path, *, title: str, classes=CLASSES) -> None:
     cells.tick_params(which="both", length=0)
     cells.spines[:].set_visible(False)
     _recall_bars(bars, np.diag(share), per_class)
-    _write(figure, path)
+    write_png(figure, path)
 
 
 def contact_sheet(images, labels, path: Path, *, title: str, per_class: int = 10, predictions=None) -> None:
@@ -155,10 +155,10 @@ def contact_sheet(images, labels, path: Path, *, title: str, per_class: int = 10
             if wrong:
                 _frame(figure, x, height - y - tile, tile)
     figure.figimage(canvas, cmap="gray", vmin=0, vmax=255, origin="upper", zorder=-1)
-    _write(figure, path)
+    write_png(figure, path)
 
 
-def _column(history: list[dict], key: str) -> np.ndarray:
+def column(history: list[dict], key: str) -> np.ndarray:
     """(rows,) float64 of one key; NaN where a row has None or a value that is not finite."""
     values = np.array([math.nan if row.get(key) is None else row[key] for row in history], dtype=np.float64)
     return np.where(np.isfinite(values), values, math.nan)
@@ -210,7 +210,7 @@ def _cell_colours(share: np.ndarray) -> np.ndarray:
     return 1 - depth * (1 - np.where(diagonal, blue, orange))
 
 
-def _ink_on(colour: np.ndarray) -> str:
+def ink_on(colour: np.ndarray) -> str:
     """Dark ink or white, whichever has the higher contrast to an RGB colour in [0, 1]."""
     luminance = colour**2.2 @ (0.2126, 0.7152, 0.0722)
     return "white" if luminance < 0.21 else INK  # at 0.21 both have a contrast of 4 (WCAG 2.1)
@@ -256,14 +256,14 @@ def _frame(figure, x: float, y: float, side: float) -> None:
     figure.add_artist(Rectangle((x - 1, y - 1), side + 2, side + 2, **style))
 
 
-def _bare(axes) -> None:
+def bare(axes) -> None:
     """Leave an axes its left and bottom lines only, in grey."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(GREY)
     axes.tick_params(colors=GREY, labelcolor=INK, labelsize=9)
 
 
-def _write(figure, path: Path) -> None:
+def write_png(figure, path: Path) -> None:
     """Write the figure as PNG of at most 128 colours, which the eye does not miss in a third of the bytes."""
     from PIL import Image
 

@@ -28,7 +28,7 @@ def save_weights(
     if half:
         state = {name: value.half() if value.is_floating_point() else value for name, value in state.items()}
     write_checkpoint(path, {
-        "model": config.model,
+        "model": model.name,
         "arguments": model.arguments,
         "state_dict": state,
         "preprocessing": PREPROCESSING,

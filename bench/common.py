@@ -3,7 +3,6 @@ step times."""
 
 import gc
 import json
-import math
 import os
 import platform
 import statistics
@@ -24,9 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 VAL_FACES = 256  # of RandomFaces: one batch of scoring
 CHUNK = 1024  # random faces drawn at a time
 SETTING = ("data", "cache", "device", "threads", "runs", "run")  # knobs that say where a run is made, not what it is
-# Student's t, two-sided 95 %, by degrees of freedom
-T95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
-MAX_SEEDS = len(T95) + 1
+MAX_SEEDS = 10  # of a comparison
 
 
 # --- Fresh processes ---
@@ -168,12 +165,6 @@ def check_same(run: Path, config: Config) -> None:
     before, now = identity(config_of(run)), identity(config)
     if other := [f"{name} {before[name]!r}, now {now[name]!r}" for name in now if before[name] != now[name]]:
         raise UserError(f"{run} holds a run with other knobs ({'; '.join(other)}): name another folder with --runs")
-
-
-def interval(differences: Sequence[float]) -> tuple[float, float]:
-    """Mean of 2 to MAX_SEEDS paired differences, and half of its 95 % interval by Student's t."""
-    spread = statistics.stdev(differences) / math.sqrt(len(differences))
-    return statistics.mean(differences), T95[len(differences) - 1] * spread
 
 
 # --- The network as it is written everywhere ---

@@ -13,8 +13,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # before bench/, which has a train.py too
 
-from bench.common import MAX_SEEDS, header, interval, train_once, typed_knobs
+from bench.common import MAX_SEEDS, header, train_once, typed_knobs
 from config import MODELS, RECIPES, Config, Parser
+from stats import interval
 
 
 def run(args: argparse.Namespace) -> int:

@@ -98,7 +98,7 @@ def row(runs: list[Run]) -> str:
 
     config = runs[0].config
     with device("meta"):  # nothing is drawn
-        params = count_params(build_model(config.model, dropout=config.dropout))
+        params = count_params(build_model(config.model, **config.arguments))
     pairs = [[run.best for run in runs], [run.last for run in runs]]
     if runs[0].tta:
         pairs.append([run.tta for run in runs])

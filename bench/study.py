@@ -24,8 +24,9 @@ from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # before bench/, which has a train.py too
 
-from bench.common import MAX_SEEDS, finished, header, interval, train_once, typed_knobs
+from bench.common import MAX_SEEDS, finished, header, train_once, typed_knobs
 from config import RECIPES, Config, Parser, from_dict
+from stats import bootstrap, interval
 
 # The knobs that switch a part off: a recipe that has all these values already lacks it. Plateau looks at the validation
 # loss, so "schedule" alone is not free of selection.
@@ -53,8 +54,6 @@ MORE: dict[str, dict[str, Any]] = {
     "class weights": {"class_weights": "effective"},
     "clipping": {"clip": 1.0},
 }
-DRAWS = 10_000  # of the bootstrap
-AT_ONCE = 200  # of them, to bound the memory
 FIGURES = ("official", "unseen")
 HEAD = ("official", "gain (over seeds)", "without copies", "gain (over seeds)", "gain (over images)", "minutes")
 WIDTHS = (10, 28, 17, 28, 28, 9)
@@ -150,7 +149,7 @@ def last_network(run: Path) -> tuple[Any, Any, str]:
 
     content = read_checkpoint(run / "last.pth", ("config", "fingerprint", "state_dict"))
     config = from_dict(content["config"], str(run))
-    model = build_model(config.model, dropout=config.dropout)
+    model = build_model(config.model, **config.arguments)
     model.load_state_dict(content["state_dict"])
     if config.ema:
         average = WeightAverage(model, config.ema)
@@ -161,21 +160,6 @@ def last_network(run: Path) -> tuple[Any, Any, str]:
 
 
 # --- The table ---
-
-
-def bootstrap(first: Any, second: Any) -> tuple[float, float, float]:
-    """The mean of the hits `first` less `second`, (S, N) bool each, and its 95 % interval, in percent.
-
-    The N images are drawn anew DRAWS times, the same for both and for all S seeds (the percentile bootstrap).
-    """
-    import numpy as np
-
-    gaps = (np.asarray(first, np.float64) - np.asarray(second, np.float64)).mean(0)
-    rng = np.random.default_rng(0)
-    shape = (AT_ONCE, len(gaps))
-    means = [gaps[rng.integers(0, len(gaps), shape)].mean(1) for _ in range(DRAWS // AT_ONCE)]
-    low, high = np.quantile(np.concatenate(means), (0.025, 0.975))
-    return 100 * gaps.mean(), 100 * low, 100 * high
 
 
 def over_seeds(gains: list[float]) -> str:

@@ -74,7 +74,7 @@ def plain_loop(cell: dict[str, Any]) -> list[float]:
     ])  # fmt: skip
     folder = datasets.ImageFolder(cell["folder"], transform)
     loader = DataLoader(folder, config.batch_size, shuffle=True, num_workers=workers, persistent_workers=workers > 0)
-    model = relu_first(build_model(config.model, dropout=config.dropout)).to(device, memory_format=layout).train()
+    model = relu_first(build_model(config.model, **config.arguments)).to(device, memory_format=layout).train()
     optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
     loss_of, _ = make_loss(config, torch.bincount(torch.tensor(folder.targets), minlength=7).tolist())
     seconds = []

@@ -1,4 +1,4 @@
-"""plots.py: each figure is a small, whole PNG file that shows what it was given; wrong arguments are named."""
+"""plots.py, plots_study.py: each figure is a small, whole PNG of what it was given; wrong arguments are named."""
 
 import math
 import subprocess
@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 import plots
+import plots_study
 from config import CLASSES
 from utils import UserError
 
@@ -263,6 +264,101 @@ def test_contact_sheet_names_the_argument_that_does_not_fit(tmp_path, change, me
     with pytest.raises(ValueError, match=message):
         plots.contact_sheet(**arguments)
     assert not list(tmp_path.iterdir())
+
+
+# --- the figures of a study ---
+
+GROUPS = [["angry", "fear"], ["disgust", "happy", "surprise"], ["sad", "neutral", "fear"]]
+NAMES = ["single", "a mixture with a rather long name, of three experts, soft", "wide"]
+LOOKS = ["base", "mixture", "control"]
+
+
+def stages(*lengths) -> list[dict]:
+    rows = [{"train_loss": 1.0, "train_accuracy": 0.5, "val_loss_unseen": None, "val_accuracy_unseen": 0.25}] * 9
+    return [{"stage": f"stage {chr(97 + i)}", "epochs": rows[:length]} for i, length in enumerate(lengths)]
+
+
+def intervals(*means) -> np.ndarray:
+    return np.array([(mean, mean - 1, mean + 1) for mean in means])
+
+
+def test_stage_curves_puts_stages_side_by_side(tmp_path, figures):
+    models = [("base", [stages(4)]), ("mixture", [stages(3, 1, 2), stages(2, 1, 2)])]
+    plots_study.stage_curves(models, tmp_path / "curves.png", title="a study")
+    check_png(tmp_path / "curves.png")
+    loss, accuracy = figures[0].subfigs[1].axes
+    assert (loss.get_ylabel(), accuracy.get_ylabel()) == ("loss (nats per image)", "accuracy (% of images)")
+    starts = sorted(line.get_xdata()[0] for line in accuracy.lines if len(line.get_ydata()) and line.get_alpha())
+    assert starts == [1] * 4 + [4] * 4 + [5] * 4, "two lines of two seeds in each stage"
+    assert "1 stage a,  2 stage b,  3 stage c" in texts(figures[0])
+    assert max(np.nanmax(line.get_ydata()) for line in accuracy.lines if line.get_alpha()) == 50
+    with pytest.raises(ValueError, match="models is empty"):
+        plots_study.stage_curves([], tmp_path / "none.png", title="")
+
+
+def test_confusions_shows_both_and_their_difference(tmp_path, figures):
+    first, second = np.full((7, 7), 0.1), np.full((7, 7), 0.1)
+    first[0, 2], second[0, 2], second[1] = 0.4, 0.25, np.nan
+    plots_study.confusions(first, second, tmp_path / "confusion.png", names=("one", "other"))
+    check_png(tmp_path / "confusion.png")
+    cells = [{text.get_position(): text.get_text() for text in axes.texts} for axes in figures[0].axes]
+    assert [each[2, 0] for each in cells] == ["40.0", "25.0", "-15.0"]
+    assert [len(each) for each in cells] == [49, 42, 42], "a class without images is left blank"
+    assert cells[2][3, 3] == "0.0"
+    with pytest.raises(ValueError, match=r"expected \(7, 7\) shares, got \(7, 7\) and \(2, 2\)"):
+        plots_study.confusions(first, np.zeros((2, 2)), tmp_path / "none.png", names=("", ""))
+
+
+def test_accuracies_has_a_row_for_each_and_no_gain_of_the_base(tmp_path, figures):
+    gains, seeds = intervals(np.nan, 1.5, -0.5), np.array([[59.5, 60.5], [61, 62], [59, 60]])
+    means = intervals(60, 61.5, 59.5)
+    plots_study.accuracies(NAMES, LOOKS, means, means, gains, tmp_path / "accuracy.png", seeds=seeds)
+    check_png(tmp_path / "accuracy.png")
+    left, right = figures[0].axes
+    assert left.get_xlabel() == "accuracy (% of images)" and "points" in right.get_xlabel()
+    assert [label.get_text()[:2] for label in left.get_yticklabels()] == ["1 ", "2 ", "3 "]
+    dots = [line for line in right.lines if line.get_marker() in "os^" and np.isfinite(line.get_xdata()).all()]
+    assert [(line.get_marker(), line.get_xdata()[0]) for line in dots] == [("s", 1.5), ("^", -0.5)]
+    assert "control, without copies" in texts(figures[0]) and "other" not in texts(figures[0])
+
+
+def test_costs_numbers_points_so_that_no_two_numbers_touch(tmp_path, figures):
+    names, looks = [f"network {i}" for i in range(12)], ["base", *["mixture"] * 11]
+    plots_study.costs(names, looks, intervals(*[60.0] * 12), [300_000] * 12, [10**6] * 12, tmp_path / "cost.png")
+    check_png(tmp_path / "cost.png")
+    left, right, _ = figures[0].axes
+    assert "parameters" in left.get_xlabel() and "MACs" in right.get_xlabel() and "12  network 11" in texts(figures[0])
+    for axes in (left, right):
+        assert [text.get_text() for text in axes.texts] == [str(number) for number in range(1, 13)]
+        places = np.array([text.get_position() for text in axes.texts]) * plots_study.DPI / 72
+        gaps = np.abs(places[:, None] - places).max(2) + 99 * np.eye(12)
+        assert gaps.min() > 13
+
+
+def test_feature_maps_show_every_point_with_its_sign(tmp_path, figures):
+    points = np.random.default_rng(0).standard_normal((50, 2))
+    panel = plots_study.Panel("base", points, ("first (9 %)", "second (8 %)"), points, np.arange(50) % 7, CLASSES)
+    experts = panel._replace(members=np.zeros(50, int), names=["angry + fear"])
+    plots_study.feature_maps([panel, experts], tmp_path / "features.png")
+    check_png(tmp_path / "features.png")
+    for axes in figures[0].axes:
+        assert sum(len(group.get_offsets()) for group in axes.collections) == 50
+        assert axes.get_xlabel() and axes.get_ylabel()
+    assert {"angry + fear", *CLASSES} <= set(texts(figures[0]).splitlines())
+    assert len(plots_study.SEVEN) == len(plots_study.MARKERS) == len(CLASSES)
+
+
+def test_gate_use_frames_the_own_classes(tmp_path, figures):
+    per_class = np.full((7, 3), 1 / 3)
+    per_class[1] = np.nan
+    load = np.array([0.5, 0.3, 0.2])
+    plots_study.gate_use(load, load[::-1], per_class, GROUPS, ["one", "two", "three"], tmp_path / "gate.png")
+    check_png(tmp_path / "gate.png")
+    bars, cells = figures[0].axes
+    assert [text.get_text() for text in bars.texts] == ["50.0", "20.0", "30.0", "30.0", "20.0", "50.0"]
+    assert [label.get_text() for label in cells.get_xticklabels()] == ["one", "two", "three"]
+    assert len(cells.patches) == 8 and len(cells.texts) == 18
+    assert cells.get_xlabel() == "expert" and cells.get_ylabel() == "true class" and "%" in bars.get_xlabel()
 
 
 # --- all ---

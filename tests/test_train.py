@@ -38,7 +38,7 @@ def run_fit(folder, *, resume=None, **knobs):
     config = Config(**{**QUICK, "data": "archive", **knobs})
     folder.mkdir(exist_ok=True)
     seed_everything(config.seed)
-    model = build_model(config.model, dropout=config.dropout).to(memory_format=torch.channels_last)
+    model = build_model(config.model, **config.arguments).to(memory_format=torch.channels_last)
     machine = pick_machine("cpu", config.precision)
     return fit(model, load(config), config, run=folder, machine=machine, resume=resume)
 

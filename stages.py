@@ -1,0 +1,158 @@
+"""The stages of a study: networks trained one after the other through `fit`, each kept under what it was made of."""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from blocks import FaceNet
+from config import Config
+from dataset import FaceData, preprocess
+from model import build_model
+from resume import read_last
+from train import fit
+from utils import Machine, UserError, channels_last, seed_everything, write_json
+from val import BATCH, evaluate
+from weights import load_weights, save_weights
+
+PLACES = ("data", "cache", "device", "threads", "runs", "run")  # knobs that do not change what a stage learns
+
+
+class Stopped(Exception):
+    """Ctrl-C ended a stage; what it had reached is kept."""
+
+
+@dataclass
+class Stages:
+    """Trains networks into folders below `folder`, or reads those that are there whole.
+
+    `say` gets a line before each stage; `planned` is how many there are in all.
+    """
+
+    folder: Path
+    data: FaceData
+    machine: Machine
+    say: Callable[[str], None] = print
+    planned: int = 0
+    done: int = 0
+    histories: dict[str, list[dict[str, Any]]] = field(default_factory=dict)  # by name, as in metrics.jsonl
+
+    def train(self, name: str, make: Callable[[], FaceNet], config: Config) -> FaceNet:
+        """The network that `make` draws, trained by `config`, as it is after the last epoch; in evaluation mode.
+
+        A stage that was stopped goes on. Raises UserError for a folder that holds another stage, and Stopped.
+        """
+        self.done += 1
+        run, config = self.folder / name, replace(config, runs=str(self.folder), run=name)
+        seed_everything(config.seed)
+        model = make().to(self.machine.device, memory_format=torch.channels_last)
+        mark = self.mark(model, config)
+        final, note = run / "final.pth", f"stage {self.done} of {self.planned}: {name}"
+        if (run / "stage.json").exists():
+            check_mark(run, mark)
+        if final.exists():
+            self.say(f"{note}: is there")
+        else:
+            run.mkdir(parents=True, exist_ok=True)
+            write_json(run / "stage.json", mark)
+            last = read_last(run)[1] if (run / "last.pth").exists() else None
+            self.say(f"{note}, {config.epochs} epochs" + (": goes on" if last else ""))
+            trainer = fit(model, self.data, config, run=run, machine=self.machine, resume=last)
+            if not trainer.done:
+                raise Stopped
+            scores = evaluate(trainer.kept, self.data.split("val"), machine=self.machine)
+            save_weights(final, trainer.kept, scores, config=config, data=self.data)
+            for name_of in ("last.pth", "best.pth"):  # the last epoch is what counts
+                (run / name_of).unlink(missing_ok=True)
+        self.histories[name] = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        return load_weights(final, machine=self.machine)[0]
+
+    def mark(self, model: FaceNet, config: Config) -> dict[str, Any]:
+        """What a stage is made of: its knobs, its data, its network and the weights that it begins with."""
+        digest = hashlib.blake2b(digest_size=8)
+        for value in model.state_dict().values():
+            digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+        knobs = {name: value for name, value in asdict(config).items() if name not in PLACES}
+        return {
+            "config": knobs,
+            "fingerprint": self.data.fingerprint,
+            "network": model.name,
+            "arguments": model.arguments,
+            "begins": digest.hexdigest(),
+        }
+
+
+def check_mark(run: Path, mark: dict[str, Any]) -> None:
+    """Raise UserError where the stage in `run` is made of something else than `mark` says."""
+    try:
+        there = json.loads((run / "stage.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{run / 'stage.json'} is damaged ({error}): remove {run}") from error
+    if there == json.loads(json.dumps(mark)):
+        return
+    other = [key for key in mark if there.get(key) != json.loads(json.dumps(mark[key]))]
+    if "config" in other:
+        before, now = there.get("config") or {}, mark["config"]
+        other += [f"{key} {before.get(key)}, now {now[key]}" for key in now if before.get(key) != now[key]]
+        other.remove("config")
+    raise UserError(
+        f"{run} holds a stage of another study ({'; '.join(other)}): name another study with --name, or remove this one"
+    )
+
+
+# --- Looking at a network ---
+
+
+def looked_at(model: FaceNet, images: np.ndarray, *, machine: Machine, what: Callable[[Tensor], Tensor]) -> np.ndarray:
+    """What `what` makes of the network inputs of `images` (N, 48, 48) uint8, a row for each, as float32."""
+    rows = []
+    model.eval()
+    with torch.inference_mode(), machine.autocast():
+        for start in range(0, len(images), BATCH):
+            pixels = torch.from_numpy(np.array(images[start : start + BATCH])).to(machine.device)
+            rows.append(what(channels_last(preprocess(pixels))).float().cpu())
+    return torch.cat(rows).numpy()
+
+
+def macs(model: FaceNet) -> int:
+    """Multiplications of one image of the network's size: of its convolutions and linear layers."""
+    counted = 0
+
+    def count(layer: nn.Module, _: Any, out: Tensor) -> None:
+        nonlocal counted
+        each = layer.weight[0].numel()  # for one number of the output
+        counted += each * out[0].numel()
+
+    layers = [layer for layer in model.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
+    hooks = [layer.register_forward_hook(count) for layer in layers]
+    training, device = model.training, next(model.parameters()).device
+    model.eval()
+    with torch.inference_mode():
+        model(torch.zeros(1, model.channels, model.image_size, model.image_size, device=device))
+    model.train(training)
+    for hook in hooks:
+        hook.remove()
+    return counted
+
+
+def seconds_per_image(config: Config, machine: Machine, *, steps: int = 5) -> float:
+    """How long an image of a training step of `config` takes here: the median of some steps on blank images."""
+    model = build_model(config.model, **config.arguments).to(machine.device, memory_format=torch.channels_last)
+    size = config.window if config.augment and model.any_size else model.image_size
+    images = channels_last(torch.zeros(config.batch_size, 1, size, size, device=machine.device))
+    times = []
+    for _ in range(steps + 2):
+        start = time.perf_counter()
+        with machine.autocast():
+            loss = model(images).float().square().sum()
+        loss.backward()
+        loss.item()  # waits for a GPU
+        times.append(time.perf_counter() - start)
+    return float(np.median(times[2:])) / config.batch_size

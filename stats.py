@@ -1,0 +1,159 @@
+"""How sure a figure is: intervals over seeds and over images, paired tests, and corrections for many of them.
+
+Hits are (S, N) bool: whether the networks of S seeds name each of N images right. Two kinds of chance are kept apart:
+`interval` asks whether other trainings would show a difference, everything else whether other images would, with the
+networks as they are.
+"""
+
+import math
+import statistics
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from config import CLASSES
+
+PAIRS = tuple((a, b) for a in range(len(CLASSES)) for b in range(a + 1, len(CLASSES)))  # 21, by index into CLASSES
+DRAWS = 10_000  # of the bootstrap and of the permutation test
+AT_ONCE = 200  # of them, to bound the memory
+
+
+class Interval(NamedTuple):
+    """A mean and the ends of its 95 % interval, all in percent (or points, where it is a difference)."""
+
+    mean: float
+    low: float
+    high: float
+
+    @property
+    def sign(self) -> int:
+        """1 where all of the interval is above zero, -1 where all is below, else 0."""
+        return (self.low > 0) - (self.high < 0)
+
+
+class Discordant(NamedTuple):
+    """Images that only one of two networks names right, and the two-sided p-value of their difference."""
+
+    first: int
+    second: int
+    p: float
+
+
+def interval(differences: Sequence[float]) -> tuple[float, float]:
+    """Mean of 2 or more paired differences, and half of its 95 % interval by Student's t, in their unit.
+
+    With the difference of each seed it says what other seeds would show. Raises ValueError for fewer than 2.
+    """
+    from scipy.special import stdtrit  # late: --help need not wait for scipy
+
+    count = len(differences)
+    if count < 2:
+        raise ValueError(f"differences: 2 or more are needed for an interval, got {count}")
+    spread = statistics.stdev(map(float, differences)) / math.sqrt(count)
+    return statistics.mean(map(float, differences)), float(stdtrit(count - 1, 0.975)) * spread
+
+
+def accuracy(hits: np.ndarray) -> Interval:
+    """The mean accuracy of hits (S, N) bool in percent, with its 95 % interval over images.
+
+    The images are drawn anew together for all seeds. Raises ValueError where there is no image.
+    """
+    return _resampled(_by_seed(hits, "hits").sum(0), len(hits))
+
+
+def bootstrap(first: np.ndarray, second: np.ndarray) -> Interval:
+    """The mean of the hits `first` less `second`, (S, N) bool each, in points, with its 95 % interval over images.
+
+    The N images are drawn anew DRAWS times, the same for both and for all S seeds (the percentile bootstrap, see
+    Efron and Tibshirani, An Introduction to the Bootstrap, 1993). Raises ValueError where the shapes differ.
+    """
+    return _resampled(_gaps(first, second), len(first))
+
+
+def sign_flip(first: np.ndarray, second: np.ndarray, draws: int = DRAWS, seed: int = 0) -> float:
+    """The two-sided p-value of the difference between `first` and `second`, (S, N) bool each, over images.
+
+    An image's difference is averaged over the seeds, and its sign is drawn anew `draws` times: were the two kinds of
+    network alike, either could have had either part. p is never below 1 / (draws + 1) (Phipson and Smyth, 2010, doi
+    10.2202/1544-6115.1585). McNemar's test over the pooled images of several seeds would count each image once per
+    seed: the networks of all seeds fail on the same hard images, so those are not S N independent trials, and p would
+    come out too small. Raises ValueError where the shapes differ.
+    """
+    sums = np.abs(_gaps(first, second))  # in S-ths, so that equal sums are equal bit for bit
+    observed = abs(int(_gaps(first, second).sum()))
+    sizes, counts = np.unique(sums[sums > 0], return_counts=True)
+    rng = np.random.default_rng(seed)
+    # Of `count` images with the same size of difference, a draw turns a binomial number around
+    drawn = sum(
+        (size * (2 * rng.binomial(count, 0.5, draws) - count) for size, count in zip(sizes, counts, strict=True)),
+        start=np.zeros(draws, np.int64),
+    )
+    return (1 + int((np.abs(drawn) >= observed).sum())) / (draws + 1)
+
+
+def mcnemar(first: np.ndarray, second: np.ndarray) -> Discordant:
+    """McNemar's exact test of two networks on the same images: hits (N,) bool of each.
+
+    Of the images that one of them alone names right, either has half by chance (two-sided binomial; doi
+    10.1007/BF02295996). It is for one network against one, not for several seeds: see `sign_flip`.
+    """
+    from scipy.special import bdtr
+
+    first, second = np.asarray(first, bool), np.asarray(second, bool)
+    if first.shape != second.shape or first.ndim != 1:
+        raise ValueError(f"first and second: expected (N,) both, got {first.shape} and {second.shape}")
+    only = int((first & ~second).sum()), int((second & ~first).sum())
+    return Discordant(*only, min(1.0, 2 * float(bdtr(min(only), sum(only), 0.5))) if sum(only) else 1.0)
+
+
+def holm(p_values: Sequence[float]) -> np.ndarray:
+    """The p-values of several tests, adjusted by Holm's step-down method (1979), in the order given.
+
+    Calling those below 0.05 shown keeps the chance of even one false call below 5 %, however the tests depend on each
+    other. Raises ValueError for a value outside [0, 1].
+    """
+    p = np.asarray(p_values, np.float64)
+    if p.ndim != 1 or not ((p >= 0) & (p <= 1)).all():
+        raise ValueError(f"p_values: expected a list of numbers in [0, 1], got {p_values!r}")
+    order = np.argsort(p, kind="stable")
+    stepped = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.minimum(stepped, 1)
+    return adjusted
+
+
+def confused(labels: np.ndarray, predicted: np.ndarray, pair: tuple[int, int]) -> np.ndarray:
+    """Whether an image of either class of `pair` is named as the other: bool in the shape of `predicted`, (..., N).
+
+    `labels` (N,) and `predicted` hold indices into CLASSES.
+    """
+    a, b = pair
+    return ((labels == a) & (predicted == b)) | ((labels == b) & (predicted == a))
+
+
+def _by_seed(hits: np.ndarray, name: str) -> np.ndarray:
+    hits = np.asarray(hits)
+    if hits.ndim != 2 or not hits.size:
+        raise ValueError(f"{name}: expected (S, N) with a seed and an image at least, got {hits.shape}")
+    return hits.astype(np.int64)
+
+
+def _gaps(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """(N,) int64, the hits of `first` less those of `second`, summed over the seeds."""
+    one, other = _by_seed(first, "first"), _by_seed(second, "second")
+    if one.shape != other.shape:
+        raise ValueError(f"first and second: expected the same seeds and images, got {one.shape} and {other.shape}")
+    return (one - other).sum(0)
+
+
+def _resampled(sums: np.ndarray, seeds: int) -> Interval:
+    """The mean of (N,) int64 sums over `seeds` seeds, in percent, and its percentile interval over images.
+
+    Images with the same sum are interchangeable, so it is their numbers that are drawn: a few at a time, not N.
+    """
+    values, counts = np.unique(sums, return_counts=True)
+    rng, total = np.random.default_rng(0), len(sums)
+    drawn = [rng.multinomial(total, counts / total, AT_ONCE) @ values for _ in range(DRAWS // AT_ONCE)]
+    low, high = np.quantile(np.concatenate(drawn), (0.025, 0.975))
+    return Interval(*(float(100 * value / (seeds * total)) for value in (sums.sum(), low, high)))

@@ -1,0 +1,193 @@
+"""stats.py: intervals and tests against answers that are known."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import binomtest, t
+
+from stats import PAIRS, accuracy, bootstrap, confused, holm, interval, mcnemar, sign_flip
+
+few = settings(max_examples=40, deadline=None)
+p_lists = st.lists(st.floats(0, 1), min_size=1, max_size=12)
+
+
+def test_interval_is_students():
+    mean, half = interval([1.0, 2.0, 3.0])
+    assert mean == 2.0 and half == pytest.approx(4.302653 / 3**0.5)
+    mean, half = interval([-1.0, 1.0])
+    assert mean == 0.0 and half == pytest.approx(12.706205)
+    rng = np.random.default_rng(0)
+    values = rng.standard_normal(14)
+    low, high = t.interval(0.95, 13, values.mean(), values.std(ddof=1) / 14**0.5)
+    mean, half = interval(values)
+    assert (mean - half, mean + half) == pytest.approx((low, high))
+    with pytest.raises(ValueError, match="2 or more are needed for an interval, got 1"):
+        interval([1.0])
+
+
+# --- Bootstrap ---
+
+
+def test_bootstrap_pairs_images_and_draws_them_once_for_all_seeds():
+    rng = np.random.default_rng(0)
+    second = rng.random((2, 4000)) < 0.6
+    assert bootstrap(second, second) == (0.0, 0.0, 0.0)
+    assert bootstrap(np.ones((2, 50)), np.zeros((2, 50))) == (100.0, 100.0, 100.0)
+    first = second.copy()
+    first[:, :40] = True  # both seeds gain on the same few images
+    second[:, :40] = False
+    mean, low, high = bootstrap(first, second)
+    half = 196 * (0.01 * 0.99 / 4000) ** 0.5  # of a share of 1 %: unpaired it would be five times as much
+    assert mean == pytest.approx(1.0) and low == pytest.approx(1 - half, abs=0.05)
+    assert high == pytest.approx(1 + half, abs=0.05)
+    cancel = np.zeros((2, 100), bool)
+    cancel[0] = True  # what one seed gains on an image, the other loses on it
+    assert bootstrap(cancel, ~cancel) == (0.0, 0.0, 0.0)
+
+
+def test_bootstrap_covers_the_true_difference_in_95_of_100_samples():
+    rng, inside, samples = np.random.default_rng(1), 0, 400
+    for _ in range(samples):
+        hard = rng.random(300)
+        second = hard + 0.1 * rng.standard_normal((3, 300)) < 0.6
+        first = second | (rng.random(300) < 0.1)  # mends a tenth of what is wrong
+        true = 100 * 0.1 * 0.4
+        _, low, high = bootstrap(first, second)
+        inside += low <= true <= high
+    assert 0.91 < inside / samples < 0.98  # the standard error is 0.011, the percentile bootstrap a little narrow
+
+
+def test_accuracy_is_as_wide_as_the_binomial_for_one_seed_and_for_alike_seeds():
+    hits = np.random.default_rng(0).random((1, 3000)) < 0.7
+    half = 196 * (0.7 * 0.3 / 3000) ** 0.5
+    for seeds in (1, 3):  # the same images: more seeds of the same hits tell nothing more
+        mean, low, high = accuracy(hits.repeat(seeds, 0))
+        assert mean == pytest.approx(100 * hits.mean()) and (high - low) / 2 == pytest.approx(half, rel=0.06)
+    assert accuracy(np.ones((2, 9))) == (100, 100, 100)
+
+
+@pytest.mark.parametrize(("low", "high", "sign"), [(0.1, 2, 1), (-2, -0.1, -1), (-1, 1, 0), (0, 1, 0)])
+def test_the_sign_of_an_interval(low, high, sign):
+    from stats import Interval
+
+    assert Interval(0, low, high).sign == sign
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 3), st.integers(1, 60))
+@few
+def test_bootstrap_turns_around_and_holds_its_mean(seed, seeds, images):
+    first, second = np.random.default_rng(seed).random((2, seeds, images)) < 0.5
+    mean, low, high = bootstrap(first, second)
+    assert -100 <= low <= high <= 100
+    assert mean == pytest.approx(100 * (first.mean() - second.mean()))
+    assert bootstrap(second, first).mean == pytest.approx(-mean)
+
+
+@pytest.mark.parametrize("second", [np.ones((2, 4)), np.ones((1, 5)), np.ones(5), np.ones((2, 0))])
+@pytest.mark.parametrize("test", [bootstrap, sign_flip])
+def test_other_shapes_are_refused(test, second):
+    with pytest.raises(ValueError, match="expected"):
+        test(np.ones((2, 5)), second)
+
+
+# --- Tests of differences ---
+
+
+@pytest.mark.parametrize(("first", "second"), [(0, 0), (1, 0), (5, 5), (10, 3), (3, 10), (60, 31), (1, 300)])
+def test_mcnemar_is_the_exact_binomial_test(first, second):
+    one = np.array([True] * first + [False] * second + [True, False, True])
+    other = np.array([False] * first + [True] * second + [True, False, True])
+    found = mcnemar(one, other)
+    assert found[:2] == (first, second)
+    assert found.p == pytest.approx(binomtest(first, first + second).pvalue if first + second else 1.0)
+    with pytest.raises(ValueError, match=r"expected \(N,\) both"):
+        mcnemar(one, other[1:])
+
+
+def test_sign_flip_of_one_seed_is_mcnemars_test():
+    first = np.array([[True] * 30 + [False] * 14 + [True] * 200])
+    second = np.array([[False] * 30 + [True] * 14 + [True] * 200])
+    assert sign_flip(first, second, 100_000) == pytest.approx(mcnemar(first[0], second[0]).p, abs=0.003)
+
+
+def test_sign_flip_counts_an_image_once_whatever_the_seeds():
+    rng = np.random.default_rng(3)
+    first, second = rng.random((2, 1, 500)) < 0.64
+    second &= rng.random((1, 500)) < 0.93
+    alone, thrice = sign_flip(first, second), sign_flip(first.repeat(3, 0), second.repeat(3, 0))
+    assert thrice == pytest.approx(alone, abs=0.02)
+    pooled = mcnemar(first.repeat(3, 0).ravel(), second.repeat(3, 0).ravel()).p
+    assert pooled < 0.5 * thrice  # what pooling the seeds would have claimed
+
+
+def test_sign_flip_calls_one_in_twenty_where_nothing_differs():
+    rng, calls, samples = np.random.default_rng(0), 0, 600
+    for _ in range(samples):
+        hard = rng.random(200)
+        first, second = (hard + 0.2 * rng.standard_normal((3, 200)) < 0.6 for _ in range(2))
+        calls += sign_flip(first, second, 1000) < 0.05
+    assert 0.02 < calls / samples < 0.08
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 3), st.integers(1, 40))
+@few
+def test_sign_flip_is_two_sided_and_never_zero(seed, seeds, images):
+    first, second = np.random.default_rng(seed).random((2, seeds, images)) < 0.5
+    p = sign_flip(first, second, 200)
+    assert 1 / 201 <= p <= 1 and p == sign_flip(second, first, 200) == sign_flip(first, second, 200)
+    assert sign_flip(first, first, 200) == 1.0
+
+
+def test_sign_flip_falls_as_a_difference_grows():
+    second = np.zeros((2, 100), bool)
+    p_values = [sign_flip(np.arange(100) < np.full((2, 1), count), second) for count in range(12)]
+    assert p_values == sorted(p_values, reverse=True) and p_values[0] == 1 and p_values[-1] < 0.01
+
+
+# --- Many tests ---
+
+
+def test_holm_by_hand():
+    # Sorted 0.005, 0.01, 0.03, 0.04: times 4, 3, 2, 1 is 0.02, 0.03, 0.06, 0.04, and none below the one before
+    assert holm([0.01, 0.04, 0.03, 0.005]).tolist() == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.6, 0.7]).tolist() == [1.0, 1.0] and holm([]).tolist() == []
+    with pytest.raises(ValueError, match=r"in \[0, 1\]"):
+        holm([0.5, 1.1])
+    with pytest.raises(ValueError, match=r"in \[0, 1\]"):
+        holm([float("nan")])
+
+
+@given(p_lists)
+@few
+def test_holm_keeps_the_order_and_lies_between_none_and_bonferroni(p_values):
+    p, adjusted = np.array(p_values), holm(p_values)
+    assert (adjusted >= p).all() and (adjusted <= np.minimum(1, len(p) * p + 1e-15)).all()
+    order = np.argsort(p, kind="stable")
+    assert (np.diff(adjusted[order]) >= 0).all()
+
+
+@given(p_lists, st.floats(0, 1))
+@few
+def test_holm_with_one_more_test_never_makes_a_p_value_smaller(p_values, more):
+    assert (holm([*p_values, more])[:-1] >= holm(p_values) - 1e-12).all()
+
+
+# --- Pairs ---
+
+
+def test_pairs_are_all_21_and_each_once():
+    assert len(PAIRS) == len(set(PAIRS)) == 21 and all(a < b for a, b in PAIRS)
+
+
+def test_confused_is_both_ways_and_of_the_pair_alone():
+    labels, predicted = np.array([0, 2, 0, 2, 0, 4]), np.array([2, 0, 0, 2, 4, 0])
+    assert confused(labels, predicted, (0, 2)).tolist() == [True, True, False, False, False, False]
+    assert confused(labels, np.stack([predicted, labels]), (0, 2)).sum(1).tolist() == [2, 0]
+
+
+@given(st.integers(0, 2**32 - 1))
+@few
+def test_every_mistake_belongs_to_one_pair(seed):
+    labels, predicted = np.random.default_rng(seed).integers(0, 7, (2, 50))
+    assert (sum(confused(labels, predicted, pair).astype(int) for pair in PAIRS) == (labels != predicted)).all()
