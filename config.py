@@ -114,6 +114,23 @@ class Config:
         return {"dropout": self.dropout} | ({"width": self.width} if self.model.startswith("EmotionResNet") else {})
 
 
+SGD_COSINE: dict[str, Any] = {
+    "loss": "cross_entropy",
+    "label_smoothing": 0.1,
+    "optimizer": "sgd",
+    "lr": 0.15,
+    "weight_decay": 5e-4,
+    "schedule": "cosine",
+    "stop_patience": 0,
+}
+MUCH_AUGMENTATION: dict[str, Any] = {
+    "rotation": 15.0,
+    "zoom": 0.15,
+    "erase": 0.3,
+    "contrast": 0.3,
+    "brightness": 0.1,
+    "mixup": 0.4,
+}
 # A recipe is what a run changes; the README's results table says what each costs and reaches.
 RECIPES: dict[str, dict[str, Any]] = {
     # TheModel, at its best so far: AdamW in one cycle (arXiv 1708.07120), weights averaged over two epochs.
@@ -128,62 +145,34 @@ RECIPES: dict[str, dict[str, Any]] = {
     },
     # EmotionResNet-nano, in four minutes on two cores: little augmentation, for there is no time to overfit.
     "nano": {
+        **SGD_COSINE,
         "model": "EmotionResNet-nano",
         "dropout": 0.2,
-        "loss": "cross_entropy",
-        "label_smoothing": 0.1,
         "epochs": 18,
-        "optimizer": "sgd",
-        "lr": 0.15,
-        "weight_decay": 5e-4,
-        "schedule": "cosine",
         "warmup": 0.1,
-        "stop_patience": 0,
         "ema": 0.998,
         "window": 40,
     },
-    # EmotionResNet-small: the recipe that the README's study earned.
+    # EmotionResNet-small, in an hour and a half on two cores.
     "small": {
+        **SGD_COSINE,
+        **MUCH_AUGMENTATION,
         "model": "EmotionResNet-small",
         "dropout": 0.3,
-        "loss": "cross_entropy",
-        "label_smoothing": 0.1,
         "epochs": 110,
-        "optimizer": "sgd",
-        "lr": 0.15,
-        "weight_decay": 5e-4,
-        "schedule": "cosine",
         "warmup": 0.05,
-        "stop_patience": 0,
         "ema": 0.999,
-        "rotation": 15.0,
-        "zoom": 0.15,
-        "erase": 0.3,
-        "contrast": 0.3,
-        "brightness": 0.1,
         "window": 40,
-        "mixup": 0.4,
     },
     # EmotionResNet-base, for a GPU: the same with more of everything. Never run to its end, see README.
     "base": {
+        **SGD_COSINE,
+        **MUCH_AUGMENTATION,
         "model": "EmotionResNet-base",
         "dropout": 0.4,
-        "loss": "cross_entropy",
-        "label_smoothing": 0.1,
         "epochs": 200,
-        "optimizer": "sgd",
-        "lr": 0.15,
-        "weight_decay": 5e-4,
-        "schedule": "cosine",
         "warmup": 0.05,
-        "stop_patience": 0,
         "ema": 0.9995,
-        "rotation": 15.0,
-        "zoom": 0.15,
-        "erase": 0.3,
-        "contrast": 0.3,
-        "brightness": 0.1,
-        "mixup": 0.4,
     },
     # ImprovedFER2013Model, at its best so far: SGD in one cycle.
     "improved": {

@@ -31,44 +31,34 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # before bench/
 
 from bench.common import SETTING, header, load_random, run_cell, typed_knobs, wait
 from bench.train import write_images
-from config import Config, Parser
+from config import MUCH_AUGMENTATION, SGD_COSINE, Config, Parser
 
 PLAIN = Path(__file__).with_name("train.py")
-SCHEDULE: dict[str, Any] = {
-    "loss": "cross_entropy",
-    "label_smoothing": 0.1,
-    "optimizer": "sgd",
-    "weight_decay": 5e-4,
-    "schedule": "cosine",
-    "stop_patience": 0,
-}
 # Two cores: 65 %
-CPU: dict[str, Any] = SCHEDULE | {
+CPU: dict[str, Any] = SGD_COSINE | {
     "model": "EmotionResNet-nano",
     "dropout": 0.1,
     "epochs": 20,
-    "lr": 0.15,
     "warmup": 0.1,
     "ema": 0.998,
     "window": 40,
 }
 # One GPU: 71 %
-GPU: dict[str, Any] = SCHEDULE | {
-    "model": "EmotionResNet-small",
-    "dropout": 0.3,
-    "epochs": 50,
-    "batch_size": 256,
-    "lr": 0.3,
-    "warmup": 0.1,
-    "ema": 0.998,
-    "rotation": 15.0,
-    "zoom": 0.15,
-    "erase": 0.3,
-    "contrast": 0.3,
-    "brightness": 0.1,
-    "window": 40,
-    "mixup": 0.2,
-}
+GPU: dict[str, Any] = (
+    SGD_COSINE
+    | MUCH_AUGMENTATION
+    | {
+        "model": "EmotionResNet-small",
+        "dropout": 0.3,
+        "epochs": 50,
+        "batch_size": 256,
+        "lr": 0.3,
+        "warmup": 0.1,
+        "ema": 0.998,
+        "window": 40,
+        "mixup": 0.2,
+    }
+)
 TARGETS = {"cpu": 65.0, "cuda": 71.0}  # accuracy on PublicTest in %, official
 ENOUGH = 5  # runs
 

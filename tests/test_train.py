@@ -53,6 +53,18 @@ def history(folder) -> list[dict]:
     return [{key: row[key] for key in row if key not in ("seconds", "images_per_second")} for row in rows]
 
 
+def cut_in_mid_epoch(monkeypatch):
+    """Let Ctrl-C come in the second step of the second epoch."""
+    step = train.train_step
+
+    def step_then_ctrl_c(trainer, *rest):
+        if (trainer.epoch, trainer.step) == (1, 1):
+            signal.raise_signal(signal.SIGINT)
+        return step(trainer, *rest)
+
+    monkeypatch.setattr(train, "train_step", step_then_ctrl_c)
+
+
 VARIANTS = {
     "plain": {},
     "sgd, onecycle, averaged": {"optimizer": "sgd", "schedule": "onecycle", "ema": 0.9, "erase": 0.2},
@@ -67,14 +79,7 @@ VARIANTS = {
 @pytest.mark.parametrize("knobs", VARIANTS.values(), ids=VARIANTS)
 def test_a_run_cut_in_mid_epoch_ends_with_the_same_weights(archive, tmp_path, monkeypatch, knobs):
     whole = run_fit(tmp_path / "whole", **knobs)
-    step = train.train_step
-
-    def step_then_ctrl_c(trainer, *rest):
-        if (trainer.epoch, trainer.step) == (1, 1):
-            signal.raise_signal(signal.SIGINT)
-        return step(trainer, *rest)
-
-    monkeypatch.setattr(train, "train_step", step_then_ctrl_c)
+    cut_in_mid_epoch(monkeypatch)
     cut = run_fit(tmp_path / "cut", **knobs)
     assert not cut.done and (cut.epoch, cut.step) == (1, 2)
     monkeypatch.undo()
@@ -399,14 +404,7 @@ def test_teachers_give_their_share_of_the_targets(archive, tmp_path, monkeypatch
 def test_a_taught_run_goes_on_with_its_teachers_wherever_they_are(archive, tmp_path, monkeypatch):
     first, other = (teacher(tmp_path, f"teacher{seed}", seed=seed) for seed in (1, 2))
     whole = run_fit(tmp_path / "whole", teachers=first)
-    step = train.train_step
-
-    def step_then_ctrl_c(trainer, *rest):
-        if (trainer.epoch, trainer.step) == (1, 1):
-            signal.raise_signal(signal.SIGINT)
-        return step(trainer, *rest)
-
-    monkeypatch.setattr(train, "train_step", step_then_ctrl_c)
+    cut_in_mid_epoch(monkeypatch)
     assert not run_fit(tmp_path / "cut", teachers=first).done
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
