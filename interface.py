@@ -97,8 +97,8 @@ def train(
     model: Any, data: Any, config: Config, *, run: Path, machine: Any, last: dict[str, Any] | None, ranks: Any
 ) -> int:
     """Fit and report; 0, or 130 where Ctrl-C ended the run early."""
-    from config import make_loss
     from dataset import DEMO_NOTE
+    from losses import make_loss
     from train import fit
     from utils import count_params
 

@@ -1,7 +1,6 @@
 """The configurations of the study: trained stage by stage, scored, and written down for the report."""
 
 import io
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -62,7 +61,6 @@ class Study:
         self.rows = stratified_rows(self.val.labels, SHOWN)  # the same for every network
         self.configurations: dict[str, dict[str, Any]] = {}  # by name, as in study.json
         self.found: dict[str, Grouping] = {}
-        self.begun = time.monotonic()
 
     def run_seed(self, seed: int) -> None:
         """Train and score every configuration with one seed."""
@@ -88,15 +86,16 @@ class Study:
 
         The clusters are of the first single network's confusions on the validation images without copies.
         """
-        found = {}
+        found, clusters = {}, []
+        if {"clusters", "random"} & set(self.wanted):
+            scores = evaluate(single, self.val, machine=self.stages.machine)
+            clusters = by_confusion(np.array(scores.unseen.confusion), EXPERTS)
         for name in self.wanted:
             if name in GROUPINGS:
                 found[name] = by_names(GROUPINGS[name], f"config.py, GROUPINGS[{name!r}]")
             elif name == "all-classes":
                 found[name] = [list(range(len(CLASSES)))] * EXPERTS
             else:
-                scores = evaluate(single, self.val, machine=self.stages.machine)
-                clusters = by_confusion(np.array(scores.unseen.confusion), EXPERTS)
                 found[name] = clusters if name == "clusters" else drawn_like(clusters, 0)
         return found
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from blocks import FaceNet
-from config import Config
+from config import SETTING, Config
 from dataset import FaceData, preprocess
 from model import build_model
 from resume import read_last
@@ -21,8 +21,6 @@ from train import fit
 from utils import Machine, UserError, channels_last, seed_everything, write_json
 from val import BATCH, evaluate
 from weights import load_weights, save_weights
-
-PLACES = ("data", "cache", "device", "threads", "runs", "run")  # knobs that do not change what a stage learns
 
 
 class Stopped(Exception):
@@ -79,14 +77,15 @@ class Stages:
         digest = hashlib.blake2b(digest_size=8)
         for value in model.state_dict().values():
             digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-        knobs = {name: value for name, value in asdict(config).items() if name not in PLACES}
-        return {
+        knobs = {name: value for name, value in asdict(config).items() if name not in SETTING}
+        mark = {
             "config": knobs,
             "fingerprint": self.data.fingerprint,
             "network": model.name,
             "arguments": model.arguments,
             "begins": digest.hexdigest(),
         }
+        return json.loads(json.dumps(mark))  # as it comes back from the file
 
 
 def check_mark(run: Path, mark: dict[str, Any]) -> None:
@@ -95,9 +94,9 @@ def check_mark(run: Path, mark: dict[str, Any]) -> None:
         there = json.loads((run / "stage.json").read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{run / 'stage.json'} is damaged ({error}): remove {run}") from error
-    if there == json.loads(json.dumps(mark)):
+    if there == mark:
         return
-    other = [key for key in mark if there.get(key) != json.loads(json.dumps(mark[key]))]
+    other = [key for key in mark if there.get(key) != mark[key]]
     if "config" in other:
         before, now = there.get("config") or {}, mark["config"]
         other += [f"{key} {before.get(key)}, now {now[key]}" for key in now if before.get(key) != now[key]]

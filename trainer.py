@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from config import Config, make_loss
+from config import Config
 from dataset import FaceData
 from distill import Teachers, target_sources
 from feed import Feed
+from losses import make_loss
 from optim import WeightAverage, make_optimizer, make_scheduler
 from ranks import Ranks
 from utils import Machine, compiled, write_checkpoint, write_file

@@ -7,8 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from config import CLASSES, CrossEntropy, Loss
+from config import CLASSES
 from dataset import Split, preprocess
+from losses import CrossEntropy, Loss
 from ranks import Ranks
 from utils import Machine, UserError, channels_last
 
@@ -110,20 +111,14 @@ def predict_logits(model: nn.Module, split: Split, *, machine: Machine, ranks: R
 
 
 def evaluate(
-    model: nn.Module,
-    split: Split,
-    *,
-    machine: Machine,
-    loss: Loss | None = None,
-    ranks: Ranks | None = None,
-    tta: str = "none",
+    model: nn.Module, split: Split, *, machine: Machine, loss: Loss | None = None, ranks: Ranks | None = None
 ) -> Scores:
     """Score `model` on every image of `split` exactly once, with and without the copies of train images.
 
     `loss` maps (logits, labels) to nats per image; without it, plain cross-entropy. Of several processes
-    (`ranks`) each scores a part, and all get the same figures. `tta` is the test-time augmentation, see `views`.
+    (`ranks`) each scores a part, and all get the same figures.
     """
-    logits = predict_logits(model, split, machine=machine, ranks=ranks or Ranks(), tta=tta)
+    logits = predict_logits(model, split, machine=machine, ranks=ranks or Ranks())
     return score(logits, split.labels, split.copies, loss=loss)
 
 

@@ -17,12 +17,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from config import MACHINE_FIELDS, Config, Parser, add_flags, combine, from_dict, read_config
+from config import MACHINE_FIELDS, SETTING, Config, Parser, add_flags, combine, from_dict, read_config
 
 ROOT = Path(__file__).resolve().parent.parent
 VAL_FACES = 256  # of RandomFaces: one batch of scoring
 CHUNK = 1024  # random faces drawn at a time
-SETTING = ("data", "cache", "device", "threads", "runs", "run")  # knobs that say where a run is made, not what it is
 MAX_SEEDS = 10  # of a comparison
 
 

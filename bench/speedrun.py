@@ -29,9 +29,9 @@ from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # before bench/, where `train` is another file
 
-from bench.common import SETTING, header, load_random, run_cell, typed_knobs, wait
+from bench.common import header, load_random, run_cell, typed_knobs, wait
 from bench.train import write_images
-from config import MUCH_AUGMENTATION, SGD_COSINE, Config, Parser
+from config import MUCH_AUGMENTATION, SETTING, SGD_COSINE, Config, Parser
 
 PLAIN = Path(__file__).with_name("train.py")
 # Two cores: 65 %

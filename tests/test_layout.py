@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # Left to right: a module imports only from its left. A new module is added here, as far left as it can stand.
 ORDER = (
     "config",
+    "losses",
     "utils",
     "groupings",
     "ranks",

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from blocks import FaceNet
-from config import CrossEntropy
+from losses import CrossEntropy
 from model import NETWORKS, Expert, MixtureOfExperts, build_model
 
 COUNTS = (3995, 436, 4097, 7215, 4830, 3171, 4965)

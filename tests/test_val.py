@@ -3,9 +3,9 @@ import pytest
 import torch
 
 from cache import DIGEST
-from config import CrossEntropy, FocalLoss
 from dataset import Split
 from helpers import faces
+from losses import CrossEntropy, FocalLoss
 from model import build_model
 from ranks import Ranks
 from utils import UserError, pick_machine

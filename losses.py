@@ -1,0 +1,101 @@
+"""The losses: plain callables (logits (B, C), targets) -> nats per image; they use tensor methods only.
+
+Targets are labels (B,) int64, or the share of each class (B, C): then the loss is averaged over the classes by share.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from config import Config
+
+Loss = Callable[[Any, Any], Any]
+
+
+def reduce(values: Any, reduction: str) -> Any:
+    """`values` (B,) as they are ("none"), summed ("sum") or averaged over the images ("mean")."""
+    if reduction not in ("none", "sum", "mean"):
+        raise ValueError(f"reduction: {reduction!r} is not one of none, sum, mean")
+    return values if reduction == "none" else getattr(values, reduction)()
+
+
+def at_target(terms: Any, targets: Any) -> Any:
+    """Of `terms` (B, C), an image's loss were each class its true one, the loss (B,) at its target."""
+    return terms.gather(1, targets[:, None])[:, 0] if targets.ndim == 1 else (terms * targets).sum(1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FocalLoss:
+    """Focal loss, -alpha (1 - p)^gamma log p of the true class (arXiv 1708.02002, equation 5).
+
+    `alpha` is None, one number, or one weight per class. "mean" divides by the number of images,
+    not by the sum of the weights.
+    """
+
+    gamma: float = 2.0
+    alpha: float | Sequence[float] | None = None
+    reduction: str = "mean"
+
+    def __call__(self, logits: Any, targets: Any) -> Any:
+        log_p = logits.log_softmax(1)
+        missing = 1 - log_p.exp()
+        if 0 < self.gamma < 1:  # the power's slope at 0 is infinite
+            missing = missing.clamp(min=1e-7)
+        terms = -(missing**self.gamma) * log_p
+        if self.alpha is not None:
+            scalar = isinstance(self.alpha, int | float)
+            terms = terms * (self.alpha if scalar else logits.new_tensor(self.alpha))
+        return reduce(at_target(terms, targets), self.reduction)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CrossEntropy:
+    """Cross-entropy whose target gives `smoothing` / C to every class and the rest to the true one.
+
+    `weight` holds one weight per class, applied to each class's term. "mean" divides by the number
+    of images; torch's own divides by the sum of the weights.
+    """
+
+    smoothing: float = 0.0
+    weight: Sequence[float] | None = None
+    reduction: str = "mean"
+
+    def __call__(self, logits: Any, targets: Any) -> Any:
+        terms = -logits.log_softmax(1)
+        if self.weight is not None:
+            terms = terms * logits.new_tensor(self.weight)
+        true = at_target(terms, targets)
+        return reduce((1 - self.smoothing) * true + self.smoothing * terms.mean(1), self.reduction)
+
+
+EFFECTIVE_BETA = 0.999  # arXiv 1901.05555 tries 0.9 to 0.9999; the larger, the closer to inverse frequency
+
+
+def class_weights(kind: str, counts: Sequence[int]) -> list[float] | None:
+    """One weight per class from its number of training images, or None for "none".
+
+    "inverse": 1 / n. "effective": (1 - beta) / (1 - beta^n), arXiv 1901.05555. Both are scaled so that
+    the weight averages 1 over the training images (the paper: over the classes), which keeps the
+    learning rate's meaning. Raises ValueError for a class without images.
+    """
+    if kind == "none":
+        return None
+    if min(counts) < 1:
+        raise ValueError(f"class_weights: {kind!r} needs an image of every class, got {list(counts)}")
+    raw = [1 / n if kind == "inverse" else (1 - EFFECTIVE_BETA) / (1 - EFFECTIVE_BETA**n) for n in counts]
+    scale = sum(counts) / sum(w * n for w, n in zip(raw, counts, strict=True))
+    return [w * scale for w in raw]
+
+
+def make_loss(config: Config, counts: Sequence[int]) -> tuple[Loss, str]:
+    """The configured loss per image (reduction "none"), and its name as printed beside every figure.
+
+    `counts` are the training images per class. Training and validation use the same one.
+    """
+    weights = class_weights(config.class_weights, counts)
+    suffix = f", {config.class_weights} class weights" if weights else ""
+    if config.loss == "focal":
+        loss = FocalLoss(gamma=config.focal_gamma, alpha=weights, reduction="none")
+        return loss, f"focal loss (gamma {config.focal_gamma:g}){suffix}"
+    loss = CrossEntropy(smoothing=config.label_smoothing, weight=weights, reduction="none")
+    return loss, f"cross-entropy (smoothing {config.label_smoothing:g}){suffix}"
