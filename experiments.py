@@ -21,7 +21,7 @@ from config import CLASSES, GROUPINGS, Config, Parser, add_flags, combine
 # Sizes of a study: recipe, images (0 is all), seeds, epochs of the kinds of stages, and why it is not conclusive
 PRESETS: dict[str, dict[str, Any]] = {
     "quick": {"recipe": "nano", "limit": 9000, "seeds": 1, "epochs": (12, 6, 4, 3),
-              "why": "its networks are small and see 9,000 images for a few epochs each"},
+              "why": "its networks are small and see at most 9,000 images, for a few epochs each"},
     "medium": {"recipe": "nano", "limit": 0, "seeds": 1, "epochs": (14, 8, 5, 4),
                "why": "its networks are small and it has a single seed"},
     "full": {"recipe": "small", "limit": 0, "seeds": 3, "epochs": (110, 40, 20, 20), "why": ""},
