@@ -191,15 +191,15 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 
 # Groups of emotions for the experts of a mixture, by hand (experiments.py); more are made from data there. Groups may
-# overlap; together they hold every emotion.
+# overlap; together they hold every emotion. Three each, as many as --experts has where nothing else is typed: so all
+# mixtures are of one size.
 GROUPINGS: dict[str, list[list[str]]] = {
-    "valence": [["angry", "disgust", "fear", "sad"], ["happy", "surprise", "neutral"]],
+    "valence": [["angry", "disgust", "fear", "sad"], ["happy", "surprise"], ["neutral"]],
     # The pairs that networks confuse most on FER2013, each inside a group
     "confusable": [
+        ["angry", "fear", "sad", "neutral"],
         ["angry", "disgust", "sad"],
-        ["fear", "surprise", "angry"],
-        ["fear", "sad", "neutral"],
-        ["happy", "neutral", "surprise"],
+        ["fear", "happy", "surprise", "neutral"],
     ],
 }
 

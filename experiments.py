@@ -3,32 +3,33 @@
     python experiments.py --quick
 
 trains a single network, experts for groups of emotions from several groupings, a gate over each, and all of a mixture
-together; and what makes the comparison fair: a wider network with as many parameters and multiplications as a mixture,
-one with those of top-1 gating, and an ensemble of as many networks. It scores all on the validation images after the
-last epoch of each stage, so that no epoch is selected, and writes reports/NAME/. Stages are kept in runs/study-NAME/: a
-study that was stopped, by Ctrl-C or otherwise, goes on with the same command.
+together; and what makes the comparison fair: the single network trained on as long as a mixture, a wider one with as
+many parameters and multiplications, one with those of top-1 gating, an ensemble of as many networks, and mixtures with
+drawn groups and with experts for all emotions. It scores all on the validation images after the last epoch of each
+stage, so that no epoch is selected, and writes reports/NAME/. Stages are kept in runs/study-NAME/: a study that was
+stopped, by Ctrl-C or otherwise, goes on with the same command.
 """
 
 import argparse
+import re
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from config import CLASSES, GROUPINGS, Config, Parser, add_flags, combine
+from config import CLASSES, GROUPINGS, Parser, add_flags, combine
 
-# Sizes of a study: recipe, images (0 is all), seeds, epochs of the kinds of stages, and why it is not conclusive
+# Sizes of a study: recipe, images (0 is all), seeds, epochs of the single network, experts, gates and whole mixtures
 PRESETS: dict[str, dict[str, Any]] = {
-    "quick": {"recipe": "nano", "limit": 9000, "seeds": 1, "epochs": (12, 6, 4, 3),
-              "why": "its networks are small and see at most 9,000 images, for a few epochs each"},
-    "medium": {"recipe": "nano", "limit": 0, "seeds": 1, "epochs": (14, 8, 5, 4),
-               "why": "its networks are small and it has a single seed"},
-    "full": {"recipe": "small", "limit": 0, "seeds": 3, "epochs": (110, 40, 20, 20), "why": ""},
-}  # fmt: skip
-
+    "quick": {"recipe": "nano", "limit": 9000, "seeds": 1, "epochs": (10, 5, 3, 2)},
+    "medium": {"recipe": "nano", "limit": 0, "seeds": 1, "epochs": (14, 7, 4, 3)},
+    "full": {"recipe": "small", "limit": 0, "seeds": 3, "epochs": (110, 40, 20, 20)},
+}
 KNOWN = (*GROUPINGS, "clusters", "random", "all-classes")  # groupings
-OVERHEAD = 1.2  # of scoring and saving
+EXPERTS = range(2, len(CLASSES) + 1)  # of a mixture
+FOLDERS = ("--data", "--cache", "--out", "--runs")  # flags that take a path
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -41,19 +42,26 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
                           help=f"recipe {preset['recipe']}, {images}, seeds: {preset['seeds']}")  # fmt: skip
     parser.add_argument("--groupings", nargs="+", choices=KNOWN, default=list(KNOWN), metavar="NAME",
                         help=f"those to compare: {', '.join(KNOWN)} (default: all)")  # fmt: skip
-    parser.add_argument("--seeds", type=int, default=0, metavar="N", help="seeds 0 to N - 1 (default: the size's)")
+    parser.add_argument("--experts", type=int, default=3, metavar="N",
+                        help=f"{EXPERTS[0]} to {EXPERTS[-1]}, where groups are not by hand (default: 3)")  # fmt: skip
+    parser.add_argument("--seeds", type=int, metavar="N", help="seeds 0 to N - 1 (default: the size's)")
     parser.add_argument("--epochs", dest="lengths", type=int, nargs=4, metavar=("BASE", "EXPERT", "GATE", "TOGETHER"),
                         help="of each kind of stage (default: the size's)")  # fmt: skip
-    parser.add_argument(
-        "--scratch", action="store_true", help="experts and gates begin anew, not as the single network"
-    )
-    parser.add_argument("--name", default="", help="of the study (default: quick, medium or full)")
+    parser.add_argument("--scratch", action="store_true",
+                        help="experts and gates begin anew, and experts get the single network's epochs")  # fmt: skip
+    parser.add_argument("--name", help="of the study (default: quick, medium or full)")
     parser.add_argument("--out", default="reports", metavar="FOLDER", help="where the report's folder goes")
     add_flags(parser, names=("data", "cache", "limit", "device", "precision", "threads", "runs"))
     args = parser.parse_args(argv)
     args.typed = list(sys.argv[1:] if argv is None else argv)
-    if args.seeds < 0 or (args.lengths and min(args.lengths) < 1):
+    args.groupings = list(dict.fromkeys(args.groupings))
+    args.name = args.preset if args.name is None else args.name
+    if (args.seeds is not None and args.seeds < 1) or (args.lengths and min(args.lengths) < 1):
         parser.error("--seeds and --epochs: 1 or more")
+    if args.experts not in EXPERTS:
+        parser.error(f"--experts {args.experts}: {EXPERTS[0]} to {EXPERTS[-1]} are allowed, as there are emotions")
+    if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", args.name):
+        parser.error(f"--name {args.name!r}: it names folders: letters, digits, . _ and - only, and no . at the start")
     return parser.resolve(args)
 
 
@@ -67,15 +75,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(args: argparse.Namespace) -> int:
     """Train what is missing, score, and write the report; 0, or 130 where Ctrl-C ended it early."""
     from dataset import DEMO_NOTE, load
-    from mixtures import Size, Study
+    from groupings import given
+    from mixtures import Study
+    from plan import Size, seconds, steps
     from report import write_report
-    from stages import Stages, Stopped, seconds_per_image
+    from stages import Stages, Stopped, in_words, seconds_per_image
     from utils import locked, pick_machine
 
-    typed = {"seeds": args.seeds, "epochs": args.lengths}
-    preset = PRESETS[args.preset] | {key: value for key, value in typed.items() if value}
+    wanted = given(GROUPINGS, args.groupings, args.experts)
+    preset = PRESETS[args.preset]
     config = combine({"limit": preset["limit"], **args.flags}, recipe=preset["recipe"])[0]
-    size = Size(config, preset["seeds"], *preset["epochs"])
+    lengths, seeds = args.lengths or preset["epochs"], args.seeds or preset["seeds"]
+    size = Size(config, seeds, *lengths, experts=args.experts, scratch=args.scratch)
     machine = pick_machine(config.device, config.precision, config.threads)
     print(f"machine: {machine}")
     data = load(config)
@@ -83,22 +94,24 @@ def run(args: argparse.Namespace) -> int:
     if data.demo:
         print(DEMO_NOTE)
     check(data)
-    name = args.name or args.preset
-    folder, works = Path(config.runs, f"study-{name}"), plan(size, args.groupings)
-    images = len(data.split("train")) * sum(epochs * work for epochs, work in works)
-    minutes = OVERHEAD * images * seconds_per_image(config, machine) / 60
-    print(f"{len(works)} stages, kept in {folder}; about {minutes:.0f} minutes if all are to be trained", flush=True)
+    images = {name: len(data.split(name)) for name in ("train", "val")}
+    whole = len(load(replace(config, limit=0)).split("train")) if config.limit else images["train"]
+    too_small = why(size, seen=images["train"], whole=whole, drawn=data.demo)
+    each = seconds_per_image(config, machine)
+    plan = [(step.name, seconds(step, config, **images, each=each)) for step in steps(size, wanted)]
+    folder, out = Path(config.runs, f"study-{args.name}"), Path(args.out, args.name)
+    total = in_words(sum(dict(plan).values()))
+    print(f"{len(plan)} stages, kept in {folder}; about {total} if all are to be trained", flush=True)
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
-        study = Study(size, args.groupings, Stages(folder / "stages", data, machine, planned=len(works)), args.scratch)
+        study = Study(size, wanted, Stages(folder / "stages", data, machine, plan=plan))
         try:
             for seed in range(size.seeds):
                 study.run_seed(seed)
         except Stopped:
-            print(f"stopped in stage {study.stages.done} of {len(works)}, nothing is lost; the same command goes on")
+            print(f"stopped in stage {study.stages.done} of {len(plan)}, nothing is lost; the same command goes on")
             return 130
-        study.write(name, command=shlex.join(["python", "experiments.py", *args.typed]), why=why(args, config))
-    out = Path(args.out, name)
+        study.write(args.name, command=command(args.typed), why=too_small)
     write_report(folder / "results", out)
     print(f"the report is {out / 'report.md'}, and as a page {out / 'report.html'}")
     if data.demo:
@@ -107,33 +120,49 @@ def run(args: argparse.Namespace) -> int:
 
 
 def check(data: Any) -> None:
-    """Raise UserError where a class has no validation image: nothing could be said of it."""
+    """Raise UserError where a class has no validation image but copies of train images: nothing could be said of it."""
+    import numpy as np  # late, as all that --help can do without
+
     from utils import UserError
 
-    if bare := [name for name, count in zip(CLASSES, data.split("val").counts(), strict=True) if not count]:
-        raise UserError(f"{data.source}: the validation part has no image of {', '.join(bare)}; add some")
+    val = data.split("val")
+    counts = np.bincount(val.labels[~val.copies], minlength=len(CLASSES))
+    if bare := [name for name, count in zip(CLASSES, counts, strict=True) if not count]:
+        copies = ", copies of train images left out," if val.copies.any() else ""
+        raise UserError(f"{data.source}: the validation part{copies} has no image of {', '.join(bare)}; add some")
 
 
-def why(args: argparse.Namespace, config: Config) -> str:
-    """Why the study is too small to conclude anything; "" if it is not."""
-    preset = PRESETS[args.preset]
-    if config.limit != preset["limit"] or args.seeds or args.lengths or args.groupings != list(KNOWN):
-        return preset["why"] or "it was run smaller than it is meant"
-    return preset["why"]
+def why(size: Any, *, seen: int, whole: int, drawn: bool) -> str:
+    """Why a study of `size` on `seen` of `whole` training images is too small to conclude from; "" if it is not.
+
+    The measure is --full, on faces that are not `drawn`.
+    """
+    full = PRESETS["full"]
+    lengths = (size.base, size.expert, size.gate, size.together)
+    reasons = {
+        "its faces are drawn": drawn,
+        "its networks are small": size.config.model == "EmotionResNet-nano",
+        f"it sees {seen:,} of the {whole:,} images": seen < whole,
+        f"it has {'a single seed' if size.seeds == 1 else f'{size.seeds} seeds'}": size.seeds < full["seeds"],
+        f"its stages are short ({' + '.join(map(str, lengths))} epochs)": any(
+            own < least for own, least in zip(lengths, full["epochs"], strict=True)
+        ),
+    }
+    found = [reason for reason, holds in reasons.items() if holds]
+    return " and ".join(part for part in (", ".join(found[:-1]), *found[-1:]) if part)
 
 
-def plan(size: Any, groupings: Sequence[str]) -> list[tuple[int, float]]:
-    """The epochs of every stage, and its work for an image, in training steps of the single network."""
-    from mixtures import EXPERTS, MEMBERS
-
-    stages = [(size.base, 1.0)] * MEMBERS + [(size.base, float(MEMBERS)), (size.base, 2.0)]
-    groups: set[tuple[str, ...]] = set()
-    for name in groupings:
-        found = [tuple(sorted(group)) for group in GROUPINGS.get(name, [[name, str(at)] for at in range(EXPERTS)])]
-        groups |= set() if name == "all-classes" else set(found)
-        # A frozen expert's part of a step is a third of one: forward alone
-        stages += [(size.gate, 1 + len(found) / 3), (size.together, 1.0 + len(found))]
-    return (stages + [(size.expert, 1.0)] * len(groups)) * size.seeds
+def command(typed: Sequence[str]) -> str:
+    """The command with the words `typed`, without the folders above its files: those are nobody else's business."""
+    words = ["python", "experiments.py"]
+    for word in typed:
+        flag, equals, value = word.partition("=")
+        if words[-1] in FOLDERS:
+            word = Path(word).name or word
+        elif equals and flag in FOLDERS:
+            word = f"{flag}={Path(value).name or value}"
+        words.append(word)
+    return shlex.join(words)
 
 
 if __name__ == "__main__":

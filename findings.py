@@ -1,4 +1,4 @@
-"""What a study found: accuracies, paired differences, confused pairs, the gate's choices.
+"""What a study found: accuracies, paired differences, the gate's choices, the features' neighbours.
 
 Everything is scored without the validation images that also stand in train, unless it is called official.
 """
@@ -12,10 +12,10 @@ from typing import NamedTuple
 import numpy as np
 
 from config import CLASSES
+from report_confusions import PairResult, SeedTest, Share, compare_groups, compare_pairs, each_seed
 from report_data import Configuration, Study
-from stats import PAIRS, Discordant, Interval, accuracy, bootstrap, confused, holm, interval, mcnemar, sign_flip
+from stats import LEVEL, Interval, bootstrap, holm, interval, macro_f1, macro_f1_interval, proportion, sign_flip
 
-LEVEL = 0.05  # an adjusted p below this is called shown
 WORST = 3  # pairs of classes that are looked at closely
 NEIGHBOURS = 10  # of an image, by its features
 
@@ -44,13 +44,15 @@ class Gap(NamedTuple):
 
 
 class Result(NamedTuple):
-    """What a configuration reached; accuracies are in percent, one for each seed."""
+    """What a configuration reached: accuracies and macro-F1 in percent, one for each seed, and their intervals."""
 
     configuration: Configuration
     official: list[float]
     unseen: list[float]
+    f1: list[float]  # without copies
     official_interval: Interval
     unseen_interval: Interval
+    f1_interval: Interval
     official_gain: Interval | None  # over the base; None for the base itself
     gain: Gap | None
 
@@ -61,36 +63,6 @@ class Result(NamedTuple):
     @property
     def mean(self) -> float:
         return statistics.mean(self.unseen)
-
-
-class PairResult(NamedTuple):
-    """How often two classes are taken for each other, by the base and by the best mixture."""
-
-    pair: tuple[int, int]
-    images: int  # of both classes
-    base: float  # images confused, the mean over seeds
-    best: float
-    p: float
-    adjusted: float  # over all pairs
-    together: bool  # whether an expert has both classes
-    seeds: list[Discordant]  # McNemar's test of each seed, first is the mixture; for the worst pairs only
-
-    @property
-    def name(self) -> str:
-        return pair_name(self.pair)
-
-    @property
-    def sign(self) -> int:
-        """1 where fewer images are shown to be confused by the mixture, -1 where more are, else 0."""
-        return (self.best < self.base) - (self.best > self.base) if self.adjusted < LEVEL else 0
-
-
-class Share(NamedTuple):
-    """Images confused within the experts' groups, or across them, mean over seeds, and the adjusted p."""
-
-    base: float
-    best: float
-    adjusted: float
 
 
 class GateResult(NamedTuple):
@@ -115,12 +87,13 @@ class Findings:
     results: list[Result]
     base: Result
     best: Result
-    controls: list[tuple[Result, Gap]]  # the best mixture over each
+    controls: list[tuple[Result, Gap]]  # the best mixture over each; of control mixtures those trained like it
     gatings: list[tuple[Result, Result, Gap]]  # soft over top-1, of the same groups and stages
-    longer: list[tuple[Result, Result, Gap]]  # trained for further stages over not, of the same groups and gating
+    further: list[tuple[Result, Result, Gap]]  # trained for further stages over not, of the same groups and gating
     extremes: tuple[Result, Gap] | None  # the grouping whose highest mixture is lowest, and the best mixture over it
     pairs: list[PairResult]  # 21, in the order of PAIRS
     worst: list[PairResult]  # those that the base confuses most, the highest rate first
+    tests: list[SeedTest]  # of the worst pairs, where there are several seeds
     groups: tuple[Share, Share] | None  # within and across
     gate: GateResult
     neighbours: tuple[float, float]  # agreement of base and best mixture
@@ -129,9 +102,10 @@ class Findings:
     def mixtures(self) -> list[Result]:
         return [one for one in self.results if one.configuration in self.study.mixtures]
 
-
-def pair_name(pair: tuple[int, int]) -> str:
-    return " / ".join(CLASSES[index] for index in pair)
+    @property
+    def only_controls(self) -> bool:
+        """Whether the study has no mixture but those that serve as controls."""
+        return all(one.configuration.control for one in self.mixtures)
 
 
 def find(study: Study) -> Findings:
@@ -141,11 +115,12 @@ def find(study: Study) -> Findings:
     base = by_name[study.base.name]
     mixtures = [by_name[one.name] for one in study.mixtures]
     best = max(mixtures, key=lambda one: one.mean)
-    controls = [one for one in results if one.configuration.is_control and one not in (base, *mixtures)]
-    gatings, longer = alike(mixtures)
+    controls = trained_alike([one for one in results if one.configuration.is_control and one not in (base, *mixtures)],
+                             best)  # fmt: skip
+    gatings, further = alike(mixtures)
     lowest = lowest_grouping(mixtures)
     pairs = compare_pairs(study, best.configuration)
-    order = sorted(pairs, key=lambda one: -one.base / max(one.images, 1))
+    worst = sorted(pairs, key=lambda one: -one.base / max(one.images, 1))[:WORST]
     return Findings(
         study=study,
         results=results,
@@ -153,27 +128,41 @@ def find(study: Study) -> Findings:
         best=best,
         controls=list(zip(controls, compare(study, [(best, one) for one in controls]), strict=True)),
         gatings=[(*both, gap) for both, gap in zip(gatings, compare(study, gatings), strict=True)],
-        longer=[(*both, gap) for both, gap in zip(longer, compare(study, longer), strict=True)],
+        further=[(*both, gap) for both, gap in zip(further, compare(study, further), strict=True)],
         extremes=(lowest, compare(study, [(best, lowest)])[0]) if lowest is not best else None,
         pairs=pairs,
-        worst=[with_seeds(study, one, best.configuration) for one in order[:WORST]],
+        worst=worst,
+        tests=each_seed(study, worst, best.configuration),
         groups=compare_groups(study, best.configuration),
         gate=look_at_gate(study, best.configuration),
         neighbours=(agreement(study, base.configuration), agreement(study, best.configuration)),
     )
 
 
+def trained_alike(controls: list[Result], best: Result) -> list[Result]:
+    """The controls without those mixtures that differ from `best` in more than their groups.
+
+    They stay where no mixture of the same groups has the gating and the last stage, gate or together, of `best`.
+    """
+
+    def way(one: Result) -> tuple[str, str]:
+        return one.configuration.gating, one.configuration.stages[-1].rpartition("-")[2]
+
+    like = {repr(one.configuration.groups) for one in controls if way(one) == way(best)}
+    return [one for one in controls if way(one) == way(best) or repr(one.configuration.groups) not in like]
+
+
 def alike(mixtures: list[Result]) -> tuple[list[tuple[Result, Result]], list[tuple[Result, Result]]]:
     """Pairs with the same groups: soft and top-1 gating after the same stages, and one trained for further stages."""
-    gatings, longer = [], []
+    gatings, further = [], []
     for one, other in permutations(mixtures, 2):
         a, b = one.configuration, other.configuration
-        further = len(a.stages) > len(b.stages) and a.stages[: len(b.stages)] == b.stages
+        goes_on = len(a.stages) > len(b.stages) and a.stages[: len(b.stages)] == b.stages
         if a.groups == b.groups and (a.gating, b.gating) == ("soft", "top-1") and a.stages == b.stages:
             gatings.append((one, other))
-        if a.groups == b.groups and a.gating == b.gating and further:
-            longer.append((one, other))
-    return gatings, longer
+        if a.groups == b.groups and a.gating == b.gating and goes_on:
+            further.append((one, other))
+    return gatings, further
 
 
 def lowest_grouping(mixtures: list[Result]) -> Result:
@@ -192,13 +181,16 @@ def score_all(study: Study) -> list[Result]:
     results = []
     for one in study.configurations:
         official, unseen = study.hits(one, official=True), study.hits(one)
+        named = study.labels[study.unseen], one.predicted[:, study.unseen]
         other = one is not study.base
         results.append(Result(
             configuration=one,
             official=[100 * float(hits.mean()) for hits in official],
             unseen=[100 * float(hits.mean()) for hits in unseen],
-            official_interval=accuracy(official),
-            unseen_interval=accuracy(unseen),
+            f1=macro_f1(*named).tolist(),
+            official_interval=proportion(official),
+            unseen_interval=proportion(unseen),
+            f1_interval=macro_f1_interval(*named),
             official_gain=bootstrap(official, study.hits(study.base, official=True)) if other else None,
             gain=next(gaps) if other else None,
         ))  # fmt: skip
@@ -222,83 +214,17 @@ def gaps_of(study: Study, both: Sequence[tuple[Configuration, Configuration]]) -
     return gaps
 
 
-# --- What is confused ---
-
-
-def confusion_shares(study: Study, configuration: Configuration) -> np.ndarray:
-    """(7, 7) shares of the images of a true class (row) named as a class, mean over seeds; NaN without images."""
-    size = len(CLASSES)
-    true, predicted = study.labels[study.unseen], configuration.predicted[:, study.unseen]
-    counts = np.stack([np.bincount(true * size + row, minlength=size**2).reshape(size, size) for row in predicted])
-    images = counts.sum(2, keepdims=True)
-    shares = counts / np.maximum(images, 1)
-    return np.where(images > 0, shares, np.nan).mean(0)
-
-
-def wrong_pairs(study: Study, configuration: Configuration, pair: tuple[int, int]) -> np.ndarray:
-    """(S, images) bool, the images of `pair` that are taken for the other class."""
-    return confused(study.labels[study.unseen], configuration.predicted[:, study.unseen], pair)
-
-
-def pair_rate(study: Study, configuration: Configuration, pair: tuple[int, int]) -> float:
-    """The images of `pair` that are taken for the other class, in % of both classes' images; 0 without any."""
-    images = np.isin(study.labels[study.unseen], pair).sum()
-    return float(100 * wrong_pairs(study, configuration, pair).sum(1).mean() / max(images, 1))
-
-
-def compare_pairs(study: Study, best: Configuration) -> list[PairResult]:
-    """How often each of the 21 pairs is confused, by the base and by `best`."""
-    found = [(wrong_pairs(study, study.base, pair), wrong_pairs(study, best, pair)) for pair in PAIRS]
-    p_values = [sign_flip(*both) for both in found]
-    shared = share_expert(best)
-    labels = study.labels[study.unseen]
-    return [
-        PairResult(pair, int(np.isin(labels, pair).sum()), float(base.sum(1).mean()), float(mixed.sum(1).mean()),
-                   p, float(adjusted), bool(shared[pair]), [])
-        for pair, (base, mixed), p, adjusted in zip(PAIRS, found, p_values, holm(p_values), strict=True)
-    ]  # fmt: skip
-
-
-def with_seeds(study: Study, one: PairResult, best: Configuration) -> PairResult:
-    """`one` with McNemar's test of each seed: which images the mixture alone, and the base alone, does not confuse."""
-    both = zip(wrong_pairs(study, best, one.pair), wrong_pairs(study, study.base, one.pair), strict=True)
-    return one._replace(seeds=[mcnemar(~mixed, ~base) for mixed, base in both])
-
-
-def share_expert(mixture: Configuration) -> np.ndarray:
-    """(7, 7) bool, whether one of the experts has both classes."""
-    has = np.array([[name in group for name in CLASSES] for group in mixture.groups])
-    return np.einsum("ea,eb->ab", has.astype(int), has.astype(int)) > 0
-
-
-def compare_groups(study: Study, best: Configuration) -> tuple[Share, Share] | None:
-    """Confusions of classes that share an expert of `best`, and of others; None where all or none share one."""
-    shared = share_expert(best)
-    if all(shared[pair] for pair in PAIRS) or not any(shared[pair] for pair in PAIRS):
-        return None
-    labels, found = study.labels[study.unseen], []
-    for inside in (True, False):
-        both = []
-        for one in (study.base, best):
-            predicted = one.predicted[:, study.unseen]
-            both.append((predicted != labels) & (shared[labels, predicted] == inside))
-        found.append(both)
-    adjusted = holm([sign_flip(*both) for both in found])
-    within, across = (Share(*(float(wrong.sum(1).mean()) for wrong in both), float(p))
-                      for both, p in zip(found, adjusted, strict=True))  # fmt: skip
-    return within, across
-
-
 # --- The gate and the features ---
 
 
 def look_at_gate(study: Study, best: Configuration) -> GateResult:
-    """What the gate of `best` does, over the images without copies and all seeds."""
-    gate, labels = best.gate[:, study.unseen].astype(np.float64), study.labels[study.unseen]
+    """What the gate of `best` does, over the images without copies and all seeds, or the first with its own groups."""
+    seeds = slice(1 if study.has_other_groups(best) else None)
+    gate, labels = best.gate[seeds, study.unseen].astype(np.float64), study.labels[study.unseen]
     has = np.array([[name in group for group in best.groups] for name in CLASSES])  # (7, E)
     chosen = gate.argmax(2)
     own = has[labels[None], chosen]
-    hits = study.hits(best)
+    hits = study.hits(best)[seeds]
     per_class = [gate[:, labels == index].mean((0, 1)) if (labels == index).any() else np.full(len(best.groups), np.nan)
                  for index in range(len(CLASSES))]  # fmt: skip
 
@@ -320,12 +246,12 @@ def look_at_gate(study: Study, best: Configuration) -> GateResult:
 
 def agreement(study: Study, configuration: Configuration) -> float:
     """The share of an image's NEIGHBOURS nearest by features that are of its class, mean over the images shown."""
-    features = configuration.features.astype(np.float64)
+    features = configuration.features[study.shown].astype(np.float64)
     features -= features.mean(0)
     squares = (features**2).sum(1)
     distances = squares[:, None] + squares - 2 * features @ features.T
     np.fill_diagonal(distances, np.inf)
     count = min(NEIGHBOURS, len(features) - 1)
     near = np.argpartition(distances, count - 1, axis=1)[:, :count]
-    labels = study.labels[study.rows]
+    labels = study.labels[study.rows[study.shown]]
     return float((labels[near] == labels[:, None]).mean())

@@ -3,7 +3,8 @@
 A grouping is a list of groups, a group a list of class indices in increasing order.
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -12,11 +13,40 @@ from utils import UserError
 
 Grouping = list[list[int]]
 
+MADE = ("clusters", "random", "all-classes")  # while a study runs
+TAKEN = ("single", "longer", "wide", "wide-2", "ensemble", *MADE)  # names of other configurations of a study
+ENDS = ("-gate", "-together", "-top-1")  # of the configurations and stages of a mixture
+
+
+def given(by_hand: Mapping[str, Sequence[Sequence[str]]], wanted: Sequence[str], experts: int) -> dict[str, Grouping]:
+    """The groupings `wanted`, by name, as far as they are known beforehand: without groups for clusters and random.
+
+    Raises UserError for a name in `by_hand`, config.py's GROUPINGS, that is no plain folder name or is taken, and for
+    a grouping wanted that is none, or has a single group.
+    """
+    for name in by_hand:
+        where = f"config.py, GROUPINGS: the name {name!r}"
+        if not re.fullmatch("[a-z0-9_-]+", name):
+            raise UserError(f"{where} names folders: use the letters a to z, digits, - and _ only")
+        if name in TAKEN or name.endswith(ENDS):
+            raise UserError(f"{where} is taken by a part of the study: choose another one")
+    found: dict[str, Grouping] = {}
+    for name in wanted:
+        if name in MADE:
+            found[name] = [list(range(len(CLASSES)))] * experts if name == "all-classes" else []
+            continue
+        where = f"config.py, GROUPINGS[{name!r}]"
+        found[name] = by_names(by_hand[name], where)
+        if len(found[name]) < 2:
+            raise UserError(f"{where}: a single group leaves a gate nothing to choose; give two or more")
+    return found
+
 
 def by_names(groups: Sequence[Sequence[str]], where: str) -> Grouping:
     """The grouping that lists of emotions stand for; they may overlap, and together hold every emotion.
 
-    Raises UserError, with `where` they stand, for an unknown emotion, one that no group has, and an empty group.
+    Raises UserError, with `where` they stand, for an unknown emotion, one that no group has, an empty group, and one
+    that stands there twice.
     """
     if unknown := sorted({name for group in groups for name in group} - set(CLASSES)):
         raise UserError(f"{where}: unknown {', '.join(unknown)}; the emotions are {', '.join(CLASSES)}")
@@ -24,7 +54,10 @@ def by_names(groups: Sequence[Sequence[str]], where: str) -> Grouping:
         raise UserError(f"{where}: group {empty[0]} is empty; an expert needs an emotion")
     if lacking := [name for name in CLASSES if not any(name in group for group in groups)]:
         raise UserError(f"{where}: no group has {', '.join(lacking)}; together they must hold every emotion")
-    return [sorted({CLASSES.index(name) for name in group}) for group in groups]
+    grouping = [sorted({CLASSES.index(name) for name in group}) for group in groups]
+    if twice := [names([group])[0] for at, group in enumerate(grouping) if group in grouping[:at]]:
+        raise UserError(f"{where}: {', '.join(twice[0])} are a group twice; their experts would be the same")
+    return grouping
 
 
 def by_confusion(confusion: np.ndarray, count: int) -> Grouping:

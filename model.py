@@ -138,8 +138,6 @@ class Expert(FaceNet):
     a class twice or one that is not there, and for a class outside it without training images.
     """
 
-    any_size = True
-
     def __init__(
         self,
         *,
@@ -166,6 +164,7 @@ class Expert(FaceNet):
         self.register_buffer("log_share", torch.tensor(shares).log())
         outputs = len(group) + bool(others)
         self.net = build_model(network, image_size=image_size, channels=channels, num_classes=outputs, dropout=dropout)
+        self.any_size = self.net.any_size
 
     @property
     def classifier(self) -> nn.Module:
@@ -191,14 +190,19 @@ class MixtureOfExperts(FaceNet):
     The probability of a class is the sum over the experts of gate(expert | image) p(class | image, expert), computed in
     logarithms; the logits are its logarithm, so that they sum to one. `groups` (E of them) hold indices of classes, may
     overlap, and must cover all. `top_k` experts are used for an image, 0 is all (arXiv 1701.06538): with 1 the gate's
-    weight is 1, which tells it nothing, so train it with more. `temperature` divides the gate's logits. `balance` is
-    the weight of the squared coefficient of variation of the experts' load over a batch (section 4 there), which
-    training adds to the loss from `penalty`. With `shared_stem` one stem serves gate and experts.
+    weight is 1, which tells it nothing, so train it with more. `temperature` divides the gate's logits.
 
-    Raises ValueError as `Expert` does, for a class that no group covers, and for a top_k above the experts.
+    `balance` is the weight of the squared coefficient of variation of the experts' importance over a batch (section 4
+    there), which training adds to the loss from `penalty`. Importance is summed here over the gate's whole softmax,
+    before top_k: the paper sums what is left after it, from logits with noise, and has a second term for the number of
+    images. Here it is smooth without noise, and reaches experts that are not chosen; but even importance is not yet
+    even use.
+
+    With `shared_stem` one stem, in `stem`, serves gate and experts: these lack it then, see `ask`.
+
+    Raises ValueError as `Expert` does, for a class that no group covers, for a top_k above the experts, and for a
+    `shared_stem` of networks without one, or with different ones.
     """
-
-    any_size = True
 
     def __init__(
         self,
@@ -232,9 +236,10 @@ class MixtureOfExperts(FaceNet):
         # A single expert needs no gate, and a network of one output is none
         self.gate = build_model(gate, num_classes=len(groups), **shared) if len(groups) > 1 else None
         self.stem: nn.Module = nn.Identity()
+        nets = [expert.net for expert in self.experts] + ([self.gate] if self.gate else [])
+        self.any_size = all(net.any_size for net in nets)
         if shared_stem:
-            nets = [expert.net for expert in self.experts] + ([self.gate] if self.gate else [])
-            self.stem = nets[0].stem
+            self.stem = shared_stem_of(nets)
             for net in nets:
                 net.stem = nn.Identity()
         self.penalty: Tensor | None = None
@@ -247,6 +252,12 @@ class MixtureOfExperts(FaceNet):
         features = [expert.net.features(maps) for expert in self.experts]
         log_p = [expert.spread(expert.classifier(x)) for expert, x in zip(self.experts, features, strict=True)]
         return self.log_gate(maps), torch.stack(log_p, 1), features
+
+    def ask(self, number: int, images: Tensor) -> Tensor:
+        """Log-probabilities (B, C) float32 of the expert `number` alone, whether it has a stem of its own or not."""
+        self.check(images)
+        expert = self.experts[number]
+        return expert.spread(expert.classifier(expert.features(self.stem(images))))
 
     def log_gate(self, maps: Tensor) -> Tensor:
         """Logarithms of the gate's weights (B, E) float32 for what the stem gives; -inf for an expert not used."""
@@ -273,7 +284,13 @@ class MixtureOfExperts(FaceNet):
         return torch.cat([x * weight[:, None] for x, weight in zip(features, log_gate.exp().unbind(1), strict=True)], 1)
 
     def freeze(self, *parts: nn.Module) -> None:
-        """Train none of `parts`, such as `experts`: neither weights nor statistics. Without any, train all again."""
+        """Train none of `parts`, such as `experts`: neither weights nor statistics. Without any, train all again.
+
+        A shared stem is frozen with any expert, which would be another one over a stem that goes on learning.
+        """
+        experts = (self.experts, *self.experts)
+        stem = [self.stem] if any(part is expert for part in parts for expert in experts) else []
+        parts = (*parts, *stem)
         self.frozen = list(parts)
         self.requires_grad_(True)
         for part in parts:
@@ -285,6 +302,17 @@ class MixtureOfExperts(FaceNet):
         for part in getattr(self, "frozen", ()):
             part.eval()
         return self
+
+
+def shared_stem_of(nets: Sequence[FaceNet]) -> nn.Module:
+    """The stem of the first of `nets`, which can stand for that of each. Raises ValueError where it cannot."""
+    stems = [getattr(net, "stem", None) for net in nets]
+    if bare := [net.name for net, stem in zip(nets, stems, strict=True) if stem is None]:
+        raise ValueError(f"shared_stem: {bare[0]} has no stem that could be shared")
+    shapes = [[value.shape for value in stem.state_dict().values()] for stem in stems]
+    if other := [net.name for net, shape in zip(nets, shapes, strict=True) if shape != shapes[0]]:
+        raise ValueError(f"shared_stem: the stems of {nets[0].name} and {other[0]} are not alike")
+    return stems[0]
 
 
 # Widths and depths: 0.3, 2.7 and 5.5 million parameters

@@ -31,7 +31,7 @@ figure { margin: 1.2rem 0; }
 img { display: block; max-width: 100%; height: auto; border-radius: .3rem; background: #fff; }
 figcaption { margin-top: .4rem; font-size: .9rem; }
 """
-NUMBER = re.compile(r"[-+−]?[\d.,]+[kMG]?( ± [\d.]+)?( \([-+\d. to]+\))?|[-+][\d.]+ to [-+][\d.]+|-?")
+NUMBER = re.compile(r"[-+−<]?[\d.,]+[kMG]?( ± [\d.]+)?( \([-+\d. to]+\))?|[-+][\d.]+ to [-+][\d.]+|-?")
 
 
 class Heading(NamedTuple):

@@ -1,38 +1,23 @@
-"""The figures of a study's report: stages of training, confusions, accuracies, costs, features, the gate.
+"""The figures of a study's report that compare its networks: stages of training, accuracies, costs.
 
 Takes plain arrays and writes PNG files, as plots.py does; each configuration has one of LOOKS.
 """
 
-import math
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from textwrap import fill
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from config import CLASSES
-from plots import BLUE, FAINT, GREEN, GREY, INK, ORANGE, bare, column, ink_on, write_png
+from plots import BLUE, FAINT, GREEN, GREY, INK, ORANGE, bare, column, write_png
 
 DPI = 100
-# Okabe and Ito's colours without the yellow, which is hard to see on white: seven, as there are classes
-SEVEN = ("#000000", "#e69f00", "#56b4e9", "#009e73", "#0072b2", "#d55e00", "#cc79a7")
-MARKERS = "oD^sPvX"  # a second sign beside the colour
-LAYERS = 20  # in which points are drawn, so that no class hides another
+LINE = 14  # pixels from number to number
+COLUMN = 46  # pixels: points nearer than that in one direction share a column of numbers
 # Colour and marker by the role that a configuration has
 LOOKS = {"base": (INK, "o"), "mixture": (BLUE, "s"), "control": (ORANGE, "^"), "other": (GREEN, "D")}
-
-
-class Panel(NamedTuple):
-    """A column of `feature_maps`: points (M, 2) by two methods, with a title, and what each point belongs to."""
-
-    title: str
-    pca: np.ndarray
-    pca_axes: tuple[str, str]
-    tsne: np.ndarray
-    members: np.ndarray  # (M,) indices into `names`
-    names: Sequence[str]
 
 
 def stage_curves(models: Sequence[tuple[str, Sequence[list[dict]]]], path: Path, *, title: str) -> None:
@@ -53,16 +38,21 @@ def stage_curves(models: Sequence[tuple[str, Sequence[list[dict]]]], path: Path,
         part.suptitle(fill(name, 110), fontsize=11, color=INK)
         lengths = [max(len(stage["epochs"]) for stage in stages) for stages in zip(*seeds, strict=True)]
         starts = np.concatenate([[0], np.cumsum(lengths)])
-        names = [f"{number} {stage['stage']}" for number, stage in enumerate(seeds[0], 1)]
-        part.supxlabel(fill("stages:  " + ",  ".join(names), 140), fontsize=9, color=GREY)
+        part.supxlabel(_stage_names([stage["stage"] for stage in seeds[0]]), fontsize=9, color=GREY)
         loss, hits = part.subplots(1, 2)
         _stage_lines(loss, seeds, starts, {"train_loss": BLUE, "val_loss_unseen": ORANGE}, 1)
         _stage_lines(hits, seeds, starts, {"train_accuracy": BLUE, "val_accuracy_unseen": ORANGE}, 100)
         loss.set_ylabel("loss (nats per image)", color=INK)
         hits.set_ylabel("accuracy (% of images)", color=INK)
-    handles = [_handle(color=BLUE, label="train"), _handle(color=ORANGE, label="val (without copies)")]
+    handles = [handle(color=BLUE, label="train"), handle(color=ORANGE, label="val (without copies)")]
     figure.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=9, frameon=False)
     write_png(figure, path)
+
+
+def _stage_names(names: Sequence[str]) -> str:
+    """The stages with their numbers, on lines that break between two of them only."""
+    whole = [f"{number} {name}".replace(" ", "\N{NO-BREAK SPACE}") for number, name in enumerate(names, 1)]
+    return fill("stages:  " + ",  ".join(whole), 140, break_on_hyphens=False).replace("\N{NO-BREAK SPACE}", " ")
 
 
 def _stage_lines(axes, seeds, starts: np.ndarray, colours: dict[str, str], scale: float) -> None:
@@ -82,59 +72,6 @@ def _stage_lines(axes, seeds, starts: np.ndarray, colours: dict[str, str], scale
     axes.set_xlabel("epoch, counted over all stages", color=INK)
     axes.grid(axis="y", color=FAINT, linewidth=0.6)
     bare(axes)
-
-
-def confusions(
-    first: np.ndarray, second: np.ndarray, path: Path, *, names: tuple[str, str], classes: Sequence[str] = CLASSES
-) -> None:
-    """Write a PNG of two confusion matrices and of the second less the first.
-
-    Both are (K, K) shares in [0, 1] of the true class (row) named as a class (column); a class without images is a
-    row of NaN. Raises ValueError where a shape does not fit.
-    """
-    from matplotlib.figure import Figure
-
-    size = (len(classes), len(classes))
-    if np.shape(first) != size or np.shape(second) != size:
-        raise ValueError(f"first and second: expected {size} shares, got {np.shape(first)} and {np.shape(second)}")
-    figure = Figure(figsize=(16.5, 5.9), dpi=DPI, layout="constrained")
-    panels = figure.subplots(1, 3)
-    gap = 100 * (np.asarray(second) - np.asarray(first))
-    most = max(1.0, float(np.nanmax(np.abs(gap), initial=0.0)))
-    titles = [*names, "second less first; blue is more, orange less"]
-    for axes, title, values, limits, form in zip(
-        panels,
-        titles,
-        (100 * np.asarray(first), 100 * np.asarray(second), gap),
-        ((0, 100), (0, 100), (-most, most)),
-        ("{:.1f}", "{:.1f}", "{:+.1f}"),
-        strict=True,
-    ):
-        unit = "points of the true class" if limits[0] else "% of the true class"
-        _cells(axes, values, limits, form)
-        axes.set_title(f"{fill(title, 44)}\n({unit})", fontsize=11, color=INK)
-        axes.set_xticks(range(len(classes)), classes, fontsize=9, color=INK)
-        axes.set_yticks(range(len(classes)), classes, fontsize=9, color=INK)
-        axes.set_xlabel("predicted class", color=INK)
-    panels[0].set_ylabel("true class", color=INK)
-    write_png(figure, path)
-
-
-def _cells(axes, values: np.ndarray, limits: tuple[float, float], form: str) -> None:
-    """Draw (R, C) numbers as coloured cells with the number in each; NaN is left grey. Below zero is orange."""
-    ends = np.array([[0.78, 0.30, 0.02], [0.03, 0.27, 0.55]])
-    known = np.nan_to_num(values)
-    depth = np.clip(np.abs(known) / limits[1], 0, 1)[..., None]
-    colours = 1 - depth * (1 - ends[(known >= 0).astype(int)])
-    colours[np.isnan(values)] = 0.9
-    axes.imshow(colours, aspect="equal")
-    for row, place in np.ndindex(*values.shape):
-        if not np.isnan(values[row, place]):
-            text = "0.0" if abs(values[row, place]) < 0.05 else form.format(values[row, place])  # no sign of nothing
-            style = {"ha": "center", "va": "center", "fontsize": 10.5, "color": ink_on(colours[row, place])}
-            axes.text(place, row, text, **style)
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
 
 
 def accuracies(
@@ -173,9 +110,9 @@ def accuracies(
         axes.grid(axis="x", color=FAINT, linewidth=0.6)
         bare(axes)
     official_look = {"color": GREY, "marker": "x", "linewidth": 0.9, "label": "official"}
-    handles = [*_look_handles(looks, ", without copies"), _handle(**official_look)]
+    handles = [*_look_handles(looks, ", without copies"), handle(**official_look)]
     if seeds.shape[1] > 1:
-        handles.append(_handle(color=GREY, marker="|", linewidth=0, label="one seed"))
+        handles.append(handle(color=GREY, marker="|", linewidth=0, label="one seed"))
     figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=9, frameon=False)
     write_png(figure, path)
 
@@ -186,7 +123,8 @@ def _dot(axes, y: float, values: np.ndarray, style: dict[str, Any]) -> None:
     axes.plot([mean], [y], color=style["color"], marker=style["marker"], markersize=style["markersize"])
 
 
-def _handle(**style: Any) -> Any:
+def handle(**style: Any) -> Any:
+    """A line that is in a legend only."""
     from matplotlib.lines import Line2D
 
     return Line2D([], [], **style)
@@ -195,7 +133,7 @@ def _handle(**style: Any) -> Any:
 def _look_handles(looks: Sequence[str], what: str = "") -> list[Any]:
     """What a legend needs to explain the LOOKS that occur."""
     return [
-        _handle(color=colour, marker=marker, linewidth=0, label=look + what)
+        handle(color=colour, marker=marker, linewidth=0, label=look + what)
         for look, (colour, marker) in LOOKS.items()
         if look in looks
     ]
@@ -227,7 +165,7 @@ def costs(
             axes.plot([value], [mean], color=colour, marker=marker, markersize=7, linewidth=0)
         axes.set_xscale("log")
         axes.set_xlim(min(values) / 1.35, max(values) * 1.35)
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)))
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.xaxis.set_minor_locator(LogLocator(subs=()))
         axes.set_xlabel(label, color=INK)
@@ -247,105 +185,32 @@ def costs(
 
 
 def _number_points(axes, xs: Sequence[float], ys: np.ndarray) -> None:
-    """Write 1, 2, ... beside the points, each in the first free place around its point, in pixels."""
+    """Write 1, 2, ... to the right of the points; of points near each other, in a column with lines to them."""
     points = axes.transData.transform(np.column_stack([xs, ys]))
-    taken = [(x, y, 6.0) for x, y in points]  # centres and half sides of what is drawn
-    for number, (x, y) in enumerate(points, 1):
-        spots = [
-            (x + radius * math.cos(turn * math.pi / 6), y + radius * math.sin(turn * math.pi / 6), radius)
-            for radius in (14, 20, 27, 35, 44)
-            for turn in (1, 0, 11, 2, 10, 4, 6, 8, 5, 7, 3, 9)
-        ]
-        free = [spot for spot in spots if all(max(abs(spot[0] - a), abs(spot[1] - b)) > 7 + r for a, b, r in taken)]
-        clear = [spot for spot in free if np.hypot(*(points - spot[:2]).T).min() > spot[2] - 1]  # its own is nearest
-        at_x, at_y, radius = (clear or free or spots)[0]
-        taken.append((at_x, at_y, 7.0))
-        arrow = {"arrowprops": {"arrowstyle": "-", "color": GREY, "linewidth": 0.5}} if radius > 14 else {}
-        place = {"xycoords": "data", "xytext": ((at_x - x) * 72 / DPI, (at_y - y) * 72 / DPI)}
-        style = {"textcoords": "offset points", "ha": "center", "va": "center", "fontsize": 9, "color": INK}
-        axes.annotate(str(number), (xs[number - 1], ys[number - 1]), **place, **style, **arrow)
+    places = points + np.array([13, 0])  # of the numbers, in pixels
+    crowded = np.zeros(len(points), bool)
+    box, order = axes.get_window_extent(), np.argsort(points[:, 0], kind="stable")
+    for near in np.split(order, np.flatnonzero(np.diff(points[order, 0]) > COLUMN) + 1):
+        group = near[np.lexsort((-near, points[near, 1]))]  # from below
+        heights = spaced(points[group, 1], LINE, box.y0 + LINE / 2, box.y1 - LINE / 2)
+        if np.abs(heights - points[group, 1]).max() > 1:
+            places[group] = np.column_stack([np.full(len(group), points[group, 0].max() + 26), heights])
+            crowded[group] = True
+    for index, (point, place) in enumerate(zip(points, places, strict=True)):
+        line = {"arrowprops": {"arrowstyle": "-", "color": GREY, "linewidth": 0.5, "relpos": (0, 0.5)}}
+        style = {"textcoords": "offset points", "ha": "left" if crowded[index] else "center", "va": "center"}
+        away = (place - point) * 72 / DPI
+        axes.annotate(str(index + 1), (xs[index], ys[index]), xycoords="data", xytext=away, **style, fontsize=9,
+                      color=INK, **(line if crowded[index] else {}))  # fmt: skip
 
 
-def feature_maps(panels: Sequence[Panel], path: Path) -> None:
-    """Write a PNG with a column per panel: features by their two principal components, and by t-SNE below."""
-    from matplotlib.figure import Figure
+def spaced(wanted: np.ndarray, gap: float, low: float, high: float) -> np.ndarray:
+    """Ascending places with `gap` between neighbours, as near to `wanted`, ascending, as can be (least squares).
 
-    figure = Figure(figsize=(5.2 * len(panels), 10.6), dpi=DPI, layout="constrained")
-    grid = figure.subplots(2, len(panels), squeeze=False)
-    for panel, (above, below) in zip(panels, grid.T, strict=True):
-        for axes, points in ((above, panel.pca), (below, panel.tsne)):
-            _scatter(axes, points, panel.members)
-            axes.set_xticks([])
-            axes.set_yticks([])
-            axes.spines[:].set_color(FAINT)
-        above.set_title(fill(panel.title, 46), fontsize=11, color=INK)
-        above.set_xlabel(panel.pca_axes[0], fontsize=9, color=INK)
-        above.set_ylabel(panel.pca_axes[1], fontsize=9, color=INK)
-        below.set_xlabel("t-SNE 1 (no unit)", fontsize=9, color=INK)
-        below.set_ylabel("t-SNE 2 (no unit)", fontsize=9, color=INK)
-        handles = [
-            _handle(linewidth=0, markersize=5, label=fill(name, 26), **_sign(index))
-            for index, name in enumerate(panel.names)
-        ]
-        below.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.07), ncols=2, fontsize=9,
-                     frameon=False)  # fmt: skip
-    write_png(figure, path)
-
-
-def _sign(index: int) -> dict[str, str]:
-    return {"color": SEVEN[index % len(SEVEN)], "marker": MARKERS[index % len(MARKERS)]}
-
-
-def _scatter(axes, points: np.ndarray, members: np.ndarray) -> None:
-    """Draw points (M, 2), each with the sign of the class or expert that it belongs to, in a random order."""
-    for layer in np.array_split(np.random.default_rng(0).permutation(len(points)), LAYERS):
-        for index in np.unique(members[layer]):
-            own = layer[members[layer] == index]
-            axes.scatter(*points[own].T, s=13, alpha=0.75, linewidths=0, **_sign(index))
-
-
-def gate_use(load: np.ndarray, chosen: np.ndarray, per_class: np.ndarray, groups: Sequence[Sequence[str]],
-             names: Sequence[str], path: Path) -> None:  # fmt: skip
-    """Write a PNG of what a gate does with its E experts, called `names`, which have the classes in `groups`.
-
-    `load` (E,) are mean weights and `chosen` (E,) the shares of images for which an expert has the most weight;
-    `per_class` (K, E) are mean weights over the images of each of CLASSES, NaN without images. All in [0, 1]. Framed
-    cells are those of an expert's own classes.
+    They are between `low` and `high` where there is room for them.
     """
-    from matplotlib.figure import Figure
-    from matplotlib.patches import Rectangle
-
-    count = len(groups)
-    figure = Figure(figsize=(11.5, 5.6), dpi=DPI, layout="constrained")
-    bars, cells = figure.subplots(1, 2, width_ratios=(1, 1.5))
-    rows = np.arange(count)
-    bars.barh(rows - 0.17, 100 * load, height=0.32, color=BLUE, label="mean weight")
-    bars.barh(rows + 0.17, 100 * chosen, height=0.32, color=ORANGE, label="images with the most weight there")
-    for row in rows:
-        for shift, value in ((-0.17, load[row]), (0.17, chosen[row])):
-            place = {"xytext": (4, 0), "textcoords": "offset points", "va": "center"}
-            box = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}
-            bars.annotate(
-                f"{100 * value:.1f}", (100 * value, row + shift), fontsize=9, color=INK, bbox=box, zorder=3, **place
-            )
-    bars.axvline(100 / count, color=GREY, linewidth=0.9, linestyle=(0, (3, 2)), label="even load")
-    bars.set_xlim(0, max(20.0, 118 * max(load.max(), chosen.max(), 1 / count)))
-    bars.set_yticks(rows, [fill(name, 18) for name in names], fontsize=9)
-    bars.set_ylim(count - 0.5, -0.5)
-    bars.set_xlabel("% of the weight, % of the images", color=INK)
-    bare(bars)
-    bars.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=1, fontsize=9, frameon=False)
-    _cells(cells, 100 * per_class, (0, 100), "{:.1f}")
-    for place, group in enumerate(groups):
-        for name in group:
-            corner = (place - 0.47, CLASSES.index(name) - 0.47)
-            cells.add_patch(Rectangle(corner, 0.94, 0.94, fill=False, edgecolor=INK, linewidth=1.6))
-    cells.set_aspect("auto")
-    cells.set_title("mean weight over the images of a class (%); framed: the expert's own classes", fontsize=10,
-                    color=GREY)  # fmt: skip
-    narrow = max(9, 64 // count)
-    cells.set_xticks(rows, [fill(name, narrow) for name in names], fontsize=9)
-    cells.set_yticks(range(len(CLASSES)), CLASSES, fontsize=9)
-    cells.set_xlabel("expert", color=INK)
-    cells.set_ylabel("true class", color=INK)
-    write_png(figure, path)
+    count = len(wanted)
+    slack = wanted - gap * np.arange(count)  # what must not fall: isotonic regression, by its max-min formula
+    means = np.array([[slack[a : b + 1].mean() if a <= b else np.nan for b in range(count)] for a in range(count)])
+    rising = [np.max([np.min(means[a, at:]) for a in range(at + 1)]) for at in range(count)]
+    return np.clip(rising, low, max(low, high - gap * (count - 1))) + gap * np.arange(count)

@@ -1,6 +1,7 @@
 """A finished study, read from its folder and checked, for its report."""
 
 import json
+import math
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -9,19 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from config import CLASSES
 from utils import UserError
-from val import measure
 
 KINDS = ("single", "mixture", "ensemble")
-LEAST_ROWS = 10  # images whose features are shown
+LEAST_ROWS = 10  # images without copies whose features are shown
 ABOUT = {"name": str, "conclusive": bool, "why": str, "command": str, "machine": str, "versions": dict,
          "minutes": (int, float), "data": dict, "seeds": list, "base": str, "configurations": list}  # fmt: skip
 DATA = {"source": str, "fingerprint": str, "demo": bool, "train": list, "val": list}
 CONFIGURATION = {"name": str, "title": str, "kind": str, "control": bool, "groups": list, "gating": str,
-                 "parameters": int, "macs": int, "note": str}  # fmt: skip
+                 "parameters": int, "macs": int, "epochs": int, "work": (int, float), "note": str}  # fmt: skip
+COSTS = ("parameters", "macs", "epochs", "work")
 DAMAGED = (ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
 
 
@@ -33,13 +33,14 @@ class Configuration:
     title: str
     kind: str  # of KINDS
     control: bool
-    groups: list[list[str]]  # of the E experts
+    groups: list[list[str]]  # of the E experts; with the first seed, where they are drawn
     gating: str
     parameters: int
     macs: int
+    epochs: int  # the most that any of its weights went through
+    work: float  # of all its training, in epochs of the base
     note: str
     predicted: np.ndarray  # (S, N) indices into CLASSES
-    f1: list[float]  # macro-F1 without copies of each seed, in [0, 1]
     gate: np.ndarray | None  # (S, N, E) weights
     features: np.ndarray  # (M, D) of the first seed
     histories: list[list[dict]]  # stages of each seed
@@ -52,6 +53,16 @@ class Configuration:
     def stages(self) -> list[str]:
         """The names of the stages it was trained in."""
         return [stage["stage"] for stage in self.histories[0]]
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is a mixture without groups of its own: each of its experts has all classes."""
+        return bool(self.groups) and all(set(group) == set(CLASSES) for group in self.groups)
+
+    @property
+    def is_drawn(self) -> bool:
+        """Whether it is a mixture for groups drawn at random, which the study calls random, anew with each seed."""
+        return self.kind == "mixture" and self.name.partition("-")[0] == "random"
 
     @property
     def experts(self) -> list[str]:
@@ -90,6 +101,15 @@ class Study:
         """(N,) bool, the images that do not also stand in train."""
         return ~self.copies
 
+    @property
+    def shown(self) -> np.ndarray:
+        """(M,) bool, which of the rows whose features are kept are of images that do not also stand in train."""
+        return self.unseen[self.rows]
+
+    def has_other_groups(self, configuration: Configuration) -> bool:
+        """Whether the groups of a mixture are others with each seed, so that only those of the first are known."""
+        return configuration.is_drawn and len(self.seeds) > 1
+
     def hits(self, configuration: Configuration, *, official: bool = False) -> np.ndarray:
         """(S, images) bool, whether each seed's network names an image right."""
         hits = configuration.predicted == self.labels
@@ -124,7 +144,7 @@ def read_study(folder: Path) -> Study:
     _demand(any(one["kind"] == "mixture" for one in about["configurations"]), path,
             "configurations: there is no mixture, so nothing is to be compared with the base")  # fmt: skip
     labels, copies, rows = _read_labels(folder / "labels.npz")
-    made = [_read_configuration(folder, one, seeds, labels, copies, len(rows)) for one in about["configurations"]]
+    made = [_read_configuration(folder, one, seeds, len(labels), len(rows)) for one in about["configurations"]]
     return Study(about, labels, copies, rows, made)
 
 
@@ -132,7 +152,8 @@ def _check_configuration(one: dict[str, Any], path: Path) -> None:
     name, where = one["name"], f"configuration {one['name']!r}: "
     _demand(name == Path(name).name and name not in ("", ".", ".."), path, f"{where}the name is no folder name")
     _demand(one["kind"] in KINDS, path, f"{where}kind {one['kind']!r} is not one of {', '.join(KINDS)}")
-    _demand(one["parameters"] > 0 and one["macs"] > 0, path, f"{where}parameters and macs must be above 0")
+    sizes = [one[name] for name in COSTS]
+    _demand(all(size > 0 and math.isfinite(size) for size in sizes), path, f"{where}{', '.join(COSTS)} must be above 0")
     groups = one["groups"]
     known = all(isinstance(group, list) and group and set(group) <= set(CLASSES) for group in groups)
     _demand(known, path, f"{where}groups are not lists of {', '.join(CLASSES)}")
@@ -150,25 +171,23 @@ def _read_labels(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     _demand(not copies.all(), path, "every image is a copy of one in train, so none is left to score")
     inside = len(rows) >= LEAST_ROWS and rows.min() >= 0 and rows.max() < len(labels)
     _demand(bool(inside), path, f"rows are not {LEAST_ROWS} or more places among the {len(labels)} labels")
+    shown = len(rows) - int(copies[rows].sum())
+    _demand(shown >= LEAST_ROWS, path, f"rows hold {shown} images without copies, {LEAST_ROWS} are needed")
     return labels.astype(np.int64), copies, rows.astype(np.int64)
 
 
-def _read_configuration(
-    folder: Path, one: dict[str, Any], seeds: list[int], labels: np.ndarray, copies: np.ndarray, shown: int
-) -> Configuration:
+def _read_configuration(folder: Path, one: dict[str, Any], seeds: list[int], images: int, shown: int) -> Configuration:
     """The Configuration in `folder` that study.json describes as `one`, with `shown` rows of features."""
-    predicted, gates, f1, features, histories = [], [], [], [], []
-    true = torch.from_numpy(labels[~copies])
+    predicted, gates, features, histories = [], [], [], []
     for seed in seeds:
         run = folder / one["name"] / str(seed)
         path = run / "predictions.npz"
         log_p, *gate = _read_arrays(path, "log_p", *(["gate"] if one["kind"] == "mixture" else []))
-        _check_shares(path, "exp of log_p", np.exp(log_p), (len(labels), len(CLASSES)))
+        _check_shares(path, "exp of log_p", np.exp(log_p), (images, len(CLASSES)))
         if gate:
-            _check_shares(path, "gate", gate[0], (len(labels), len(one["groups"])))
+            _check_shares(path, "gate", gate[0], (images, len(one["groups"])))
             gates.append(gate[0])
         predicted.append(log_p.argmax(1))
-        f1.append(measure(torch.from_numpy(np.asarray(log_p, np.float32)[~copies]), true).macro_f1)
         (found,) = _read_arrays(run / "features.npz", "features")
         fits = found.ndim == 2 and len(found) == shown and found.shape[1] > 1 and np.isfinite(found).all()
         _demand(bool(fits), run / "features.npz", f"features are not ({shown}, 2 or more) finite numbers")
@@ -178,7 +197,7 @@ def _read_configuration(
     _demand(len(stages) == 1, folder / one["name"], "the seeds went through other stages")
     fields = {name: one[name] for name in CONFIGURATION}
     return Configuration(
-        **fields, predicted=np.stack(predicted), f1=f1, gate=np.stack(gates) if gates else None,
+        **fields, predicted=np.stack(predicted), gate=np.stack(gates) if gates else None,
         features=features[0], histories=histories,
     )  # fmt: skip
 

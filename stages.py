@@ -3,7 +3,7 @@
 import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -31,28 +31,37 @@ class Stopped(Exception):
 class Stages:
     """Trains networks into folders below `folder`, or reads those that are there whole.
 
-    `say` gets a line before each stage; `planned` is how many there are in all.
+    `say` gets a line before each stage. `plan` has the name of every stage to come, in order, and the seconds that it
+    is to take; a stage whose name is known only later stands under another one.
     """
 
     folder: Path
     data: FaceData
     machine: Machine
     say: Callable[[str], None] = print
-    planned: int = 0
+    plan: Sequence[tuple[str, float]] = ()
     done: int = 0
     histories: dict[str, list[dict[str, Any]]] = field(default_factory=dict)  # by name, as in metrics.jsonl
+    # Seconds: of the plan for what this process trained, what that took, and the clock when it began with the last one
+    meant: float = 0.0
+    took: float = 0.0
+    began: float | None = None
 
     def train(self, name: str, make: Callable[[], FaceNet], config: Config) -> FaceNet:
         """The network that `make` draws, trained by `config`, as it is after the last epoch; in evaluation mode.
 
-        A stage that was stopped goes on. Raises UserError for a folder that holds another stage, and Stopped.
+        A stage that was stopped goes on. Raises UserError for a folder that holds another stage, and Stopped after
+        Ctrl-C: where that came at the very end, the stage is kept as done.
         """
         self.done += 1
+        if self.began is not None:
+            self.took += time.monotonic() - self.began  # with what was scored and written in between
+            self.began = None
         run, config = self.folder / name, replace(config, runs=str(self.folder), run=name)
         seed_everything(config.seed)
         model = make().to(self.machine.device, memory_format=torch.channels_last)
         mark = self.mark(model, config)
-        final, note = run / "final.pth", f"stage {self.done} of {self.planned}: {name}"
+        final, note = run / "final.pth", f"stage {self.done} of {len(self.plan)}: {name}"
         if (run / "stage.json").exists():
             check_mark(run, mark)
         if final.exists():
@@ -61,16 +70,34 @@ class Stages:
             run.mkdir(parents=True, exist_ok=True)
             write_json(run / "stage.json", mark)
             last = read_last(run)[1] if (run / "last.pth").exists() else None
-            self.say(f"{note}, {config.epochs} epochs" + (": goes on" if last else ""))
+            behind = last["progress"]["epoch"] / config.epochs if last else 0.0
+            self.say(f"{note}, {config.epochs} epochs{': goes on' if last else ''}{self.start(behind)}")
             trainer = fit(model, self.data, config, run=run, machine=self.machine, resume=last)
-            if not trainer.done:
+            if trainer.done:
+                scores = evaluate(trainer.kept, self.data.split("val"), machine=self.machine)
+                save_weights(final, trainer.kept, scores, config=config, data=self.data)
+            if trainer.stopped or not trainer.done:
                 raise Stopped
-            scores = evaluate(trainer.kept, self.data.split("val"), machine=self.machine)
-            save_weights(final, trainer.kept, scores, config=config, data=self.data)
-            for name_of in ("last.pth", "best.pth"):  # the last epoch is what counts
-                (run / name_of).unlink(missing_ok=True)
+        for name_of in ("last.pth", "best.pth"):  # the last epoch is what counts
+            (run / name_of).unlink(missing_ok=True)
         self.histories[name] = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
         return load_weights(final, machine=self.machine)[0]
+
+    def start(self, behind: float) -> str:
+        """Start the clock of a stage, of which the share `behind` is done; the words for how long all takes from here.
+
+        That is what the plan has for it and for the stages to come that are not there, times what this process took
+        for others against the plan. Without a plan there are no words.
+        """
+        if not self.plan:
+            return ""
+        scale = self.took / self.meant if self.took and self.meant else 1.0
+        own = self.plan[self.done - 1][1] * (1 - behind)
+        rest = dict(self.plan[self.done :])  # a stage that two mixtures share is trained once
+        rest.pop(self.plan[self.done - 1][0], None)
+        left = own + sum(seconds for name, seconds in rest.items() if not (self.folder / name / "final.pth").exists())
+        self.meant, self.began = self.meant + own, time.monotonic()
+        return f"; about {in_words(scale * left)} left"
 
     def mark(self, model: FaceNet, config: Config) -> dict[str, Any]:
         """What a stage is made of: its knobs, its data, its network and the weights that it begins with."""
@@ -104,6 +131,14 @@ def check_mark(run: Path, mark: dict[str, Any]) -> None:
     raise UserError(
         f"{run} holds a stage of another study ({'; '.join(other)}): name another study with --name, or remove this one"
     )
+
+
+def in_words(seconds: float) -> str:
+    """A length of time, as exact as a guess can be: in minutes, and from two hours in hours."""
+    minutes = max(1, round(seconds / 60))
+    if minutes < 120:
+        return f"{minutes} minute{'s' if minutes > 1 else ''}"
+    return f"{minutes / 60:.1f} hours"
 
 
 # --- Looking at a network ---

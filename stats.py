@@ -15,7 +15,9 @@ import numpy as np
 from config import CLASSES
 
 PAIRS = tuple((a, b) for a in range(len(CLASSES)) for b in range(a + 1, len(CLASSES)))  # 21, by index into CLASSES
+LEVEL = 0.05  # an adjusted p below this is called shown
 DRAWS = 10_000  # of the bootstrap and of the permutation test
+F1_DRAWS = 2_000  # of the bootstrap of macro-F1, each of which counts classes anew
 AT_ONCE = 200  # of them, to bound the memory
 
 
@@ -33,7 +35,7 @@ class Interval(NamedTuple):
 
 
 class Discordant(NamedTuple):
-    """Images that only one of two networks names right, and the two-sided p-value of their difference."""
+    """Images that count for only one of two networks, and the two-sided p-value of their difference."""
 
     first: int
     second: int
@@ -54,8 +56,8 @@ def interval(differences: Sequence[float]) -> tuple[float, float]:
     return statistics.mean(map(float, differences)), float(stdtrit(count - 1, 0.975)) * spread
 
 
-def accuracy(hits: np.ndarray) -> Interval:
-    """The mean accuracy of hits (S, N) bool in percent, with its 95 % interval over images.
+def proportion(hits: np.ndarray) -> Interval:
+    """The mean of hits (S, N) bool in percent, with its 95 % interval over images.
 
     The images are drawn anew together for all seeds. Raises ValueError where there is no image.
     """
@@ -69,6 +71,31 @@ def bootstrap(first: np.ndarray, second: np.ndarray) -> Interval:
     Efron and Tibshirani, An Introduction to the Bootstrap, 1993). Raises ValueError where the shapes differ.
     """
     return _resampled(_gaps(first, second), len(first))
+
+
+def macro_f1(labels: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+    """(S,) float64, the macro-F1 of each seed in percent: the mean F1 of the classes that have images.
+
+    `labels` (N,) and `predicted` (S, N) hold indices into CLASSES. Raises ValueError where shapes do not fit.
+    """
+    kinds, counts = _kinds(labels, predicted)
+    return 100 * _mean_f1(kinds, counts[None])[:, 0]
+
+
+def macro_f1_interval(labels: np.ndarray, predicted: np.ndarray, draws: int = F1_DRAWS, seed: int = 0) -> Interval:
+    """The macro-F1 in percent, mean over the seeds, with its 95 % interval over images.
+
+    As in `bootstrap` the images are drawn anew together for all seeds. A class that a draw leaves without images does
+    not count in that draw. Takes what `macro_f1` does.
+    """
+    kinds, counts = _kinds(labels, predicted)
+    rng, total, found = np.random.default_rng(seed), int(counts.sum()), []
+    for start in range(0, draws, AT_ONCE):
+        drawn = rng.multinomial(total, counts / total, min(AT_ONCE, draws - start))
+        found.append(_mean_f1(kinds, drawn).mean(0))
+    low, high = np.quantile(np.concatenate(found), (0.025, 0.975))
+    mean = _mean_f1(kinds, counts[None]).mean()
+    return Interval(*(float(100 * value) for value in (mean, low, high)))
 
 
 def sign_flip(first: np.ndarray, second: np.ndarray, draws: int = DRAWS, seed: int = 0) -> float:
@@ -93,9 +120,9 @@ def sign_flip(first: np.ndarray, second: np.ndarray, draws: int = DRAWS, seed: i
 
 
 def mcnemar(first: np.ndarray, second: np.ndarray) -> Discordant:
-    """McNemar's exact test of two networks on the same images: hits (N,) bool of each.
+    """McNemar's exact test of two networks on the same images: hits, or misses, (N,) bool of each.
 
-    Of the images that one of them alone names right, either has half by chance (two-sided binomial; doi
+    Of the images that count for one of them alone, either has half by chance (two-sided binomial; doi
     10.1007/BF02295996). It is for one network against one, not for several seeds: see `sign_flip`.
     """
     from scipy.special import bdtr
@@ -157,3 +184,27 @@ def _resampled(sums: np.ndarray, seeds: int) -> Interval:
     drawn = [rng.multinomial(total, counts / total, AT_ONCE) @ values for _ in range(DRAWS // AT_ONCE)]
     low, high = np.quantile(np.concatenate(drawn), (0.025, 0.975))
     return Interval(*(float(100 * value / (seeds * total)) for value in (sums.sum(), low, high)))
+
+
+def _kinds(labels: np.ndarray, predicted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The kinds of images, (1 + S, K) of their label and what each seed names them, and how many of each there are.
+
+    Images of one kind are interchangeable, as in `_resampled`.
+    """
+    labels, predicted = np.asarray(labels), np.asarray(predicted)
+    if predicted.ndim != 2 or not predicted.size or labels.shape != predicted.shape[1:]:
+        raise ValueError(
+            f"labels and predicted: expected (N,) and (S, N) with a seed and an image at least, "
+            f"got {labels.shape} and {predicted.shape}"
+        )
+    return np.unique(np.vstack([labels, predicted]), axis=1, return_counts=True)
+
+
+def _mean_f1(kinds: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """(S, D) macro-F1 in [0, 1] of each seed where there are `counts` (D, K) images of each of the `kinds`."""
+    marks = np.eye(len(CLASSES))[kinds]  # (1 + S, K, classes)
+    weights = counts.astype(np.float64)
+    true, named = weights @ marks[0], weights @ marks[1:]  # (D, classes) and (S, D, classes)
+    hits = weights @ (marks[0] * marks[1:])
+    f1 = 2 * hits / np.maximum(true + named, 1)  # 0 for a class without images: it has no hits
+    return f1.sum(2) / (true > 0).sum(1)

@@ -188,7 +188,8 @@ def fit(
 
     Writes last.pth (before the first step, after each epoch, on Ctrl-C), best.pth and metrics.jsonl into
     `run`. `resume` is last.pth's content. The validation figures that choose weights, cut the rate and
-    stop leave out the images that also stand in train. `trainer.done` is False after Ctrl-C.
+    stop leave out the images that also stand in train. After Ctrl-C `trainer.stopped` is True, and `trainer.done`
+    False unless nothing was left to do.
     """
     ranks = ranks or Ranks()
     ranks.in_turn(lambda: check_run(model, data, config, machine, ranks))
@@ -220,6 +221,7 @@ def fit(
             agreed(ranks, bad=False, stop=request)
         if request.wanted:
             trainer.save()
+        trainer.stopped = request.wanted or request.asked
     return trainer
 
 

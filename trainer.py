@@ -40,6 +40,8 @@ class Trainer:
     best: float | None = None  # of the stop metric; larger is better
     stale: int = 0  # epochs since the best one
     history: list[dict[str, Any]] = field(default_factory=list)
+    # Not kept
+    stopped: bool = False  # whether Ctrl-C was pressed, be it in the last epoch, which then is done all the same
 
     def __post_init__(self) -> None:
         train = self.data.split("train")

@@ -128,6 +128,51 @@ def test_frozen_parts_keep_weights_and_statistics():
     assert model.experts.training and all(p.requires_grad for p in model.parameters())
 
 
+def test_a_shared_stem_is_frozen_with_the_experts():
+    model = mixture(GROUPINGS["parts"], shared_stem=True)
+    model.freeze(model.experts)
+    model.train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    CrossEntropy()(model(images()), torch.arange(6)).backward()
+    optimizer.step()
+    changed = {name.split(".")[0] for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed == {"gate"} and not model.stem.training
+    model.freeze(model.experts[1])
+    assert not model.stem.training and model.experts[0].training
+    model.freeze(model.gate)
+    assert model.stem.training and all(p.requires_grad for p in model.stem.parameters())
+
+
+@pytest.mark.parametrize("shared_stem", [False, True])
+def test_each_expert_can_be_asked_alone(shared_stem):
+    model = mixture(GROUPINGS["parts"], shared_stem=shared_stem).eval()
+    _, log_p, _ = model.look(images())
+    for number in range(3):
+        assert torch.equal(model.ask(number, images()), log_p[:, number])
+    with pytest.raises(ValueError, match="takes images of shape"):
+        model.ask(0, torch.zeros(2, 3, 48, 48))
+    if not shared_stem:
+        assert torch.equal(model.ask(0, images()), model.experts[0](images()))
+
+
+@pytest.mark.parametrize(("network", "gate", "any_size"), [
+    ("EmotionResNet-nano", "EmotionResNet-nano", True),
+    ("ImprovedFER2013Model", "EmotionResNet-nano", False),
+    ("EmotionResNet-nano", "TheModel", False),
+])  # fmt: skip
+def test_a_mixture_takes_the_sizes_that_its_networks_take(network, gate, any_size):
+    model = mixture([(0, 1, 2, 3), (4, 5, 6)], network=network, gate=gate).eval()
+    assert model.any_size is any_size
+    assert model.experts[0].any_size is (network == "EmotionResNet-nano")
+    windows = torch.zeros(2, 1, 40, 40)
+    if any_size:
+        assert model(windows).shape == (2, 7)
+    else:
+        with pytest.raises(ValueError, match=r"MixtureOfExperts takes images of shape \(B, 1, 48, 48\)"):
+            model(windows)
+
+
 def test_features_are_the_experts_times_their_weights():
     model = mixture(GROUPINGS["parts"]).eval()
     log_gate, _, _ = model.look(images())
@@ -153,6 +198,14 @@ def test_features_are_the_experts_times_their_weights():
         ({"groups": [ALL, ALL], "top_k": 3}, "top_k 3, temperature 1.0, balance 0.0: 0 to 2, above 0 and 0 or more"),
         ({"groups": [ALL], "temperature": 0.0}, "temperature 0.0"),
         ({"groups": [ALL], "network": "vgg"}, "model: 'vgg' is not one of"),
+        (
+            {"groups": [ALL, ALL], "network": "TheModel", "shared_stem": True},
+            "shared_stem: TheModel has no stem that could be shared",
+        ),
+        (
+            {"groups": [ALL, ALL], "gate": "EmotionResNet-small", "shared_stem": True},
+            "shared_stem: the stems of EmotionResNet-nano and EmotionResNet-small are not alike",
+        ),
     ],
 )
 def test_what_makes_no_mixture_is_refused(knobs, message):

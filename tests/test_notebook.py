@@ -15,6 +15,7 @@ NOTEBOOK = json.loads(PATH.read_text(encoding="utf-8"))
 CODE = [cell for cell in NOTEBOOK["cells"] if cell["cell_type"] == "code"]
 SMALL = """
 DATA, EPOCHS = {data!r}, 1
+SHOW_FACES = DATA == "demo"
 STUDY = "--quick --limit 140 --groupings valence --epochs 1 1 1 1".split()
 """
 
@@ -31,7 +32,7 @@ def shown(cells: list[dict]) -> int:
 
 def test_it_is_stored_as_executed_on_the_demo_faces():
     assert [cell["execution_count"] for cell in CODE] == list(range(1, len(CODE) + 1))
-    assert 'DATA = "demo"' in "".join(CODE[0]["source"])
+    assert 'DATA = "demo"' in (first := "".join(CODE[0]["source"])) and 'SHOW_FACES = DATA == "demo"' in first
     assert not [output for cell in CODE for output in cell["outputs"] if output["output_type"] == "error"]
     assert not [output for cell in CODE for output in cell["outputs"] if output.get("name") == "stderr"]
     assert any("drawn faces" in printed(cell) for cell in CODE)
@@ -59,7 +60,7 @@ def test_it_runs_from_top_to_bottom(kind, tmp_path):
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     code[0].source = SMALL.format(data=data)
     NotebookClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": tmp_path}}).execute()
-    assert shown(code) == (9 if kind == "demo" else 7)  # faces are shown where they are drawn ones
+    assert shown(code) == (9 if kind == "demo" else 7)
     assert "the report is" in "".join(printed(cell) for cell in code)
     (report,) = tmp_path.glob("reports/notebook-*")
     assert (report / "report.html").is_file()

@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import re
+import subprocess
 
 import numpy as np
 import pytest
@@ -76,6 +77,15 @@ def test_a_picture_with_faces_is_found_out(tmp_path):
     small = np.full((200, 200, 3), 255, dtype=np.uint8)
     small[90:138, 70:118] = images[3][..., None]  # a single one, at its own size
     assert flatness(small) < LEAST
+
+
+def test_there_are_no_other_pictures():
+    """Nothing but the PNG files that are looked at here, in the folders that git keeps and in the notebook."""
+    kept = subprocess.run(["git", "ls-files"], cwd=REPO, capture_output=True, text=True).stdout.splitlines()
+    kinds = re.compile(r"\.(jpe?g|gif|webp|bmp|svg|tiff?|pdf|png|npz|npy)$", re.IGNORECASE)
+    assert {name for name in kept if kinds.search(name)} <= {*PICTURES}
+    text = (REPO / "emotion_recognition.ipynb").read_text(encoding="utf-8")
+    assert not re.search(r"image/(?!png)|data:image|text/html|<svg", text)
 
 
 def test_pages_hold_no_picture_of_their_own():

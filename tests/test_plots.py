@@ -1,4 +1,4 @@
-"""plots.py, plots_study.py: each figure is a small, whole PNG of what it was given; wrong arguments are named."""
+"""plots.py, plots_*.py: each figure is a small, whole PNG of what it was given; wrong arguments are named."""
 
 import math
 import subprocess
@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 import plots
+import plots_inside
 import plots_study
 from config import CLASSES
 from utils import UserError
@@ -299,14 +300,14 @@ def test_stage_curves_puts_stages_side_by_side(tmp_path, figures):
 def test_confusions_shows_both_and_their_difference(tmp_path, figures):
     first, second = np.full((7, 7), 0.1), np.full((7, 7), 0.1)
     first[0, 2], second[0, 2], second[1] = 0.4, 0.25, np.nan
-    plots_study.confusions(first, second, tmp_path / "confusion.png", names=("one", "other"))
+    plots_inside.confusions(first, second, tmp_path / "confusion.png", names=("one", "other"))
     check_png(tmp_path / "confusion.png")
     cells = [{text.get_position(): text.get_text() for text in axes.texts} for axes in figures[0].axes]
     assert [each[2, 0] for each in cells] == ["40.0", "25.0", "-15.0"]
     assert [len(each) for each in cells] == [49, 42, 42], "a class without images is left blank"
     assert cells[2][3, 3] == "0.0"
     with pytest.raises(ValueError, match=r"expected \(7, 7\) shares, got \(7, 7\) and \(2, 2\)"):
-        plots_study.confusions(first, np.zeros((2, 2)), tmp_path / "none.png", names=("", ""))
+        plots_inside.confusions(first, np.zeros((2, 2)), tmp_path / "none.png", names=("", ""))
 
 
 def test_accuracies_has_a_row_for_each_and_no_gain_of_the_base(tmp_path, figures):
@@ -335,24 +336,36 @@ def test_costs_numbers_points_so_that_no_two_numbers_touch(tmp_path, figures):
         assert gaps.min() > 13
 
 
+def test_places_are_spaced_and_stay_where_they_are_if_there_is_room():
+    spaced = plots_study.spaced
+    assert spaced(np.array([0.0, 20, 40]), 14, -99, 99).tolist() == [0, 20, 40]
+    assert spaced(np.array([50.0, 50, 50]), 14, 0, 99).tolist() == [36, 50, 64], "around their mean"
+    assert spaced(np.array([50.0, 50, 50]), 14, 0, 60).tolist() == [32, 46, 60], "below the top"
+    assert spaced(np.array([1.0, 1, 90]), 14, 0, 99).tolist() == [0, 14, 90], "above the bottom, the far one alone"
+    rng = np.random.default_rng(0)
+    for count in range(1, 9):
+        wanted = np.sort(rng.random(count)) * 200
+        assert (np.diff(spaced(wanted, 14, 0, 200)) > 13.999).all()
+
+
 def test_feature_maps_show_every_point_with_its_sign(tmp_path, figures):
     points = np.random.default_rng(0).standard_normal((50, 2))
-    panel = plots_study.Panel("base", points, ("first (9 %)", "second (8 %)"), points, np.arange(50) % 7, CLASSES)
+    panel = plots_inside.Panel("base", points, ("first (9 %)", "second (8 %)"), points, np.arange(50) % 7, CLASSES)
     experts = panel._replace(members=np.zeros(50, int), names=["angry + fear"])
-    plots_study.feature_maps([panel, experts], tmp_path / "features.png")
+    plots_inside.feature_maps([panel, experts], tmp_path / "features.png")
     check_png(tmp_path / "features.png")
     for axes in figures[0].axes:
         assert sum(len(group.get_offsets()) for group in axes.collections) == 50
         assert axes.get_xlabel() and axes.get_ylabel()
     assert {"angry + fear", *CLASSES} <= set(texts(figures[0]).splitlines())
-    assert len(plots_study.SEVEN) == len(plots_study.MARKERS) == len(CLASSES)
+    assert len(plots_inside.SEVEN) == len(plots_inside.MARKERS) == len(CLASSES)
 
 
 def test_gate_use_frames_the_own_classes(tmp_path, figures):
     per_class = np.full((7, 3), 1 / 3)
     per_class[1] = np.nan
     load = np.array([0.5, 0.3, 0.2])
-    plots_study.gate_use(load, load[::-1], per_class, GROUPS, ["one", "two", "three"], tmp_path / "gate.png")
+    plots_inside.gate_use(load, load[::-1], per_class, GROUPS, ["one", "two", "three"], tmp_path / "gate.png")
     check_png(tmp_path / "gate.png")
     bars, cells = figures[0].axes
     assert [text.get_text() for text in bars.texts] == ["50.0", "20.0", "30.0", "30.0", "20.0", "50.0"]

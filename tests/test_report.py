@@ -10,48 +10,59 @@ import numpy as np
 import pytest
 
 from config import CLASSES
-from findings import confusion_shares, find, pair_rate
+from findings import agreement, find
 from pages import Heading, Table, html, markdown
-from report import contents, perplexity, project, write_report
+from plots_inside import gate_use
+from report import contents, curves_caption, feature_panels, perplexity, project, write_report
+from report_confusions import confusion_shares, pair_rate
 from report_data import read_study
 from report_text import discussion, summary
+from report_words import p_text
+from stats import PAIRS, bootstrap, confused, holm, mcnemar
 from utils import UserError
 
 GROUPS = [["angry", "fear", "disgust"], ["sad", "neutral"], ["happy", "surprise"]]
 LIKELY = {0: 2, 1: 0, 2: 0, 3: 6, 4: 6, 5: 2, 6: 4}  # what a class is most often taken for
 KINDS = {"single": ("single", False, []), "wide": ("single", True, []), "ensemble": ("ensemble", True, []),
          "soft": ("mixture", False, GROUPS), "top": ("mixture", False, GROUPS)}  # fmt: skip
+PLAIN = [list(CLASSES)] * 3
+DRAWN = [["angry", "sad"], [*CLASSES[1:4], *CLASSES[5:]]]
 
 
 def make_study(folder, *, images=700, seeds=(0, 1, 2), gains=(), only=None, routed=0.8, idle=False, demo=False,
-               conclusive=False, kinds=KINDS, shown=40):  # fmt: skip
+               conclusive=False, kinds=KINDS, shown=40, about=()):  # fmt: skip
     """A folder as experiments.py leaves it, from random numbers with a known structure.
+
+    The base and "longer" have a third of the others' parameters and MACs. Weights go through the 6 epochs of the base,
+    and in a mixture and in "longer" through 6 more; `about` maps a configuration to what study.json says otherwise.
 
     `gains` maps a configuration to the share of the base's mistakes that it mends (with all seeds, on the same images),
     or below zero of the base's right images that it spoils; `only` is the pair of classes that this is about. The gate
     of a mixture gives most of its weight to an expert of the true class for a share `routed` of the images; an `idle`
     last expert gets next to none.
     """
-    rng, gains = np.random.default_rng(0), dict(gains)
+    rng, gains, about_each = np.random.default_rng(0), dict(gains), dict(about)
     labels = rng.choice(7, images, p=(0.13, 0.02, 0.14, 0.25, 0.18, 0.11, 0.17))
     copies = rng.random(images) < 0.08
     hard, chance = rng.random(images), rng.random(images)
     slips = np.where(rng.random(images) < 0.7, [LIKELY[label] for label in labels], rng.integers(0, 7, images))
     slips = np.where(slips == labels, (labels + 1) % 7, slips)
-    about = np.isin(labels, only) & np.isin(slips, only) if only else np.ones(images, bool)
+    meant = np.isin(labels, only) & np.isin(slips, only) if only else np.ones(images, bool)
     listed = []
     for place, (name, (kind, is_control, groups)) in enumerate(kinds.items()):
-        gain, size = gains.get(name, 0.0), 1 if kind == "single" else 3
+        gain, size = gains.get(name, 0.0), 1 if name in ("single", "longer") else 3
+        epochs = 12 if groups or name == "longer" else 6
         listed.append({
             "name": name, "title": f"{name} <network>", "kind": kind, "control": is_control, "groups": groups,
-            "gating": {"top": "top-1"}.get(name, "soft") if groups else "", "parameters": 300_000 * size + place,
-            "macs": 28_000_000 * size + place, "note": "",
+            "gating": ("top-1" if name.startswith("top") else "soft") if groups else "",
+            "parameters": 300_000 * size, "macs": 28_000_000 * size, "epochs": epochs,
+            "work": 6.0 * size + 6 * (epochs > 6), "note": "", **about_each.get(name, {}),
         })  # fmt: skip
         for seed in seeds:
             draw = np.random.default_rng([place, seed])
             right = hard + 0.05 * draw.standard_normal(images) < 0.6
-            right |= about & (chance < gain)
-            right &= ~(about & (chance < -gain))
+            right |= meant & (chance < gain)
+            right &= ~(meant & (chance < -gain))
             predicted = np.where(right, labels, slips)
             run = folder / name / str(seed)
             run.mkdir(parents=True)
@@ -64,7 +75,7 @@ def make_study(folder, *, images=700, seeds=(0, 1, 2), gains=(), only=None, rout
             features = draw.standard_normal((shown, 12)) + 3 * np.eye(7, 12)[labels[:shown]]
             np.savez(run / "features.npz", features=features.astype(np.float32))
             stages = ["expert one", "expert two", "gate"] if groups else ["base"]
-            stages += ["together"] if name in ("soft", "top") else []
+            stages += ["together"] if name in ("soft", "top", "plain", "top-plain") else []
             history = [{"stage": stage, "epochs": [make_epoch(i, draw) for i in range(6)]} for stage in stages]
             (run / "history.json").write_text(json.dumps(history))
     np.savez(folder / "labels.npz", labels=labels.astype(np.int64), copies=copies, rows=np.arange(shown))
@@ -117,7 +128,8 @@ def test_a_better_mixture_is_called_better(said):
     assert "bears it out" in text and "picked as the highest of 2 mixtures on the very images" in text
     assert "The mixture's gain is more than the ensemble “ensemble <network>” brings." in text
     assert "The mixture's gain is more than the control “wide <network>” brings." in text
-    assert "Soft gating (“soft <network>”) is better than top-1 gating (“top <network>”)" in text
+    soft = "Soft gating (“soft <network>”) is better than top-1 gating (“top <network>”, "
+    assert f"{soft}trained with soft gating, top-1 in use), by" in text
 
 
 def test_a_worse_mixture_is_called_worse(said):
@@ -154,7 +166,7 @@ def test_a_gain_of_a_control_alone_is_said(said):
 
 
 def test_a_mixture_that_is_a_control_is_not_picked(said):
-    kinds = KINDS | {"random": ("mixture", True, [["angry", "sad"], [*CLASSES[1:4], *CLASSES[5:]]])}
+    kinds = KINDS | {"random": ("mixture", True, DRAWN)}
     text = said(kinds=kinds, gains={"random": 0.5, "soft": 0.3})
     assert "The mixture “soft <network>” is better than the base" in text and "highest of 2 mixtures" in text
     assert "What the mixture gains, the control mixture “random <network>” gains too, and more." in text
@@ -168,6 +180,45 @@ def test_further_stages_and_groupings_are_compared(said):
     assert "The best grouping (“soft <network>”) is better than the lowest (“halves <network>”), by" in text
     text = said(kinds=kinds)
     assert "No difference between “soft <network>”, trained further (together), and “gate <network>” is shown" in text
+
+
+def test_only_control_mixtures_trained_like_the_mixture_are_held_to_it(said):
+    kinds = KINDS | {name: ("mixture", True, groups) for name, groups in (
+        ("plain-gate", PLAIN), ("plain", PLAIN), ("top-plain", PLAIN), ("drawn-gate", DRAWN))}  # fmt: skip
+    text = said(kinds=kinds, gains={"soft": 0.4}, images=200, seeds=(0,))
+    assert "Control mixture “plain <network>” (900k parameters, 84M MACs, 12 epochs, training work 24.0): " in text
+    assert "Each of its experts has all classes." in text and "the control mixture “drawn-gate <network>”" in text
+    assert "the control mixture “plain-gate" not in text and "the control mixture “top-plain" not in text
+    assert "where their gating and last stage are the mixture's (2 of 4); the tables have the others." in text
+
+
+def test_a_study_with_control_mixtures_alone_says_so(tmp_path, said):
+    kinds = {name: KINDS[name] for name in ("single", "wide")} | {"plain": ("mixture", True, PLAIN)}
+    text = said(kinds=kinds, images=200)
+    assert text.count("The study has no mixtures but those that serve as controls: whether experts for groups") == 2
+    assert "Every expert of “plain <network>” has all classes: it has no groups of its own" in text
+    assert "Every pair of classes shares an expert of the mixture, so that confusions within groups" in text
+    found = find(read_study(make_study(tmp_path / "plain", kinds=kinds, images=200)))
+    assert "| control, mixture |" in markdown("t", contents(found))
+    use, best = found.gate, found.best.configuration
+    gate_use(use.load, use.chosen, use.per_class, best.groups, best.experts, tmp_path / "gate.png")
+    assert (tmp_path / "gate.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("seeds", [(0,), (0, 1)])
+def test_groups_that_are_drawn_are_not_taken_for_those_of_all_seeds(tmp_path, seeds):
+    kinds = {"single": KINDS["single"], "random": ("mixture", True, GROUPS)}
+    found = find(read_study(make_study(tmp_path, kinds=kinds, images=200, seeds=seeds)))
+    text = "\n".join(line for _, lines in discussion(found) for line in lines)
+    assert "The groups of “random <network>” are drawn at random." in text
+    alone = len(seeds) == 1
+    assert ("The random control (“random <network>”) is a single draw of groups" in text) == alone
+    assert ("The groups are drawn anew with each seed" in text) != alone and ("share an expert" in text) == alone
+    assert ("experts with the first seed (mean weights" in text) != alone
+    assert {one.together for one in found.pairs} == ({True, False} if alone else {None})
+    page = markdown("t", contents(found))
+    assert ("happy + surprise (first seed)" in page and "the first seed, whose groups are shown" in page) != alone
+    assert found.gate.load == pytest.approx(found.best.configuration.gate[0][found.study.unseen].mean(0))
 
 
 def test_lacking_controls_are_named(said):
@@ -210,6 +261,67 @@ def test_one_seed_says_nothing_of_other_trainings(said):
     assert "over seeds" not in text.replace("over them", "")
 
 
+def test_the_summary_says_how_the_mixture_was_picked(said):
+    lines = said(images=200).split("\n")
+    short = "It is the highest of 2 mixtures on the very images it is scored on, which flatters its figures."
+    assert lines.index(short) == 1
+    assert "flatters" not in said(images=200, kinds={name: KINDS[name] for name in ("single", "soft")})
+
+
+def test_the_curve_of_a_top_1_mixture_is_that_of_its_soft_gating(tmp_path):
+    found = find(read_study(make_study(tmp_path, images=300, gains={"top": 0.5})))
+    text = "\n".join(line for _, lines in discussion(found) for line in lines)
+    ends = "“top <network>” ends its last stage (together), with the soft gating that it was trained with, at"
+    assert ends in text and "“single <network>” ends its last stage (base) at" in text
+    assert "“top <network>” was trained with soft gating, which its curves show." in curves_caption(found)
+    assert "soft" not in curves_caption(replace(found, best=found.base))
+
+
+LONGER = KINDS | {"longer": ("single", True, [])}
+
+
+@pytest.mark.parametrize(
+    ("about", "message"),
+    [
+        ({}, "“longer <network>”, with 12 epochs, is what tells length from structure, and the mixture is better than"),
+        ({"longer": {"epochs": 10}}, "a training of the base alone for as long was not tried (“longer <network>” went "
+         "through 10), so"),
+        ({"longer": {"epochs": 6}}, "the base's through 6: a longer training of the base alone was not tried, so"),
+        ({"longer": {"parameters": 400_000}}, "a longer training of the base alone was not tried"),
+        ({"soft": {"epochs": 6}}, "No weights of the mixture went through more epochs than the base's (6 and 6)."),
+    ],
+)  # fmt: skip
+def test_how_long_the_mixture_was_trained_is_said(said, about, message):
+    text = said(kinds=LONGER, gains={"soft": 0.5}, images=300, about=about)
+    assert message in text
+    longer = "Weights of the mixture went through up to 12 epochs, the base's through 6: " in text
+    assert longer == ("soft" not in about)
+
+
+def test_what_training_costs_is_said(tmp_path, said):
+    text = said(gains={"soft": 0.5}, images=300, about={"soft": {"work": 2468.0}})
+    assert "Its training is 2,468.0 epochs of the base's work, 411.3 times the 6.0 of the base." in text
+    assert "None of the 4 others with no more training work has a higher mean." in text
+    page = markdown("t", contents(find(read_study(make_study(tmp_path / "table", images=100)))))
+    assert "| parameters | MACs | epochs | training work |" in page and "| 900k | 84M | 12 | 24.0 |" in page
+    assert "Top-1: trained with soft gating, top-1 in use" in page
+    assert "19.3, the sum of all epochs, training and scoring; without loading the data" in page
+
+
+def test_a_control_that_is_smaller_than_the_mixture_is_called_so(said):
+    kinds = KINDS | {"half": ("single", True, [])}
+    about = {"soft": {"parameters": 990_000, "macs": 60_000_000}, "half": {"parameters": 600_000, "macs": 56_000_000}}
+    text = said(kinds=kinds, gains={"soft": 0.5}, images=300, about=about)
+    assert text.count("of the single controls, but is smaller") == 2
+    assert "in parameters of the single controls, but is smaller, with 9 % fewer parameters. The mixture is" in text
+    assert "in MACs of the single controls, but is smaller, with 7 % fewer MACs. The mixture is" in text
+    about["soft"] |= {"parameters": 940_000, "macs": 58_000_000}
+    text = said(kinds=kinds, gains={"soft": 0.5}, images=300, about=about)
+    assert "but is smaller" not in text, "5 % are let pass"
+    text = said(kinds=LONGER, gains={"soft": 0.5}, images=300, about={"wide": {"parameters": 300_000}})
+    assert "but is smaller" not in text and "Whether a single network of the same size gains as much was not" in text
+
+
 def test_limits_follow_the_study(said):
     text = said(conclusive=True)
     assert "This study counts as conclusive: 9,000" in text and "too small" not in text
@@ -229,10 +341,74 @@ def test_rates_are_those_of_the_images_without_copies(tmp_path):
     assert shares.shape == (7, 7) and np.allclose(shares.sum(1), 1)
     counts = np.bincount(study.labels[study.unseen], minlength=7)
     taken = shares[0, 2] * counts[0] + shares[2, 0] * counts[2]
-    assert pair_rate(study, study.base, (0, 2)) == pytest.approx(100 * taken / (counts[0] + counts[2]))
+    rate = pair_rate(study, study.base, (0, 2))
+    assert rate.mean == pytest.approx(100 * taken / (counts[0] + counts[2])) and rate.low < rate.mean < rate.high
     found = find(study)
     assert found.worst[0].base / found.worst[0].images == max(one.base / one.images for one in found.pairs)
-    assert all(len(one.seeds) == 3 for one in found.worst) and found.base.gain is None
+    assert found.base.gain is None
+    for one in found.results:
+        assert one.f1_interval.mean == pytest.approx(np.mean(one.f1)) and len(one.f1) == 3
+        assert one.f1_interval.low < one.f1_interval.mean < one.f1_interval.high
+
+
+def test_pairs_are_tested_by_mcnemar_where_there_is_one_seed(tmp_path):
+    study = read_study(make_study(tmp_path, seeds=(4,), gains={"soft": 0.3}))
+    found, labels = find(study), study.labels[study.unseen]
+    base, best = (one.predicted[0][study.unseen] for one in (study.base, found.best.configuration))
+    tests = [mcnemar(confused(labels, base, pair), confused(labels, best, pair)) for pair in PAIRS]
+    assert [one.discordant for one in found.pairs] == tests and [one.p for one in found.pairs] == [t.p for t in tests]
+    assert [one.adjusted for one in found.pairs] == pytest.approx(holm([test.p for test in tests]))
+    assert [one.change.mean for one in found.pairs] == pytest.approx([test.second - test.first for test in tests])
+    page = markdown("t", contents(found))
+    assert not found.tests and "of each seed alone" not in page and "| only base | only mixture |" in page
+    assert "p of McNemar's exact test (with several seeds it would be the sign-flip test" in page
+
+
+def test_pairs_are_tested_over_all_seeds_and_the_worst_with_each(tmp_path):
+    study = read_study(make_study(tmp_path, gains={"soft": 0.3}))
+    found, labels = find(study), study.labels[study.unseen]
+    worst, best = found.worst[0], found.best.configuration.predicted[:, study.unseen]
+    base = study.base.predicted[:, study.unseen]
+    both = [confused(labels, predicted, worst.pair) for predicted in (best, base)]
+    assert worst.change == pytest.approx(np.array(bootstrap(*both)) * len(labels) / 100)
+    assert worst.change.mean == pytest.approx(worst.best - worst.base) and worst.discordant is None
+    assert [(one.pair, one.seed) for one in found.tests] == [(pair, seed) for pair in found.worst for seed in (0, 1, 2)]
+    assert [one.found for one in found.tests[:3]] == [mcnemar(*each) for each in zip(*both[::-1], strict=True)]
+    assert [one.adjusted for one in found.tests] == pytest.approx(holm([one.found.p for one in found.tests]))
+    page = markdown("t", contents(found))
+    assert "McNemar's exact test of each seed alone, for the 3 pairs" in page
+    assert "adjusted by Holm for 9 tests (pairs times seeds)" in page
+    assert "p of the sign-flip test" in page and "up to Monte Carlo error" in page
+
+
+def test_every_configuration_has_its_figures_with_intervals(tmp_path):
+    found = find(read_study(make_study(tmp_path)))
+    tables = {tuple(block.head): block.rows for block in contents(found) if isinstance(block, Table)}
+    scores = tables["#", "configuration", "official", "without copies", "macro-F1 without copies"]
+    costs = next(rows for head, rows in tables.items() if head[2:4] == ("parameters", "MACs") and len(head) == 7)
+    assert len(scores) == len(costs) == len(KINDS)
+    for row in scores:
+        assert all(re.fullmatch(r"[\d.]+ ± [\d.]+ \([\d.]+ to [\d.]+\)", cell) for cell in row[2:]), row
+    for row in costs:
+        assert all(re.fullmatch(r"[\d.]+ \([\d.]+ to [\d.]+\)", cell) for cell in row[4:]), row
+
+
+def test_features_are_those_of_the_images_without_copies(tmp_path):
+    study = read_study(make_study(tmp_path, shown=60, images=200))
+    kept = replace(study, copies=study.copies & ~np.isin(np.arange(200), study.rows))
+    assert study.copies[:60].any() and study.shown.sum() + study.copies[:60].sum() == 60 == kept.shown.sum()
+    fewer = [replace(one, features=one.features[study.shown]) for one in study.configurations]
+    without = replace(study, rows=study.rows[study.shown], configurations=fewer)
+    assert agreement(study, study.base) == agreement(without, fewer[0]) != agreement(kept, study.base)
+    found = find(study)
+    for panel in feature_panels(found):
+        assert len(panel.pca) == len(panel.tsne) == len(panel.members) == study.shown.sum()
+    assert f"first seed, {study.shown.sum()} images without copies" in markdown("t", contents(found))
+
+
+def test_a_p_value_below_the_level_looks_so():
+    texts = [p_text(p) for p in (1.0, 0.0499999, 0.05, 0.0501, 0.00004, 0.0001, 0.12)]
+    assert texts == ["1.00", "<0.05", "0.0500", "0.0501", "<0.0001", "0.0001", "0.12"]
 
 
 def test_a_class_without_images_is_left_open(tmp_path):
@@ -322,6 +498,18 @@ def spoil_json(folder, **changes):
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
+def spoil_configuration(folder, **changes):
+    """Change the fourth configuration, "soft"; None takes a key out."""
+    listed = json.loads((folder / "study.json").read_text())["configurations"]
+    listed[3] = {key: value for key, value in (listed[3] | changes).items() if value is not None}
+    spoil_json(folder, configurations=listed)
+
+
+def spoil_copies(folder, count):
+    arrays = dict(np.load(folder / "labels.npz"))
+    np.savez(folder / "labels.npz", **arrays | {"copies": np.arange(len(arrays["labels"])) < count})
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
@@ -330,6 +518,13 @@ def spoil_json(folder, **changes):
         (lambda f: (f / "study.json").write_text("[]"), r"study\.json: it is not an object"),
         (lambda f: spoil_json(f, minutes="long"), r"minutes: 'long' is of a wrong type"),
         (lambda f: spoil_json(f, conclusive=1), r"conclusive: 1 is of a wrong type"),
+        (lambda f: spoil_configuration(f, epochs=None), r"configurations\[3\]: epochs is missing"),
+        (lambda f: spoil_configuration(f, epochs=2.5), r"configurations\[3\]: epochs: 2\.5 is of a wrong type"),
+        (lambda f: spoil_configuration(f, work=None), r"configurations\[3\]: work is missing"),
+        (lambda f: spoil_configuration(f, work="much"), r"configurations\[3\]: work: 'much' is of a wrong type"),
+        (lambda f: spoil_configuration(f, work=0.0), r"'soft': parameters, macs, epochs, work must be above 0"),
+        (lambda f: spoil_configuration(f, work=float("nan")), r"'soft': .* must be above 0"),
+        (lambda f: spoil_copies(f, 31), r"rows hold 9 images without copies, 10 are needed"),
         (lambda f: spoil_json(f, base="none"), r"base: 'none' is not among the configurations"),
         (lambda f: spoil_json(f, base="soft"), r"base: 'soft' is a mixture"),
         (lambda f: spoil_json(f, seeds=[]), r"seeds: \[\] is not a list"),

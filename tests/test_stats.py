@@ -6,7 +6,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest, t
 
-from stats import PAIRS, accuracy, bootstrap, confused, holm, interval, mcnemar, sign_flip
+from stats import (
+    AT_ONCE,
+    PAIRS,
+    Interval,
+    bootstrap,
+    confused,
+    holm,
+    interval,
+    macro_f1,
+    macro_f1_interval,
+    mcnemar,
+    proportion,
+    sign_flip,
+)
 
 few = settings(max_examples=40, deadline=None)
 p_lists = st.lists(st.floats(0, 1), min_size=1, max_size=12)
@@ -58,19 +71,17 @@ def test_bootstrap_covers_the_true_difference_in_95_of_100_samples():
     assert 0.91 < inside / samples < 0.98  # the standard error is 0.011, the percentile bootstrap a little narrow
 
 
-def test_accuracy_is_as_wide_as_the_binomial_for_one_seed_and_for_alike_seeds():
+def test_proportion_is_as_wide_as_the_binomial_for_one_seed_and_for_alike_seeds():
     hits = np.random.default_rng(0).random((1, 3000)) < 0.7
     half = 196 * (0.7 * 0.3 / 3000) ** 0.5
     for seeds in (1, 3):  # the same images: more seeds of the same hits tell nothing more
-        mean, low, high = accuracy(hits.repeat(seeds, 0))
+        mean, low, high = proportion(hits.repeat(seeds, 0))
         assert mean == pytest.approx(100 * hits.mean()) and (high - low) / 2 == pytest.approx(half, rel=0.06)
-    assert accuracy(np.ones((2, 9))) == (100, 100, 100)
+    assert proportion(np.ones((2, 9))) == (100, 100, 100)
 
 
 @pytest.mark.parametrize(("low", "high", "sign"), [(0.1, 2, 1), (-2, -0.1, -1), (-1, 1, 0), (0, 1, 0)])
 def test_the_sign_of_an_interval(low, high, sign):
-    from stats import Interval
-
     assert Interval(0, low, high).sign == sign
 
 
@@ -89,6 +100,82 @@ def test_bootstrap_turns_around_and_holds_its_mean(seed, seeds, images):
 def test_other_shapes_are_refused(test, second):
     with pytest.raises(ValueError, match="expected"):
         test(np.ones((2, 5)), second)
+
+
+# --- Macro-F1 ---
+
+
+def plain_macro_f1(labels, predicted):
+    """In percent, by the definition, in a loop."""
+    scores = []
+    for index in sorted(set(labels)):
+        hits = sum(1 for a, b in zip(labels, predicted, strict=True) if a == b == index)
+        scores.append(2 * hits / (list(labels).count(index) + list(predicted).count(index)))
+    return 100 * sum(scores) / len(scores)
+
+
+def named_by_chance(rng, seeds, images, right=0.6, classes=(0.3, 0.02, 0.2, 0.18, 0.15, 0.1, 0.05)):
+    """Labels (N,), and what each seed names the images: the label with a chance of `right`, else any class."""
+    labels = rng.choice(7, images, p=classes)
+    return labels, np.where(rng.random((seeds, images)) < right, labels, rng.integers(0, 7, (seeds, images)))
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 3), st.integers(1, 60))
+@few
+def test_macro_f1_is_that_of_the_definition(seed, seeds, images):
+    labels, predicted = named_by_chance(np.random.default_rng(seed), seeds, images)
+    plain = [plain_macro_f1(labels, row) for row in predicted]
+    assert macro_f1(labels, predicted) == pytest.approx(plain)
+    mean, low, high = macro_f1_interval(labels, predicted, 50)
+    assert mean == pytest.approx(np.mean(plain)) and 0 <= low <= high <= 100
+
+
+def test_macro_f1_is_that_of_the_scoring_script():
+    import torch
+
+    from val import measure
+
+    labels, predicted = named_by_chance(np.random.default_rng(5), 1, 200)
+    scores = measure(torch.eye(7)[torch.from_numpy(predicted[0])], torch.from_numpy(labels))
+    assert macro_f1(labels, predicted)[0] == pytest.approx(100 * scores.macro_f1)
+
+
+def test_the_interval_of_macro_f1_is_that_of_images_drawn_one_by_one():
+    rng = np.random.default_rng(2)
+    labels, predicted = named_by_chance(rng, 2, 150)
+    slow = []
+    for _ in range(1500):
+        rows = rng.integers(0, 150, 150)  # the same for both seeds
+        slow.append(np.mean([plain_macro_f1(labels[rows], row[rows]) for row in predicted]))
+    _, low, high = macro_f1_interval(labels, predicted, 20 * AT_ONCE + 1)
+    assert (low, high) == pytest.approx(np.quantile(slow, (0.025, 0.975)), abs=0.8)
+    assert macro_f1_interval(labels, predicted) == macro_f1_interval(labels, predicted)
+    assert macro_f1_interval(labels, labels[None]) == (100, 100, 100)
+
+
+def test_macro_f1_of_seeds_that_err_alike_is_no_surer_than_of_one():
+    labels, predicted = named_by_chance(np.random.default_rng(4), 1, 300)
+    _, low, high = macro_f1_interval(labels, predicted)
+    _, low_of_three, high_of_three = macro_f1_interval(labels, predicted.repeat(3, 0))
+    assert (low_of_three, high_of_three) == pytest.approx((low, high), abs=0.5)
+
+
+def test_the_interval_of_macro_f1_covers_the_true_one_in_95_of_100_samples():
+    rng, inside, samples = np.random.default_rng(1), 0, 300
+    shares = np.array([0.3, 0.1, 0.15, 0.15, 0.1, 0.1, 0.1])
+    joint = np.diag(shares * 0.6) + shares[:, None] * 0.4 / 7  # of label and name
+    true = 100 * np.mean(2 * joint.diagonal() / (joint.sum(0) + joint.sum(1)))
+    for _ in range(samples):
+        labels, predicted = named_by_chance(rng, 1, 300, classes=shares)
+        _, low, high = macro_f1_interval(labels, predicted, 1000)
+        inside += low <= true <= high
+    assert 0.9 < inside / samples < 0.99  # the standard error is 0.013
+
+
+@pytest.mark.parametrize("predicted", [np.ones(5, int), np.ones((2, 4), int), np.ones((0, 5), int)])
+def test_macro_f1_refuses_other_shapes(predicted):
+    with pytest.raises(ValueError, match=r"expected \(N,\) and \(S, N\) .*, got \(5,\) and"):
+        macro_f1(np.ones(5, int), predicted)
 
 
 # --- Tests of differences ---
