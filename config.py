@@ -71,6 +71,7 @@ class Config:
     stop_metric: str = knob("accuracy", "validation figure that picks the best epoch and ends a run", choices=METRICS)
     stop_patience: int = knob(8, "epochs without a better stop_metric before training ends; 0 is never", 0, 100_000)
     ema: float = knob(0.0, "decay of the moving average of the weights that is kept, warmed up; 0 is off", 0.0, 0.99999)
+    recalibrate: int = knob(0, "plain training images that batch norm is set by before each scoring; 0 is none", 0)
     # Augmentation, in training only; the last two work without `augment` too
     augment: bool = knob(True, "draw a new variant of every training image each epoch")
     flip: bool = knob(True, "augment: mirror half of the images")
@@ -105,6 +106,8 @@ class Config:
             raise ValueError(f"width: {self.width!r} needs an EmotionResNet, not {self.model}")
         if self.label_smoothing and self.loss != "cross_entropy":
             raise ValueError(f"label_smoothing: {self.label_smoothing!r} needs the loss cross_entropy, not {self.loss}")
+        if self.recalibrate == 1:
+            raise ValueError("recalibrate: 1 image has no spread; 0 leaves it out, 1000 and more are enough")
         if self.run and (self.run in (".", "..") or set(self.run) & set('/\\:*?"<>|\0')):
             raise ValueError(f"run: {self.run!r} is no folder name")
 
@@ -122,6 +125,7 @@ SGD_COSINE: dict[str, Any] = {
     "weight_decay": 5e-4,
     "schedule": "cosine",
     "stop_patience": 0,
+    "recalibrate": 2048,
 }
 MUCH_AUGMENTATION: dict[str, Any] = {
     "rotation": 15.0,

@@ -213,6 +213,7 @@ def fit(
                 break
             seconds = time.perf_counter() - start
             rate = len(data.split("train")) * (trainer.steps - first_step) / trainer.steps / seconds
+            trainer.recalibrate()
             scores = evaluate(trainer.kept, data.split("val"), machine=machine, loss=trainer.loss, ranks=ranks)
             end_epoch(trainer, scores, rate, trainer.seconds + time.perf_counter() - start)
             if machine.device.type == "cpu" or trainer.done or time.monotonic() - saved > SAVE_SECONDS:

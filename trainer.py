@@ -7,6 +7,7 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -15,7 +16,7 @@ from dataset import FaceData
 from distill import Teachers, target_sources
 from feed import Feed
 from losses import make_loss
-from optim import WeightAverage, make_optimizer, make_scheduler
+from optim import WeightAverage, make_optimizer, make_scheduler, recalibrate
 from ranks import Ranks
 from utils import Machine, compiled, write_checkpoint, write_file
 
@@ -112,6 +113,14 @@ class Trainer:
             setattr(self, name, content["progress"][name])
         if not self.ranks.first:
             self.loss_sum, self.correct = 0.0, 0  # the first process holds the sums of all
+
+    def recalibrate(self) -> None:
+        """Set the batch norm of what is kept by as many plain training images as asked for, others in each epoch."""
+        if self.config.recalibrate:
+            images = self.data.split("train").images
+            rng = np.random.default_rng([self.config.seed, self.epoch, 2])
+            rows = rng.choice(len(images), min(self.config.recalibrate, len(images)), replace=False)
+            recalibrate(self.kept, images[np.sort(rows)], machine=self.machine)
 
     def combine(self) -> None:
         """Bring together what the processes hold apart: sums to the first, averaged statistics of batch norm to all."""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from config import RECIPES, Config
 from helpers import run_script, write_folders, zip_folder
@@ -163,7 +164,6 @@ def test_limit_names_what_limits_the_step(bench):
 
 
 def test_limit_records_every_operation_and_its_bytes():
-    import torch
 
     from bench.ops import Recorder, moved, timed
 
@@ -318,11 +318,31 @@ def test_precision_pairs_runs_of_both_formats(calls, monkeypatch, capsys):
     assert "bf16 - fp32, without copies: +0.00 points, 95 % interval +0.00 to +0.00" in text
 
 
+# --- What batch norm's statistics are worth ---
+
+
+def test_recalibrate_scores_before_and_after_and_keeps_what_is_asked_for(bench, tmp_path):
+    data = zip_folder(write_folders(tmp_path / "archive", val_copies=7), tmp_path / "archive.zip")
+    places = ["--data", data, "--cache", tmp_path / "cache"]
+    knobs = ["--recipe", "nano", "--recalibrate", 0, "--epochs", 1, "--limit", 35, "--device", "cpu"]
+    run_script("interface.py", *places, *knobs, "--runs", tmp_path, "--run", "one", cwd=tmp_path)
+    text = bench("recalibrate.py", tmp_path / "one", *places, "--out", tmp_path / "two")
+    check_header(text)
+    assert "then of 70 plain images\n" in text
+    assert re.search(r"one  [\d.]+ / [\d.]+, then [\d.]+ / [\d.]+\n", text)
+    assert "is left as it is: the run saw only part of the images" in text
+    before, after = (torch.load(tmp_path / name / "best.pth", weights_only=True) for name in ("one", "two"))
+    changed = {key for key, value in before["state_dict"].items() if not torch.equal(value, after["state_dict"][key])}
+    assert changed and all(key.rsplit(".")[-1].startswith(("running_", "num_batches")) for key in changed)
+    assert f"{100 * after['metrics']['official']['accuracy']:.2f} / " in text.split("then of")[1].split(", then ")[1]
+    text = bench("recalibrate.py", tmp_path / "one", *places, "--out", tmp_path / "two", status=2)
+    assert "two exists already" in text
+
+
 # --- What a part of a recipe is worth ---
 
 
 def test_study_prints_paired_gains_and_runs_nothing_twice(bench, tmp_path, monkeypatch, capsys):
-    import torch
 
     from bench import common, study
 

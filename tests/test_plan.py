@@ -6,7 +6,7 @@ from config import CLASSES, GROUPINGS, RECIPES, Config
 from groupings import given
 from plan import AFTER, OVERHEAD, Size, Step, seconds, steps
 
-NANO = Config(**RECIPES["nano"])
+NANO = Config(**{**RECIPES["nano"], "recalibrate": 0})
 MEANT = {"base": 10, "expert": 5, "gate": 3, "together": 2}
 
 
@@ -53,7 +53,7 @@ def test_a_gate_that_trains_longest_is_what_counts():
     assert Size(NANO, 1, base=10, expert=2, gate=6, together=2).through == 16
 
 
-def test_epochs_of_whole_faces_and_all_scoring_take_longer():
+def test_epochs_of_whole_faces_and_all_passes_take_longer():
     # 10 epochs, the last 2 of whole faces; 10 scorings and some more of whole faces, each a third of a step
     larger = (48 / 40) ** 2
     whole = seconds(Step("a", 10), NANO, train=1000, val=300, each=0.01)
@@ -65,6 +65,11 @@ def test_epochs_of_whole_faces_and_all_scoring_take_longer():
     assert seconds(Step("a", 10, 1.0, 4.0), same, train=0, val=300, each=0.01) == pytest.approx(
         OVERHEAD * 0.01 * 4 * 300 * (10 + AFTER) / 3
     )
+
+    calibrated = Config(**{**RECIPES["nano"], "recalibrate": 300})  # 300 images more to look at in each epoch
+    again = seconds(Step("a", 10), calibrated, train=1000, val=300, each=0.01)
+    assert again == pytest.approx(whole + OVERHEAD * 0.01 * 300 * larger * 10 / 3)
+    assert seconds(Step("a", 10), calibrated, train=0, val=300, each=0.01) < whole
 
 
 def test_the_work_of_a_mixture_grows_with_its_experts():
