@@ -21,6 +21,7 @@ from config import Parser
 def run(args: argparse.Namespace) -> int:
     from dataset import DEMO_NOTE, load
     from utils import UserError, pick_machine
+    from weights import load_weights
 
     print("\n".join(header()))
     data = load(args.resolved)
@@ -31,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
           f"{len(data.split('train')):,} plain images")  # fmt: skip
     for name in args.runs:
         config = config_of(Path(name))
-        model, content = read(Path(name), machine)
+        model, content = load_weights(Path(name, "best.pth"), machine=machine)
         if content["dataset"]["fingerprint"] != data.fingerprint:
             raise UserError(f"{name} was trained on other data than {data.source}: score it on its own with --data")
         before, after = recalibrated(model, data, machine)
@@ -39,12 +40,6 @@ def run(args: argparse.Namespace) -> int:
     if args.out:
         print(keep(Path(args.out), model, after, config, data, machine))
     return 0
-
-
-def read(run: Path, machine: Any) -> tuple[Any, dict[str, Any]]:
-    from weights import find_weights, load_weights
-
-    return load_weights(find_weights(str(run / "best.pth"), flag="the run's folder"), machine=machine)
 
 
 def recalibrated(model: Any, data: Any, machine: Any) -> tuple[Any, Any]:

@@ -114,15 +114,20 @@ def test_the_balance_is_the_squared_variation_of_the_load():
     assert quiet.penalty is None
 
 
-def test_frozen_parts_keep_weights_and_statistics():
-    model = mixture(GROUPINGS["parts"])
-    model.freeze(model.experts)
+def changed_by_a_step(model):
+    """The parts of the mixture whose weights or statistics a training step changes."""
     model.train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
     CrossEntropy()(model(images()), torch.arange(6)).backward()
     optimizer.step()
-    changed = {name.split(".")[0] for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    return {name.split(".")[0] for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+
+
+def test_frozen_parts_keep_weights_and_statistics():
+    model = mixture(GROUPINGS["parts"])
+    model.freeze(model.experts)
+    changed = changed_by_a_step(model)
     assert changed == {"gate"} and model.gate.training and not model.experts.training
     model.freeze()
     assert model.experts.training and all(p.requires_grad for p in model.parameters())
@@ -131,12 +136,7 @@ def test_frozen_parts_keep_weights_and_statistics():
 def test_a_shared_stem_is_frozen_with_the_experts():
     model = mixture(GROUPINGS["parts"], shared_stem=True)
     model.freeze(model.experts)
-    model.train()
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
-    CrossEntropy()(model(images()), torch.arange(6)).backward()
-    optimizer.step()
-    changed = {name.split(".")[0] for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    changed = changed_by_a_step(model)
     assert changed == {"gate"} and not model.stem.training
     model.freeze(model.experts[1])
     assert not model.stem.training and model.experts[0].training
