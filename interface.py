@@ -119,21 +119,17 @@ def train(
 
 def report(trainer: Any) -> None:
     """Score the best weights, draw the figures, promote the weights, and say what to do next."""
-    import plots
     from dataset import DEMO_NOTE
     from utils import UserError
-    from val import evaluate, summary, table
-    from weights import SHIPPED, find_weights, load_weights, promote
+    from val import summary, table
+    from weights import SHIPPED, find_weights, promote
 
     run, data, machine = trainer.run, trainer.data, trainer.machine
-    model, _ = load_weights(run / "best.pth", machine=machine)
-    scores = evaluate(model, data.split("val"), machine=machine, loss=trainer.loss)
+    scores = draw(trainer)
     print(f"\nbest weights on validation, loss is {trainer.loss_name}:")
     print(f"  official        {summary(scores.official)}")
     print(f"  without copies  {summary(scores.unseen)}")
     print("\n".join(table(scores.unseen)))
-    plots.curves(trainer.history, run / "curves.png", title=f"{run.name}: {trainer.loss_name}")
-    plots.confusion(scores.unseen.confusion, run / "confusion.png", title=f"{run.name}: validation without copies")
     minutes = sum(row["seconds"] for row in trainer.history) / 60
     print(
         f"{len(trainer.history)} epochs in {minutes:.1f} minutes; {run} holds best.pth, last.pth, config.json, "
@@ -147,6 +143,20 @@ def report(trainer: Any) -> None:
     except UserError:
         used = f"needs a {SHIPPED}, and there is none yet"
     print(f"`python predict.py` {used}; this run's weights: python predict.py --weights {run / 'best.pth'}")
+
+
+def draw(trainer: Any) -> Any:
+    """Score the best weights and draw the run's figures, the last files of its folder; the validation scores."""
+    import plots
+    from val import evaluate
+    from weights import load_weights
+
+    run, machine = trainer.run, trainer.machine
+    model, _ = load_weights(run / "best.pth", machine=machine)
+    scores = evaluate(model, trainer.data.split("val"), machine=machine, loss=trainer.loss)
+    plots.curves(trainer.history, run / "curves.png", title=f"{run.name}: {trainer.loss_name}")
+    plots.confusion(scores.unseen.confusion, run / "confusion.png", title=f"{run.name}: validation without copies")
+    return scores
 
 
 if __name__ == "__main__":

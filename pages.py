@@ -25,7 +25,8 @@ table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabu
 caption { padding-bottom: .4rem; text-align: left; }
 th, td { padding: .3rem .6rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
 thead th { background: var(--soft); }
-td.number { text-align: right; white-space: nowrap; }
+.number { text-align: right; }
+td.number { white-space: nowrap; }
 pre { overflow-x: auto; padding: .6rem .9rem; background: var(--soft); }
 figure { margin: 1.2rem 0; }
 img { display: block; max-width: 100%; height: auto; border-radius: .3rem; background: #fff; }
@@ -168,14 +169,15 @@ def _figure(file: str, caption: str, folder: Path) -> str:
 
 def _table(table: Table, name: str) -> str:
     numeric = [all(NUMBER.fullmatch(row[place]) for row in table.rows) for place in range(len(table.head))]
-    head = "".join(f'<th scope="col">{_text(cell)}</th>' for cell in table.head)
+    kinds = [' class="number"' if each else "" for each in numeric]
+    head = "".join(f'<th scope="col"{kind}>{_text(cell)}</th>' for kind, cell in zip(kinds, table.head, strict=True))
     label = min(1, len(table.head) - 1) if table.head[0] == "#" else 0  # the cell that names its row
     rows = []
     for row in table.rows:
         cells = []
         for place, cell in enumerate(row):
-            kind = ' class="number"' if numeric[place] else ""
-            cells.append(f'<th scope="row">{_text(cell)}</th>' if place == label else f"<td{kind}>{_text(cell)}</td>")
+            named = place == label
+            cells.append(f'<th scope="row">{_text(cell)}</th>' if named else f"<td{kinds[place]}>{_text(cell)}</td>")
         rows.append(f"<tr>{''.join(cells)}</tr>")
     top = f"<thead><tr>{head}</tr></thead>\n" if any(table.head) else ""
     body = "\n".join(rows)

@@ -1,6 +1,6 @@
 """The speed record: how long training to a target takes, as a mean over runs of one fixed schedule.
 
-    python bench/speedrun.py --data archive.zip [--runs 5] [--no-plain]
+    python bench/speedrun.py --data archive.zip [--runs 5] [--no-plain] [--keep runs/record]
 
 After KellerJordan's cifar10-airbench: the schedule is fixed beforehand, CPU or GPU below, every run has another seed,
 none ends when the target is reached, and the target counts for the mean. A run's time goes from the cached arrays in
@@ -11,7 +11,8 @@ last epoch, so nothing is selected.
 
 The plain loop is that of bench/train.py on the same network, with the best number of workers; its time for as many
 epochs is computed from its images/s, without scoring. What stands after `--` changes the schedule, and the result is
-then no record. The runs' folders are removed, and no weights are promoted. Run it on an idle machine.
+then no record. The runs' folders are removed, unless --keep names a folder for them, which bench/results.py reads; no
+weights are promoted. Run it on an idle machine.
 """
 
 import argparse
@@ -23,7 +24,7 @@ import statistics
 import sys
 import tempfile
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -72,11 +73,16 @@ class Timed(NamedTuple):
 
 
 def timed_run(config: Config, data: Any, machine: Any, run: Path) -> Timed:
-    """Train from the arrays of `data` to the end of the schedule, in the new folder `run`."""
-    from interface import new_model
+    """Train from the arrays of `data` to the end of the schedule, in the new folder `run`.
+
+    What interface.py leaves there, it leaves too; its figures are drawn after the clock has stopped.
+    """
+    from interface import draw, new_model
     from train import fit
+    from utils import write_json
 
     run.mkdir()
+    write_json(run / "config.json", asdict(config))
     with contextlib.redirect_stdout(io.StringIO()):
         wait(machine.device)
         start = time.perf_counter()
@@ -85,6 +91,7 @@ def timed_run(config: Config, data: Any, machine: Any, run: Path) -> Timed:
         seconds = time.perf_counter() - start
     if not trainer.done:
         raise KeyboardInterrupt
+    draw(trainer)
     last = trainer.history[-1]
     return Timed(seconds, 100 * last["val_accuracy"], 100 * last["val_accuracy_unseen"])
 
@@ -148,7 +155,7 @@ def run(args: argparse.Namespace) -> int:
     import torch
 
     from dataset import DEMO_NOTE, load
-    from utils import pick_machine
+    from utils import UserError, pick_machine
 
     asked = args.knobs.get("device", "auto")
     kind = "cuda" if asked == "cuda" or (asked == "auto" and torch.cuda.is_available()) else "cpu"
@@ -156,6 +163,11 @@ def run(args: argparse.Namespace) -> int:
     machine = pick_machine(config.device, config.precision, config.threads)
     print("\n".join(header()))
     print(f"machine: {machine}")
+    if args.keep:
+        try:
+            Path(args.keep).mkdir(parents=True)
+        except OSError as error:
+            raise UserError(f"--keep {args.keep}: {error.strerror}; name a folder that is not there yet") from error
     data = load(config)
     images = len(data.split("train"))
     if data.demo:
@@ -172,7 +184,7 @@ def run(args: argparse.Namespace) -> int:
         faces = warm_up(config, images, machine, Path(top))
         print(f"warmed up, which is not counted: two epochs of {faces} random faces, with and without the window")
         for seed in range(args.runs):
-            runs.append(timed_run(replace(config, seed=seed), data, machine, Path(top, str(seed))))
+            runs.append(timed_run(replace(config, seed=seed), data, machine, Path(args.keep or top, str(seed))))
             print("seed {}  {:.2f} s  {:.2f} / {:.2f} %".format(seed, *runs[-1]), flush=True)
     print("\n".join(summary(runs, TARGETS[kind])))
     if plain:
@@ -185,6 +197,7 @@ def main() -> int:
     parser.add_argument("--data", required=True, help="the dataset, as for interface.py")
     parser.add_argument("--runs", type=int, default=ENOUGH, help=f"each with its own seed ({ENOUGH}; fewer: no record)")
     parser.add_argument("--no-plain", action="store_true", help="leave out the plain loop, which needs a folder or zip")
+    parser.add_argument("--keep", default="", metavar="FOLDER", help="leave the runs in this new folder, by seed")
     parser.add_argument("--images", type=int, default=3840, help="an epoch of the plain loop, about (3840)")
     parser.add_argument(
         "--workers", type=int, nargs="+", help="to try in the plain loop (0, 1, 2, half the cores, all)"

@@ -418,7 +418,9 @@ def test_study_table_has_the_gain_of_a_part_and_both_intervals():
 def test_speedrun_times_a_fixed_schedule(bench, tmp_path):
     data = zip_folder(write_folders(tmp_path / "archive"), tmp_path / "archive.zip")
     quick = ["--epochs", 2, "--cache", tmp_path / "cache", "--device", "cpu"]
-    text = bench("speedrun.py", "--data", data, "--runs", 2, "--images", 14, "--workers", 0, "--", *quick)
+    kept = tmp_path / "record"
+    call = ["speedrun.py", "--data", data, "--runs", 2, "--images", 14, "--workers", 0, "--keep", kept, "--", *quick]
+    text = bench(*call)
     check_header(text)
     assert "no record: 2 runs, 5 are needed; the schedule is changed: epochs\n" in text
     assert "EmotionResNet-nano, 2 epochs of 70 images in steps of 128\n" in text
@@ -430,6 +432,10 @@ def test_speedrun_times_a_fixed_schedule(bench, tmp_path):
     assert re.search(r"^target 65.0 % (reached|missed): [\d.]+ % official in [\d.]+ s, mean of 2 runs$", text, re.M)
     line = r"^plain loop, float32, 0 workers .the best of 0.: \d+ images/s; 140 images would take it \d+ s .computed, "
     assert re.search(line, text, re.M)
+    table = bench("results.py", kept / "0", kept / "1", "--data", data)
+    cells = next(line.split(" | ") for line in table.splitlines() if line.endswith(" | 2 (0, 1) |"))
+    assert float(cells[5].split(" ± ")[0]) == pytest.approx(sum(official) / 2, abs=0.02)
+    assert "not there yet" in bench(*call, status=2)  # nothing is overwritten
 
 
 @pytest.mark.parametrize(("last", "verdict"), [(70.5, "missed"), (72.0, "reached")])
