@@ -32,18 +32,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # before bench/
 
 from bench.common import header, load_random, run_cell, typed_knobs, wait
 from bench.train import write_images
-from config import MUCH_AUGMENTATION, SETTING, SGD_COSINE, Config, Parser
+from config import MUCH_AUGMENTATION, RECIPES, SETTING, SGD_COSINE, Config, Parser
 
 PLAIN = Path(__file__).with_name("train.py")
-# Two cores: 65 %
-CPU: dict[str, Any] = SGD_COSINE | {
-    "model": "EmotionResNet-nano",
-    "dropout": 0.1,
-    "epochs": 20,
-    "warmup": 0.1,
-    "ema": 0.998,
-    "window": 40,
-}
+CPU: dict[str, Any] = RECIPES["nano"]  # two cores: 65 %
 # One GPU: 71 %
 GPU: dict[str, Any] = (
     SGD_COSINE
@@ -207,7 +199,7 @@ def main() -> int:
     if min(args.runs, args.images) < 1:
         parser.error("--runs and --images: 1 or more")
     args.knobs = typed_knobs(args.rest)
-    parser.resolve(argparse.Namespace(**args.knobs))  # a value that is not allowed ends the script here
+    parser.resolve(argparse.Namespace(**{**CPU, **args.knobs}))  # a value that is not allowed ends the script here
     from utils import exit_status  # late: --help need not wait for torch
 
     return exit_status(run, args)
