@@ -27,6 +27,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "medium": {"recipe": "nano", "limit": 0, "seeds": 1, "epochs": (14, 7, 4, 3)},
     "full": {"recipe": "small", "limit": 0, "seeds": 3, "epochs": (110, 40, 20, 20)},
 }
+WINDOW = 40  # pixels a side that every size trains on, whatever its recipe does: a fifth to a third quicker
 KNOWN = (*GROUPINGS, "clusters", "random", "all-classes")  # groupings
 EXPERTS = range(2, len(CLASSES) + 1)  # of a mixture
 FOLDERS = ("--data", "--cache", "--out", "--runs")  # flags that take a path
@@ -84,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
 
     wanted = given(GROUPINGS, args.groupings, args.experts)
     preset = PRESETS[args.preset]
-    config = combine({"limit": preset["limit"], **args.flags}, recipe=preset["recipe"])[0]
+    config = combine({"limit": preset["limit"], "window": WINDOW, **args.flags}, recipe=preset["recipe"])[0]
     lengths, seeds = args.lengths or preset["epochs"], args.seeds or preset["seeds"]
     size = Size(config, seeds, *lengths, experts=args.experts, scratch=args.scratch)
     machine = pick_machine(config.device, config.precision, config.threads)

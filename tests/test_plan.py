@@ -1,12 +1,14 @@
 """The plan of a study: which stages it has, in which order, how long they are, and what they cost."""
 
+from dataclasses import replace
+
 import pytest
 
 from config import CLASSES, GROUPINGS, RECIPES, Config
 from groupings import given
 from plan import AFTER, OVERHEAD, Size, Step, seconds, steps
 
-NANO = Config(**{**RECIPES["nano"], "recalibrate": 0})
+NANO = Config(**{**RECIPES["nano"], "recalibrate": 0, "window": 40})
 MEANT = {"base": 10, "expert": 5, "gate": 3, "together": 2}
 
 
@@ -66,7 +68,7 @@ def test_epochs_of_whole_faces_and_all_passes_take_longer():
         OVERHEAD * 0.01 * 4 * 300 * (10 + AFTER) / 3
     )
 
-    calibrated = Config(**{**RECIPES["nano"], "recalibrate": 300})  # 300 images more to look at in each epoch
+    calibrated = replace(NANO, recalibrate=300)  # 300 images more to look at in each epoch
     again = seconds(Step("a", 10), calibrated, train=1000, val=300, each=0.01)
     assert again == pytest.approx(whole + OVERHEAD * 0.01 * 300 * larger * 10 / 3)
     assert seconds(Step("a", 10), calibrated, train=0, val=300, each=0.01) < whole
