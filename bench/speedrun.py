@@ -6,7 +6,7 @@ After KellerJordan's cifar10-airbench: the schedule is fixed beforehand, CPU or 
 none ends when the target is reached, and the target counts for the mean. A run's time goes from the cached arrays in
 hand to the last weights scored: building the network, training, and all scoring and saving that `train.fit` does. It
 counts neither imports nor decoding, nor a warm-up on random faces, which leaves the kernels chosen and compiled: two
-epochs of a step of each size, one with the window and one without. The figure is the accuracy on PublicTest after the
+epochs of a step of each size, the second on whole faces. The figure is the accuracy on PublicTest after the
 last epoch, so nothing is selected.
 
 The plain loop is that of bench/train.py on the same network, with the best number of workers; its time for as many
@@ -64,17 +64,16 @@ class Timed(NamedTuple):
     unseen: float
 
 
-def timed_run(config: Config, data: Any, machine: Any, run: Path) -> Timed:
+def timed_run(config: Config, data: Any, machine: Any, run: Path, *, kept: bool = False) -> Timed:
     """Train from the arrays of `data` to the end of the schedule, in the new folder `run`.
 
-    What interface.py leaves there, it leaves too; its figures are drawn after the clock has stopped.
+    What interface.py leaves there, a run that is `kept` has too; its figures are drawn after the clock has stopped.
     """
     from interface import draw, new_model
     from train import fit
     from utils import write_json
 
     run.mkdir()
-    write_json(run / "config.json", asdict(config))
     with contextlib.redirect_stdout(io.StringIO()):
         wait(machine.device)
         start = time.perf_counter()
@@ -83,7 +82,9 @@ def timed_run(config: Config, data: Any, machine: Any, run: Path) -> Timed:
         seconds = time.perf_counter() - start
     if not trainer.done:
         raise KeyboardInterrupt
-    draw(trainer)
+    if kept:
+        write_json(run / "config.json", asdict(config))
+        draw(trainer)
     last = trainer.history[-1]
     return Timed(seconds, 100 * last["val_accuracy"], 100 * last["val_accuracy_unseen"])
 
@@ -174,9 +175,10 @@ def run(args: argparse.Namespace) -> int:
     runs = []
     with tempfile.TemporaryDirectory() as top:
         faces = warm_up(config, images, machine, Path(top))
-        print(f"warmed up, which is not counted: two epochs of {faces} random faces, with and without the window")
+        print(f"warmed up, which is not counted: two epochs of {faces} random faces, the second of whole ones")
         for seed in range(args.runs):
-            runs.append(timed_run(replace(config, seed=seed), data, machine, Path(args.keep or top, str(seed))))
+            own, folder = replace(config, seed=seed), Path(args.keep or top, str(seed))
+            runs.append(timed_run(own, data, machine, folder, kept=bool(args.keep)))
             print("seed {}  {:.2f} s  {:.2f} / {:.2f} %".format(seed, *runs[-1]), flush=True)
     print("\n".join(summary(runs, TARGETS[kind])))
     if plain:
