@@ -187,7 +187,7 @@ def costs(
 def _number_points(axes, xs: Sequence[float], ys: np.ndarray) -> None:
     """Write 1, 2, ... to the right of the points; of points near each other, in a column with lines to them."""
     points = axes.transData.transform(np.column_stack([xs, ys]))
-    places = points + np.array([13, 0])  # of the numbers, in pixels
+    places = points + np.array([10, 0])  # where the numbers begin, in pixels
     crowded = np.zeros(len(points), bool)
     box, order = axes.get_window_extent(), np.argsort(points[:, 0], kind="stable")
     for near in np.split(order, np.flatnonzero(np.diff(points[order, 0]) > COLUMN) + 1):
@@ -198,7 +198,7 @@ def _number_points(axes, xs: Sequence[float], ys: np.ndarray) -> None:
             crowded[group] = True
     for index, (point, place) in enumerate(zip(points, places, strict=True)):
         line = {"arrowprops": {"arrowstyle": "-", "color": GREY, "linewidth": 0.5, "relpos": (0, 0.5)}}
-        style = {"textcoords": "offset points", "ha": "left" if crowded[index] else "center", "va": "center"}
+        style = {"textcoords": "offset points", "ha": "left", "va": "center"}
         away = (place - point) * 72 / DPI
         axes.annotate(str(index + 1), (xs[index], ys[index]), xycoords="data", xytext=away, **style, fontsize=9,
                       color=INK, **(line if crowded[index] else {}))  # fmt: skip

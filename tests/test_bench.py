@@ -11,7 +11,13 @@ import pytest
 import torch
 
 from config import RECIPES, Config
+from dataset import load
 from helpers import run_script, write_folders, zip_folder
+from ranks import Ranks
+from stages import macs
+from utils import pick_machine
+from val import predict_logits
+from weights import load_weights
 
 
 @pytest.fixture
@@ -337,6 +343,36 @@ def test_recalibrate_scores_before_and_after_and_keeps_what_is_asked_for(bench, 
     assert f"{100 * after['metrics']['official']['accuracy']:.2f} / " in text.split("then of")[1].split(", then ")[1]
     text = bench("recalibrate.py", tmp_path / "one", *places, "--out", tmp_path / "two", status=2)
     assert "two exists already" in text
+
+
+def test_ensemble_holds_the_mean_of_probabilities_against_the_best_network(bench, tmp_path):
+    data = zip_folder(write_folders(tmp_path / "archive", val_copies=7), tmp_path / "archive.zip")
+    places = ["--data", data, "--cache", tmp_path / "cache"]
+    files = [tmp_path / name / "best.pth" for name in ("one", "two")]
+    for seed, file in enumerate(files):
+        knobs = ["--recipe", "nano", "--epochs", 1, "--seed", seed, "--device", "cpu"]
+        run_script("interface.py", *places, *knobs, "--runs", tmp_path, "--run", file.parent.name, cwd=tmp_path)
+    text = bench("ensemble.py", *files, *places, "--tta", "flip")
+    check_header(text)
+
+    images = load(Config(data=str(data), cache=str(tmp_path / "cache"))).split("val")
+    machine = pick_machine("cpu", "auto", 1)
+    models = [load_weights(file, machine=machine)[0] for file in files]
+    each = [predict_logits(model, images, machine=machine, ranks=Ranks(), tta="flip").softmax(1) for model in models]
+    right = [(table.argmax(1).numpy() == images.labels) for table in (*each, sum(each) / 2)]
+    new = ~images.copies
+    figures = [f"{100 * hits.mean():.2f} / {100 * hits[new].mean():.2f}" for hits in right]
+    lines = text.splitlines()[-4:]
+    work = macs(models[0]) / 1e6
+    for line, figure, times, name in zip(lines, figures, (2, 2, 4), (*files, "mean of all 2"), strict=False):
+        assert line == f"{figure}  {times * work:,.0f}M multiply-adds  {name}"
+    best = int(right[1][new].mean() > right[0][new].mean())
+    gain = 100 * (right[2][new].mean() - right[best][new].mean())
+    assert lines[3].startswith(f"mean less {files[best]}, without copies: {gain:+.2f} points (")
+    assert "name other weight files too" in bench("ensemble.py", files[0], files[0], *places, status=2)
+    assert "no such weight file" in bench("ensemble.py", files[0], tmp_path / "none.pth", *places, status=2)
+    other = zip_folder(write_folders(tmp_path / "other", val_copies=3), tmp_path / "other.zip")
+    assert "was trained on other data" in bench("ensemble.py", *files, "--data", other, *places[2:], status=2)
 
 
 # --- What a part of a recipe is worth ---
