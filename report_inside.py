@@ -6,6 +6,7 @@ Each is chosen and filled by rules from the figures of that study; report_words.
 import math
 import statistics
 
+from config import CLASSES
 from findings import NEIGHBOURS, Findings, GateResult, Result
 from report_confusions import PairResult
 from report_words import listed, named, p_text
@@ -45,6 +46,17 @@ def _pair(one: PairResult) -> str:
 
 def _change(gap: Interval) -> str:
     return f"a change of {gap.mean:+.1f}, 95 % interval {gap.low:+.1f} to {gap.high:+.1f}"
+
+
+def never_named(found: Findings) -> list[str]:
+    """Classes that the base, the mixture or both never name, with any seed: a rare one that accuracy would hide."""
+    unseen = found.study.unseen
+    base, best = ({name for index, name in enumerate(CLASSES) if not (one.predicted[:, unseen] == index).any()}
+                  for one in (found.base.configuration, found.best.configuration))  # fmt: skip
+    seeds = ", with any seed" if len(found.study.seeds) > 1 else ""
+    said = [("Neither the base nor the mixture ever names", base & best), ("The base never names", base - best),
+            ("The mixture never names", best - base)]  # fmt: skip
+    return [f"{who} {listed([name for name in CLASSES if name in names])}{seeds}." for who, names in said if names]
 
 
 def within_groups(found: Findings) -> list[str]:

@@ -19,7 +19,7 @@ from report_gains import (
     picked,
     picked_in_short,
 )
-from report_inside import features, gate, pairs, training, within_groups
+from report_inside import features, gate, never_named, pairs, training, within_groups
 from report_words import listed, named
 
 
@@ -29,7 +29,7 @@ def discussion(found: Findings) -> list[tuple[str, list[str]]]:
         ("The mixtures against the base", [*best_against_base(found), picked(found), *all_mixtures(found)]),
         ("Groupings, gating, stages", groupings(found) + gatings(found) + further_stages(found)),
         ("Against the controls", controls(found)),
-        ("What is confused", pairs(found) + within_groups(found)),
+        ("What is confused", pairs(found) + within_groups(found) + never_named(found)),
         ("What the gate does", gate(found)),
         ("Cost", costs(found)),
         ("Training and features", training(found.base) + training(found.best) + features(found)),

@@ -238,6 +238,24 @@ def test_a_pair_that_is_mended_or_spoilt_is_named(said):
     assert re.search(r"Classes that have no expert in common are confused on .* \(no change is shown", text)
 
 
+@pytest.mark.parametrize(
+    ("silent", "message"),
+    [
+        (("single", "soft", "top"), "Neither the base nor the mixture ever names disgust, with any seed."),
+        (("single",), "The base never names disgust, with any seed."),
+        (("soft", "top"), "The mixture never names disgust, with any seed."),
+    ],
+)
+def test_a_class_that_is_never_named_is_said(tmp_path, said, silent, message):
+    assert "names disgust" not in said()
+    study = read_study(make_study(tmp_path / "one"))
+    for one in study.configurations:
+        if one.name in silent:
+            one.predicted[one.predicted == 1] = 0  # disgust: angry
+    text = "\n".join(line for _, lines in discussion(find(study)) for line in lines)
+    assert message in text and text.count("names disgust") == 1
+
+
 def test_what_the_gate_does_is_said(said):
     text = said()
     assert "The gate uses all 3 experts with every seed" in text and "It follows the groups" in text
