@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # before bench/
 import numpy as np
 
 from bench.common import header
+from bench.recalibrate import in_percent
 from config import TTA, Parser
 
 
@@ -60,8 +61,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def line(name: str, scores, work: int) -> str:
-    accuracies = f"{100 * scores.official.accuracy:.2f} / {100 * scores.unseen.accuracy:.2f}"
-    return f"{accuracies}  {work / 1e6:,.0f}M multiply-adds  {name}"
+    return f"{in_percent(scores)}  {work / 1e6:,.0f}M multiply-adds  {name}"
 
 
 def main() -> int:
