@@ -2,7 +2,9 @@
 
 import copy
 import io
-from collections.abc import Callable, Mapping
+import math
+import zlib
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ import numpy as np
 import torch
 
 from blocks import FaceNet
-from config import CLASSES, Config
+from config import Config
 from dataset import stratified_rows
 from groupings import Grouping, by_confusion, drawn_like, names
 from model import Expert, MixtureOfExperts, build_model
@@ -19,7 +21,7 @@ from plan import Size, expert_stages, gate_work, together_work
 from ranks import Ranks
 from stages import Stages, looked_at, macs
 from utils import count_params, versions, write_file, write_json
-from val import evaluate, predict_logits
+from val import evaluate, in_the_mean, predict_logits
 
 FINE = 1 / 3  # of the recipe's learning rate, for what begins with trained weights
 FINER = 1 / 15  # the same, for a whole mixture
@@ -58,7 +60,7 @@ class Study:
         self.record("single", seed, single, begins, size.base, title="single ResNet")
         self.record_ensemble(seed, members, stages)
         stage = f"{seed}-longer"
-        model = self.train(stage, partial(copy.deepcopy, single), size.at(first, size.further, rate=FINE))
+        model = self.train(stage, partial(copy.deepcopy, single), size.at(draw(stage), size.further, rate=FINE))
         self.record("longer", seed, model, begins | called([stage]), size.base + size.further, control=True,
                     title="single ResNet, trained on as long as a mixture")  # fmt: skip
         for name, times, title in (
@@ -93,12 +95,11 @@ class Study:
 
     def mixture(self, name: str, grouping: Grouping, seed: int, single: FaceNet) -> None:
         """Train the experts of a grouping, the gate over them, then all together; score each step, and top-1."""
-        size, first, count = self.size, self.size.members * seed, len(grouping)
+        size, count = self.size, len(grouping)
         rate = 1.0 if size.scratch else FINE
         experts, trained = [], expert_stages(seed, name, grouping)
-        for at, (stage, group) in enumerate(zip(trained, grouping, strict=True)):
-            order = first + at if name == "all-classes" else first  # of the images, so that they differ
-            config = size.at(order, size.of_expert, rate=rate)
+        for stage, group in zip(trained, grouping, strict=True):
+            config = size.at(draw(stage), size.of_expert, rate=rate)
             experts.append(self.train(stage, partial(self.expert, group, single), config))
         stages = {} if size.scratch else called([f"{seed}-single-0"])
         stages |= called(trained)
@@ -108,12 +109,12 @@ class Study:
         title, through = f"mixture, {name}", size.through
 
         gate = f"{seed}-{name}-gate"
-        config = size.at(first, size.gate, rate=rate)
+        config = size.at(draw(gate), size.gate, rate=rate)
         model = self.train(gate, partial(self.gate_over, experts, single), config, gate_work(count))
         stages |= called([gate])
         self.record(f"{name}-gate", seed, model, stages, through, title=f"{title}: gate alone", gating="soft", **about)
         together = f"{seed}-{name}-together"
-        config = size.at(first, size.together, rate=FINER)
+        config = size.at(draw(together), size.together, rate=FINER)
         model = self.train(together, lambda: model, config, together_work(count))
         stages |= called([together])
         through += size.together
@@ -127,7 +128,7 @@ class Study:
         knobs = self.size.config
         expert = Expert(network=knobs.model, group=group, counts=self.counts, dropout=knobs.dropout)
         if not self.size.scratch:
-            take(expert.net, single, classifier=len(group) == len(CLASSES))
+            take(expert.net, single, group)
         return expert
 
     def gate_over(self, experts: list[Expert], single: FaceNet) -> MixtureOfExperts:
@@ -140,7 +141,7 @@ class Study:
         for own, trained in zip(model.experts, experts, strict=True):
             own.load_state_dict(trained.state_dict())
         if not self.size.scratch:
-            take(model.gate, single, classifier=False)
+            take(model.gate, single)
         model.freeze(model.experts)
         return model
 
@@ -174,8 +175,7 @@ class Study:
     def record_ensemble(self, seed: int, members: list[FaceNet], stages: list[str]) -> None:
         """Write the mean of the members' probabilities; its features are theirs, side by side."""
         machine, shown = self.stages.machine, self.val.images[self.rows]
-        each = torch.stack([predict_logits(model, self.val, machine=machine, ranks=Ranks()) for model in members])
-        log_p = each.log_softmax(2).logsumexp(0) - np.log(len(members))
+        log_p = in_the_mean([predict_logits(model, self.val, machine=machine, ranks=Ranks()) for model in members])
         features = [looked_at(model, shown, machine=machine, what=model.features) for model in members]
         self.put("ensemble", seed, {"log_p": log_p.numpy()}, np.concatenate(features, 1), called(stages))
         self.configurations.setdefault("ensemble", {
@@ -200,8 +200,9 @@ class Study:
         save_arrays(self.results / "labels.npz", labels=self.val.labels, copies=self.val.copies, rows=self.rows)
         epochs = [row for rows in self.stages.histories.values() for row in rows]
         write_json(self.results / "study.json", {
-            "name": name, "conclusive": not why, "why": why, "command": command, "machine": str(self.stages.machine),
-            "versions": versions(), "minutes": sum(row["seconds"] for row in epochs) / 60,
+            "name": name, "conclusive": not why, "why": why, "command": command,
+            "machine": "; ".join(self.stages.machines), "versions": versions(),
+            "minutes": sum(row["seconds"] for row in epochs) / 60,
             "data": {"source": Path(data.source).name, "fingerprint": data.fingerprint, "demo": data.demo,
                      "train": self.counts, "val": self.val.counts()},
             "seeds": list(range(self.size.seeds)), "base": "single",
@@ -214,15 +215,26 @@ def called(stages: list[str]) -> dict[str, str]:
     return {stage: stage.partition("-")[2] for stage in stages}
 
 
-def take(model: FaceNet, single: FaceNet, *, classifier: bool) -> None:
-    """Give `model` the weights of `single`, those of its last layer only where `classifier` says so.
+def draw(stage: str) -> int:
+    """The seed of a stage that goes on with trained weights, by its name: no two see the same images in one order."""
+    return zlib.crc32(stage.encode()) >> 1
 
-    They mean something only to a network that answers for all classes with the same outputs, as an expert for all does,
-    which has none for "none of mine". Their number tells nothing: an expert for six classes has seven outputs too, and
-    so has a gate over seven experts.
+
+def take(model: FaceNet, single: FaceNet, group: Sequence[int] | None = None) -> None:
+    """Give `model` the weights of `single`, which answers for all classes.
+
+    Without a `group`, as for a gate, its last layer keeps its own. That of an expert begins with the rows of its
+    classes, and "none of mine" with the mean of the others' and the logarithm of their number, so that it is near
+    their sum: all experts begin with what the single network knows.
     """
-    left = () if classifier else ("classifier.",)
-    given = {name: value for name, value in single.state_dict().items() if not name.startswith(left)}
+    given = {name: value for name, value in single.state_dict().items() if not name.startswith("classifier.")}
+    if group is not None:
+        weight, bias = single.classifier.weight.detach(), single.classifier.bias.detach()
+        own, others = sorted(group), [c for c in range(len(bias)) if c not in group]
+        if others:
+            weight = torch.cat([weight[own], weight[others].mean(0, keepdim=True)])
+            bias = torch.cat([bias[own], bias[others].mean(0, keepdim=True) + math.log(len(others))])
+        given |= {"classifier.weight": weight, "classifier.bias": bias}
     model.load_state_dict(model.state_dict() | given)
 
 

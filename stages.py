@@ -42,6 +42,7 @@ class Stages:
     plan: Sequence[tuple[str, float]] = ()
     done: int = 0
     histories: dict[str, list[dict[str, Any]]] = field(default_factory=dict)  # by name, as in metrics.jsonl
+    machines: list[str] = field(default_factory=list)  # that stages were trained on, in words, each once
     # Seconds: of the plan for what this process trained, what that took, and the clock when it began with the last one
     meant: float = 0.0
     took: float = 0.0
@@ -62,13 +63,15 @@ class Stages:
         model = make().to(self.machine.device, memory_format=torch.channels_last)
         mark = self.mark(model, config)
         final, note = run / "final.pth", f"stage {self.done} of {len(self.plan)}: {name}"
+        here, made_on = str(self.machine), []
         if (run / "stage.json").exists():
-            check_mark(run, mark)
+            made_on = check_mark(run, mark)
         if final.exists():
             self.say(f"{note}: is there")
         else:
             run.mkdir(parents=True, exist_ok=True)
-            write_json(run / "stage.json", mark)
+            made_on += [here] if here not in made_on else []
+            write_json(run / "stage.json", mark | {"machines": made_on})
             last = read_last(run)[1] if (run / "last.pth").exists() else None
             behind = last["progress"]["epoch"] / config.epochs if last else 0.0
             self.say(f"{note}, {config.epochs} epochs{': goes on' if last else ''}{self.start(behind)}")
@@ -78,6 +81,7 @@ class Stages:
                 save_weights(final, trainer.kept, scores, config=config, data=self.data)
             if trainer.stopped or not trainer.done:
                 raise Stopped
+        self.machines += [each for each in made_on if each not in self.machines]
         for name_of in ("last.pth", "best.pth"):  # the last epoch is what counts
             (run / name_of).unlink(missing_ok=True)
         self.histories[name] = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -100,7 +104,7 @@ class Stages:
         return f"; about {in_words(scale * left)} left"
 
     def mark(self, model: FaceNet, config: Config) -> dict[str, Any]:
-        """What a stage is made of: its knobs, its data, its network and the weights that it begins with."""
+        """What a stage is made of: its knobs, its data, its network, the weights it begins with, and its arithmetic."""
         digest = hashlib.blake2b(digest_size=8)
         for value in model.state_dict().values():
             digest.update(value.detach().cpu().contiguous().numpy().tobytes())
@@ -111,23 +115,26 @@ class Stages:
             "network": model.name,
             "arguments": model.arguments,
             "begins": digest.hexdigest(),
+            "arithmetic": f"{self.machine.device.type}, {str(self.machine.dtype).removeprefix('torch.')}",
         }
         return json.loads(json.dumps(mark))  # as it comes back from the file
 
 
-def check_mark(run: Path, mark: dict[str, Any]) -> None:
-    """Raise UserError where the stage in `run` is made of something else than `mark` says."""
+def check_mark(run: Path, mark: dict[str, Any]) -> list[str]:
+    """The machines on which the stage in `run` was made. Raises UserError where that is not of what `mark` says."""
     try:
         there = json.loads((run / "stage.json").read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{run / 'stage.json'} is damaged ({error}): remove {run}") from error
-    if there == mark:
-        return
     other = [key for key in mark if there.get(key) != mark[key]]
+    if not other:
+        return list(there["machines"])
     if "config" in other:
         before, now = there.get("config") or {}, mark["config"]
         other += [f"{key} {before.get(key)}, now {now[key]}" for key in now if before.get(key) != now[key]]
         other.remove("config")
+    if "arithmetic" in other:
+        other[other.index("arithmetic")] = f"arithmetic {there.get('arithmetic')}, now {mark['arithmetic']}"
     raise UserError(
         f"{run} holds a stage of another study ({'; '.join(other)}): name another study with --name, or remove this one"
     )

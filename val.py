@@ -1,6 +1,7 @@
 """Scoring: logits of a split, and the figures made of them."""
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -70,6 +71,11 @@ def seen_as(images: Tensor, mirrored: bool, down: int, right: int) -> Tensor:
     return padded[:, :, edge - down : edge - down + height, edge - right : edge - right + width]
 
 
+def in_the_mean(each: Sequence[Tensor]) -> Tensor:
+    """Logarithms (N, 7) of the mean probabilities of several logits (N, 7): of views of images, or of networks."""
+    return torch.stack(tuple(each)).log_softmax(2).logsumexp(0) - math.log(len(each))
+
+
 def forward(model: nn.Module, images: Tensor, *, machine: Machine, tta: str = "none") -> Tensor:
     """Logits (B, 7) float32 on the CPU of pixels (B, 48, 48) uint8, B up to 256, in inference mode.
 
@@ -83,8 +89,7 @@ def forward(model: nn.Module, images: Tensor, *, machine: Machine, tta: str = "n
     with torch.inference_mode(), machine.autocast():
         inputs = preprocess(padded.to(machine.device))
         each = [model(channels_last(seen_as(inputs, *view)))[: len(images)].float() for view in views(tta)]
-        logits = each[0] if len(each) == 1 else torch.stack(each).log_softmax(2).logsumexp(0) - math.log(len(each))
-        logits = logits.cpu()
+        logits = (each[0] if len(each) == 1 else in_the_mean(each)).cpu()
     if not logits.isfinite().all():
         raise UserError(
             "the network gives numbers that are not finite: its weights are damaged, or training "

@@ -21,14 +21,12 @@ from config import TTA, Parser
 
 
 def run(args: argparse.Namespace) -> int:
-    import torch
-
     from dataset import DEMO_NOTE, load
     from ranks import Ranks
     from stages import macs
     from stats import bootstrap, sign_flip
     from utils import UserError, pick_machine
-    from val import predict_logits, score, views
+    from val import in_the_mean, predict_logits, score, views
     from weights import find_weights, load_weights
 
     files = [find_weights(name, flag="WEIGHTS") for name in args.files]
@@ -49,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
         log_p.append(predict_logits(model, val, machine=machine, ranks=Ranks(), tta=args.tta).log_softmax(1))
         work.append(macs(model) * len(views(args.tta)))
         print(line(str(file), score(log_p[-1], val.labels, val.copies), work[-1]), flush=True)
-    mean = torch.stack(log_p).logsumexp(0) - np.log(len(files))
+    mean = in_the_mean(log_p)
     print(line(f"mean of all {len(files)}", score(mean, val.labels, val.copies), sum(work)))
     unseen = (val.labels >= 0) & ~val.copies
     *each, whole = [(values.argmax(1).numpy() == val.labels)[None, unseen] for values in (*log_p, mean)]

@@ -149,7 +149,8 @@ def test_the_plain_mixture_differs_in_its_groups_alone(study):
     made = marks(folder)
     plain = [made[f"0-expert-all-{number}"] for number in (1, 2, 3)]
     grouped = made["0-expert-neutral"]
-    assert [each["config"]["seed"] for each in plain] == [0, 1, 2]  # another order of the images
+    seeds = [each["config"]["seed"] for each in (*plain, grouped)]
+    assert len({0, *seeds}) == 5  # another order of the images than the single network's, and than each other's
     for each in plain:
         kept = {"run": "", "seed": 0}
         assert each["config"] | kept == grouped["config"] | kept
@@ -398,6 +399,10 @@ def test_a_stage_that_was_killed_goes_on(tmp_path, monkeypatch):
     again = cut.train("one", make, config)
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in whole.state_dict().items())
     assert len(cut.histories["one"]) == 3 and not (tmp_path / "cut/one/last.pth").exists()
+    assert cut.machines == [str(machine)]
+    bf16 = Stages(tmp_path / "cut", data, pick_machine("cpu", "bf16"))
+    with pytest.raises(UserError, match=r"another study \(arithmetic cpu, float32, now cpu, bfloat16\): name another"):
+        bf16.train("one", make, config)
     with pytest.raises(
         UserError, match=r"holds a stage of another study \(arguments\): name another study with --name"
     ):
@@ -449,22 +454,34 @@ def test_times_are_told_in_words(seconds, words):
     assert in_words(seconds) == words
 
 
-def test_a_network_is_taken_over_with_its_last_layer_only_where_that_means_the_same():
+def test_experts_begin_with_what_the_single_network_knows_of_their_classes():
     torch.manual_seed(0)
-    knobs = {"network": "EmotionResNet-nano", "counts": [10] * 7}
+    single = build_model("EmotionResNet-nano").eval()
+    faces = torch.rand(20, 1, 48, 48)
+    known = single(faces).log_softmax(1)
+    for group in (range(7), [0, 1, 2, 4, 5, 6]):  # "none of mine" is the seventh class
+        expert = Expert(network="EmotionResNet-nano", counts=[10] * 7, group=group)
+        take(expert.net, single, group)
+        torch.testing.assert_close(expert.eval()(faces), known)
+    group, others = [1, 4], [0, 2, 3, 5, 6]
+    expert = Expert(network="EmotionResNet-nano", counts=[10] * 7, group=group)
+    take(expert.net, single, group)
+    answers = expert.eval()(faces)
+    torch.testing.assert_close(answers[:, 1] - answers[:, 4], known[:, 1] - known[:, 4])
+    torch.testing.assert_close(answers[:, others].exp().sum(1), known[:, others].exp().sum(1), atol=0.02, rtol=0.1)
+
+
+def test_a_gate_begins_with_all_of_the_single_network_but_its_last_layer():
+    torch.manual_seed(0)
     single = build_model("EmotionResNet-nano")
-    six, every = (Expert(group=range(count), **knobs) for count in (6, 7))
-    seven = MixtureOfExperts(gate="EmotionResNet-nano", groups=[[c] for c in range(7)], **knobs).gate
-    take(six.net, single, classifier=False)
-    take(every.net, single, classifier=True)
-    take(seven, single, classifier=False)
-    for network, whole in ((six.net, False), (every.net, True), (seven, False)):
-        assert network.classifier.weight.shape == single.classifier.weight.shape  # so shapes tell nothing
-        own, given = network.state_dict(), single.state_dict()
-        same = {name for name in given if torch.equal(own[name], given[name])}
-        assert (same == set(given)) is whole and {name for name in given if "classifier" not in name} <= same
-    faces = torch.rand(3, 1, 48, 48)
-    torch.testing.assert_close(every.eval()(faces), single.eval()(faces).log_softmax(1))
+    gate = MixtureOfExperts(
+        network="EmotionResNet-nano", gate="EmotionResNet-nano", groups=[[c] for c in range(7)], counts=[10] * 7
+    ).gate
+    take(gate, single)
+    assert gate.classifier.weight.shape == single.classifier.weight.shape  # so shapes tell nothing
+    own, given = gate.state_dict(), single.state_dict()
+    same = {name for name in given if torch.equal(own[name], given[name])}
+    assert same == {name for name in given if "classifier" not in name}
 
 
 def test_multiplications_are_counted():
