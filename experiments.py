@@ -27,6 +27,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "medium": {"recipe": "nano", "limit": 0, "seeds": 1, "epochs": (14, 7, 4, 3)},
     "full": {"recipe": "small", "limit": 0, "seeds": 3, "epochs": (110, 40, 20, 20)},
 }
+ENOUGH = (10000, 1000)  # images to learn from and to score: fewer are too few to conclude from
 WINDOW = 40  # pixels a side that every size trains on, whatever its recipe does: a fifth to a third quicker
 KNOWN = (*GROUPINGS, "clusters", "random", "all-classes")  # groupings
 EXPERTS = range(2, len(CLASSES) + 1)  # of a mixture
@@ -97,7 +98,8 @@ def run(args: argparse.Namespace) -> int:
     check(data)
     images = {name: len(data.split(name)) for name in ("train", "val")}
     whole = len(load(replace(config, limit=0)).split("train")) if config.limit else images["train"]
-    too_small = why(size, seen=images["train"], whole=whole, drawn=data.demo)
+    scored = int((~data.split("val").copies).sum())
+    too_small = why(size, seen=images["train"], whole=whole, scored=scored, drawn=data.demo)
     each = seconds_per_image(config, machine)
     plan = [(step.name, seconds(step, config, **images, each=each)) for step in steps(size, wanted)]
     folder, out = Path(config.runs, f"study-{args.name}"), Path(args.out, args.name)
@@ -121,22 +123,29 @@ def run(args: argparse.Namespace) -> int:
 
 
 def check(data: Any) -> None:
-    """Raise UserError where a class has no validation image but copies of train images: nothing could be said of it."""
+    """Raise UserError where a class has no validation image but copies of train images, or all have too few to show."""
     import numpy as np  # late, as all that --help can do without
 
+    from dataset import stratified_rows
+    from mixtures import SHOWN
+    from report_data import LEAST_ROWS
     from utils import UserError
 
     val = data.split("val")
+    shown = int((~val.copies)[stratified_rows(val.labels, SHOWN)].sum())
     counts = np.bincount(val.labels[~val.copies], minlength=len(CLASSES))
     if bare := [name for name, count in zip(CLASSES, counts, strict=True) if not count]:
         copies = ", copies of train images left out," if val.copies.any() else ""
         raise UserError(f"{data.source}: the validation part{copies} has no image of {', '.join(bare)}; add some")
+    if shown < LEAST_ROWS:
+        raise UserError(f"{data.source}: the validation part has {shown} images to show that are no copies of train "
+                        f"images, a report needs {LEAST_ROWS}; add some")  # fmt: skip
 
 
-def why(size: Any, *, seen: int, whole: int, drawn: bool) -> str:
+def why(size: Any, *, seen: int, whole: int, scored: int, drawn: bool) -> str:
     """Why a study of `size` on `seen` of `whole` training images is too small to conclude from; "" if it is not.
 
-    The measure is --full, on faces that are not `drawn`.
+    The measure is --full, on faces that are not `drawn`, and ENOUGH images to learn from and `scored`, copies left out.
     """
     full = PRESETS["full"]
     lengths = (size.base, size.expert, size.gate, size.together)
@@ -144,6 +153,8 @@ def why(size: Any, *, seen: int, whole: int, drawn: bool) -> str:
         "its faces are drawn": drawn,
         "its networks are small": size.config.model == "EmotionResNet-nano",
         f"it sees {seen:,} of the {whole:,} images": seen < whole,
+        f"it learns from {seen:,} images": seen == whole < ENOUGH[0],
+        f"it scores {scored:,} images": scored < ENOUGH[1],
         f"it has {'a single seed' if size.seeds == 1 else f'{size.seeds} seeds'}": size.seeds < full["seeds"],
         f"its stages are short ({' + '.join(map(str, lengths))} epochs)": any(
             own < least for own, least in zip(lengths, full["epochs"], strict=True)

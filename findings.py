@@ -42,6 +42,11 @@ class Gap(NamedTuple):
         mean, half = self.seeds
         return (mean - half > 0) - (mean + half < 0)
 
+    @property
+    def unsure(self) -> bool:
+        """Whether a difference is shown over images that the interval over seeds does not bear out."""
+        return bool(self.sign) and self.seeds is not None and self.seeds_sign != self.sign
+
 
 class Result(NamedTuple):
     """What a configuration reached: accuracies and macro-F1 in percent, one for each seed, and their intervals."""
@@ -73,10 +78,11 @@ class GateResult(NamedTuple):
     least: np.ndarray  # (E,) the smallest mean weight of any seed
     per_class: np.ndarray  # (7, E) mean weight over the images of a class
     own: float  # weight on the experts that have the true class, mean over images
-    even: float  # the same if all experts weighed alike
+    blind: float  # the same if every image had each seed's mean weights
     hits_own: float | None  # accuracy where the expert with the most weight has the true class, None without images
     hits_other: float | None  # accuracy where it has not
     misled: float | None  # share of the wrong images where it has not
+    missed: float  # share of all images where it has not
 
 
 @dataclass(frozen=True)
@@ -95,6 +101,9 @@ class Findings:
     worst: list[PairResult]  # those that the base confuses most, the highest rate first
     tests: list[SeedTest]  # of the worst pairs, where there are several seeds
     groups: tuple[Share, Share] | None  # within and across
+    longer: Result | None  # the base trained on for as long as the best mixture, where it is a control
+    pairs_longer: list[PairResult]  # the best mixture held to `longer`; empty without it
+    groups_longer: tuple[Share, Share] | None
     gate: GateResult
     neighbours: tuple[float, float]  # agreement of base and best mixture
 
@@ -119,7 +128,9 @@ def find(study: Study) -> Findings:
                              best)  # fmt: skip
     gatings, further = alike(mixtures)
     lowest = lowest_grouping(mixtures)
-    pairs = compare_pairs(study, best.configuration)
+    pairs = compare_pairs(study, base.configuration, best.configuration)
+    longer = as_long(controls, base, best)
+    against = (study, longer.configuration, best.configuration) if longer else None
     worst = sorted(pairs, key=lambda one: -one.base / max(one.images, 1))[:WORST]
     return Findings(
         study=study,
@@ -133,7 +144,10 @@ def find(study: Study) -> Findings:
         pairs=pairs,
         worst=worst,
         tests=each_seed(study, worst, best.configuration),
-        groups=compare_groups(study, best.configuration),
+        groups=compare_groups(study, base.configuration, best.configuration),
+        longer=longer,
+        pairs_longer=compare_pairs(*against) if against else [],
+        groups_longer=compare_groups(*against) if against else None,
         gate=look_at_gate(study, best.configuration),
         neighbours=(agreement(study, base.configuration), agreement(study, best.configuration)),
     )
@@ -150,6 +164,25 @@ def trained_alike(controls: list[Result], best: Result) -> list[Result]:
 
     like = {repr(one.configuration.groups) for one in controls if way(one) == way(best)}
     return [one for one in controls if way(one) == way(best) or repr(one.configuration.groups) not in like]
+
+
+def trained_on(controls: list[Result], base: Result) -> list[Result]:
+    """The controls that are the base, trained for longer."""
+    own = base.configuration
+    return [one for one in controls
+            if one.configuration.kind == "single" and one.configuration.parameters == own.parameters
+            and one.configuration.epochs > own.epochs]  # fmt: skip
+
+
+def as_long(controls: list[Result], base: Result, best: Result) -> Result | None:
+    """The control that is the base trained for as long as `best` or longer, the least of them, or None.
+
+    None too where `best` was trained for no longer than the base.
+    """
+    enough = [one for one in trained_on(controls, base) if one.configuration.epochs >= best.configuration.epochs]
+    if best.configuration.epochs <= base.configuration.epochs or not enough:
+        return None
+    return min(enough, key=lambda one: one.configuration.epochs)
 
 
 def alike(mixtures: list[Result]) -> tuple[list[tuple[Result, Result]], list[tuple[Result, Result]]]:
@@ -237,10 +270,11 @@ def look_at_gate(study: Study, best: Configuration) -> GateResult:
         least=gate.mean(1).min(0),
         per_class=np.stack(per_class),
         own=float((gate * has[labels]).sum(2).mean()),
-        even=float(has[labels].mean()),
+        blind=float((gate.mean(1, keepdims=True) * has[labels]).sum(2).mean()),
         hits_own=share(hits[own]),
         hits_other=share(hits[~own]),
         misled=share(~own[~hits]),
+        missed=float((~own).mean()),
     )
 
 

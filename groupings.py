@@ -28,7 +28,7 @@ def given(by_hand: Mapping[str, Sequence[Sequence[str]]], wanted: Sequence[str],
         where = f"config.py, GROUPINGS: the name {name!r}"
         if not re.fullmatch("[a-z0-9_-]+", name):
             raise UserError(f"{where} names folders: use the letters a to z, digits, - and _ only")
-        if name in TAKEN or name.endswith(ENDS):
+        if name in TAKEN or name.startswith("random-") or name.endswith(ENDS):
             raise UserError(f"{where} is taken by a part of the study: choose another one")
     found: dict[str, Grouping] = {}
     for name in wanted:

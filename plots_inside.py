@@ -17,6 +17,10 @@ from plots_study import DPI, handle
 # Okabe and Ito's colours without the yellow, which is hard to see on white: seven, as there are classes
 SEVEN = ("#000000", "#e69f00", "#56b4e9", "#009e73", "#0072b2", "#d55e00", "#cc79a7")
 MARKERS = "oD^sPvX"  # a second sign beside the colour
+SIGNS = tuple(zip(SEVEN, MARKERS, strict=True))  # of classes
+# Of experts, so that none is taken for a class: of Tol's muted colours
+MUTED = ("#332288", "#999933", "#cc6677", "#44aa99", "#882255", "#117733", "#aa4499")
+OTHERS = tuple(zip(MUTED, "<>phd*H", strict=True))
 LAYERS = 20  # in which points are drawn, so that no class hides another
 
 
@@ -29,6 +33,7 @@ class Panel(NamedTuple):
     tsne: np.ndarray
     members: np.ndarray  # (M,) indices into `names`
     names: Sequence[str]
+    signs: Sequence[tuple[str, str]] = SIGNS  # the colour and marker of each of `names`, in turn
 
 
 def confusions(
@@ -92,7 +97,7 @@ def feature_maps(panels: Sequence[Panel], path: Path) -> None:
     grid = figure.subplots(2, len(panels), squeeze=False)
     for panel, (above, below) in zip(panels, grid.T, strict=True):
         for axes, points in ((above, panel.pca), (below, panel.tsne)):
-            _scatter(axes, points, panel.members)
+            _scatter(axes, points, panel.members, panel.signs)
             axes.set_xticks([])
             axes.set_yticks([])
             axes.spines[:].set_color(FAINT)
@@ -102,7 +107,7 @@ def feature_maps(panels: Sequence[Panel], path: Path) -> None:
         below.set_xlabel("t-SNE 1 (no unit)", fontsize=9, color=INK)
         below.set_ylabel("t-SNE 2 (no unit)", fontsize=9, color=INK)
         handles = [
-            handle(linewidth=0, markersize=5, label=fill(name, 26), **_sign(index))
+            handle(linewidth=0, markersize=5, label=fill(name, 26), **_sign(panel.signs, index))
             for index, name in enumerate(panel.names)
         ]
         below.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.07), ncols=2, fontsize=9,
@@ -110,16 +115,17 @@ def feature_maps(panels: Sequence[Panel], path: Path) -> None:
     write_png(figure, path)
 
 
-def _sign(index: int) -> dict[str, str]:
-    return {"color": SEVEN[index % len(SEVEN)], "marker": MARKERS[index % len(MARKERS)]}
+def _sign(signs: Sequence[tuple[str, str]], index: int) -> dict[str, str]:
+    color, marker = signs[index % len(signs)]
+    return {"color": color, "marker": marker}
 
 
-def _scatter(axes, points: np.ndarray, members: np.ndarray) -> None:
+def _scatter(axes, points: np.ndarray, members: np.ndarray, signs: Sequence[tuple[str, str]]) -> None:
     """Draw points (M, 2), each with the sign of the class or expert that it belongs to, in a random order."""
     for layer in np.array_split(np.random.default_rng(0).permutation(len(points)), LAYERS):
         for index in np.unique(members[layer]):
             own = layer[members[layer] == index]
-            axes.scatter(*points[own].T, s=13, alpha=0.75, linewidths=0, **_sign(index))
+            axes.scatter(*points[own].T, s=13, alpha=0.75, linewidths=0, **_sign(signs, index))
 
 
 def gate_use(load: np.ndarray, chosen: np.ndarray, per_class: np.ndarray, groups: Sequence[Sequence[str]],

@@ -62,18 +62,22 @@ def contents(found: Findings) -> list[Block]:
 
 def gate_caption(found: Findings) -> str:
     best = found.best.configuration
-    seeds = "the first seed, whose groups are shown" if found.study.has_other_groups(best) else "all seeds"
-    return f"What the gate of {named(found.best)} does with its experts, over the images without copies and {seeds}."
+    seeds = " and all seeds" if len(found.study.seeds) > 1 else ""
+    if found.study.has_other_groups(best):
+        seeds = " and the first seed, whose groups are shown"
+    return f"What the gate of {named(found.best)} does with its experts, over the images without copies{seeds}."
 
 
 def curves_caption(found: Findings) -> str:
     soft = ""
     if found.best.configuration.gating == "top-1":
         soft = f" {named(found.best)} was trained with soft gating, which its curves show."
+    lines = ", a line for each seed" if len(found.study.seeds) > 1 else ""
     return (
-        "Loss and accuracy per epoch, a line for each seed. Training figures are measured in passing, on augmented "
-        "images; validation figures are without copies. A stage of a mixture may train and score a part of it only, "
-        f"so its figures need not be comparable.{soft}"
+        f"Loss and accuracy per epoch{lines}. Training figures are measured in passing, on augmented images: windows "
+        "of faces, but whole ones in the last fifth of a stage, where the figures may step. Validation figures are "
+        "without copies. A stage of a mixture may train and score a part of it only, so its figures need not be "
+        f"comparable.{soft}"
     )
 
 
@@ -82,8 +86,9 @@ def features_caption(found: Findings) -> str:
     return (
         f"Features before the last layer, of {shown:,} validation images without copies, with the first seed: two "
         f"principal components above, t-SNE below (perplexity {perplexity(shown):.3g}, the same random state for both "
-        "networks). Distances between clusters and their sizes mean little in t-SNE. Expert: the one with the most "
-        "weight."
+        "networks). Distances between clusters and their sizes mean little in t-SNE. The mixture's features are its "
+        "experts' side by side, each times its weight, so images of one expert lie together by their making. Expert: "
+        "the one with the most weight."
     )
 
 
@@ -135,7 +140,9 @@ def feature_panels(found: Findings) -> list[plots_inside.Panel]:
     return [
         plots_inside.Panel(f"base: {found.base.title}, by class", *first, classes, CLASSES),
         plots_inside.Panel(f"best mixture: {best.title}, by class", *second, classes, CLASSES),
-        plots_inside.Panel(f"best mixture: {best.title}, by expert", *second, experts, best.experts),
+        plots_inside.Panel(
+            f"best mixture: {best.title}, by expert", *second, experts, best.experts, plots_inside.OTHERS
+        ),
     ]
 
 

@@ -9,17 +9,30 @@ import numpy as np
 
 from config import CLASSES
 from report_data import Configuration, Study
-from stats import LEVEL, PAIRS, Discordant, Interval, bootstrap, confused, holm, mcnemar, proportion, sign_flip
+from stats import (
+    LEVEL,
+    PAIRS,
+    Discordant,
+    Interval,
+    bootstrap,
+    confused,
+    holm,
+    interval,
+    mcnemar,
+    proportion,
+    sign_flip,
+)
 
 
 class PairResult(NamedTuple):
-    """How often two classes are taken for each other, by the base and by the best mixture."""
+    """How often two classes are taken for each other, by the base, or what else it is held to, and the best mixture."""
 
     pair: tuple[int, int]
     images: int  # of both classes
     base: float  # images confused, the mean over seeds
     best: float
     change: Interval  # best less base, in images, with its interval over images
+    seeds: tuple[float, float] | None  # its mean and half of its interval over seeds; None with one seed
     p: float  # of McNemar's exact test with one seed, else of the sign-flip test
     adjusted: float  # over all pairs
     together: bool | None  # whether an expert has both classes; None where that differs between seeds
@@ -50,6 +63,7 @@ class Share(NamedTuple):
     base: float
     best: float
     change: Interval  # best less base, in images
+    seeds: tuple[float, float] | None  # its mean and half of its interval over seeds; None with one seed
     adjusted: float
 
     @property
@@ -87,11 +101,16 @@ def in_images(gap: Interval, images: int) -> Interval:
     return Interval(*(value * images / 100 for value in gap))
 
 
-def compare_pairs(study: Study, best: Configuration) -> list[PairResult]:
-    """How often each of the 21 pairs is confused, by the base and by `best`."""
+def over_seeds(base: np.ndarray, mixed: np.ndarray) -> tuple[float, float] | None:
+    """How many more images (S, images) are confused by the second: the mean and half of its interval over seeds."""
+    return interval(mixed.sum(1) - base.sum(1)) if len(base) > 1 else None
+
+
+def compare_pairs(study: Study, base_of: Configuration, best: Configuration) -> list[PairResult]:
+    """How often each of the 21 pairs is confused, by `base_of` and by `best`."""
     shared, labels = share_expert(best), study.labels[study.unseen]
     known = not study.has_other_groups(best)
-    both = [(wrong_pairs(study, study.base, pair), wrong_pairs(study, best, pair)) for pair in PAIRS]
+    both = [(wrong_pairs(study, base_of, pair), wrong_pairs(study, best, pair)) for pair in PAIRS]
     alone = [mcnemar(base[0], mixed[0]) if len(base) == 1 else None for base, mixed in both]
     p_values = [one.p if one else sign_flip(*each) for one, each in zip(alone, both, strict=True)]
     found = []
@@ -102,6 +121,7 @@ def compare_pairs(study: Study, best: Configuration) -> list[PairResult]:
             base=float(base.sum(1).mean()),
             best=float(mixed.sum(1).mean()),
             change=in_images(bootstrap(mixed, base), len(labels)),
+            seeds=over_seeds(base, mixed),
             p=p,
             adjusted=float(adjusted),
             together=bool(shared[pair]) if known else None,
@@ -131,8 +151,8 @@ def share_expert(mixture: Configuration) -> np.ndarray:
     return np.einsum("ea,eb->ab", has.astype(int), has.astype(int)) > 0
 
 
-def compare_groups(study: Study, best: Configuration) -> tuple[Share, Share] | None:
-    """Confusions of classes that share an expert of `best`, and of others.
+def compare_groups(study: Study, base_of: Configuration, best: Configuration) -> tuple[Share, Share] | None:
+    """Confusions, by `base_of` and by `best`, of classes that share an expert of `best`, and of others.
 
     None where all share one or none does, and where that differs between seeds.
     """
@@ -142,14 +162,14 @@ def compare_groups(study: Study, best: Configuration) -> tuple[Share, Share] | N
     labels, found = study.labels[study.unseen], []
     for inside in (True, False):
         both = []
-        for one in (study.base, best):
+        for one in (base_of, best):
             predicted = one.predicted[:, study.unseen]
             both.append((predicted != labels) & (shared[labels, predicted] == inside))
         found.append(both)
     adjusted = holm([sign_flip(*both) for both in found])
     within, across = (
         Share(float(base.sum(1).mean()), float(mixed.sum(1).mean()), in_images(bootstrap(mixed, base), len(labels)),
-              float(p))
+              over_seeds(base, mixed), float(p))
         for (base, mixed), p in zip(found, adjusted, strict=True)
     )  # fmt: skip
     return within, across

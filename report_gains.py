@@ -122,7 +122,7 @@ def control(found: Findings, one: Result, ahead: Gap) -> list[str]:
     first += f" ({in_figures(one.gain)})."
     own = ["Each of its experts has all classes."] if one.configuration.is_plain else []
     direct = verdict("the mixture", name, ahead)
-    return [first, *own, *smaller(found, one), direct, _meaning(found.best.gain.sign, one.gain.sign, ahead.sign, name)]
+    return [first, *own, *unequal(found, one), direct, _meaning(found.best.gain.sign, one.gain.sign, ahead, name)]
 
 
 def _cost(one: Result) -> str:
@@ -131,12 +131,13 @@ def _cost(one: Result) -> str:
     return f"{size}, {own.epochs} epoch{'s' if own.epochs > 1 else ''}, training work {own.work:,.1f}"
 
 
-def _meaning(gain: int, its_gain: int, ahead: int, name: str) -> str:
-    """What the three signs make of the mixture's gain: over the base, the control's, and over the control."""
+def _meaning(gain: int, its_gain: int, ahead: Gap, name: str) -> str:
+    """What three comparisons make of the mixture's gain: over the base, the control's, and over the control."""
     if gain > 0:
-        if ahead > 0:
-            return f"The mixture's gain is more than {name} brings."
-        if ahead < 0:
+        if ahead.sign > 0:
+            here = "With these trainings the" if ahead.unsure else "The"
+            return f"{here} mixture's gain is more than {name} brings."
+        if ahead.sign < 0:
             return f"What the mixture gains, {name} gains too, and more."
         if its_gain > 0:
             return f"What the mixture gains, {name} gains too, as far as these images can tell."
@@ -153,8 +154,8 @@ def sized(found: Findings) -> list[Result]:
     return [one for one in singles if one.configuration.parameters > MORE * base.parameters]
 
 
-def smaller(found: Findings, one: Result) -> list[str]:
-    """By how much `one` is smaller than the best mixture, in what it comes nearest to it of the single controls."""
+def unequal(found: Findings, one: Result) -> list[str]:
+    """How far `one` is from the size of the best mixture, in what it comes nearest to it of the single controls."""
     best, larger = found.best.configuration, sized(found)
     if one not in larger:
         return []
@@ -164,12 +165,12 @@ def smaller(found: Findings, one: Result) -> list[str]:
         sizes = [getattr(each.configuration, field) for each in larger]
         own = getattr(one.configuration, field)
         nearest = min(sizes, key=lambda size: max(size / wanted, wanted / size))
-        if own == nearest and wanted > MORE * own:
-            parts.append((name, f"{100 * (1 - own / wanted):.0f} % fewer {name}"))
+        if own == nearest and not 1 / MORE <= own / wanted <= MORE:
+            parts.append((name, f"{100 * abs(1 - own / wanted):.0f} % {'fewer' if own < wanted else 'more'} {name}"))
     if not parts:
         return []
     what = listed([name for name, _ in parts])
-    return [f"It comes nearest to the mixture in {what} of the single controls, but is smaller, with "
+    return [f"It comes nearest to the mixture in {what} of the single controls, but has "
             f"{listed([part for _, part in parts])}."]  # fmt: skip
 
 
@@ -180,7 +181,8 @@ def controls_counted(found: Findings) -> list[str]:
     words = {1: "better than", -1: "worse than", 0: "not shown to differ from"}
     parts = []
     for sign, word in words.items():
-        names = [named(one) for one, ahead in found.controls if ahead.sign == sign]
+        names = [f"{named(one)}{' (not borne out over seeds)' if ahead.unsure else ''}"
+                 for one, ahead in found.controls if ahead.sign == sign]  # fmt: skip
         if names:
             parts.append(f"{word} {listed(names)}")
     return [f"Against the controls, the mixture is {'; '.join(parts)}."]

@@ -8,7 +8,7 @@ import statistics
 
 from config import CLASSES
 from findings import NEIGHBOURS, Findings, GateResult, Result
-from report_confusions import PairResult
+from report_confusions import PairResult, Share
 from report_words import listed, named, p_text
 from stats import Interval
 
@@ -17,35 +17,57 @@ UNUSED = 0.1  # an expert whose mean weight is below this share of an even load 
 
 def pairs(found: Findings) -> list[str]:
     """Whether any of the 21 pairs changed, first of all; then the pairs that the base confuses most."""
-    better = [one for one in found.pairs if one.sign > 0]
-    worse = [one for one in found.pairs if one.sign < 0]
-    count = len(found.pairs)
-    if not better and not worse:
-        least = min(found.pairs, key=lambda one: one.adjusted)
-        which = f" ({least.name})" if least.adjusted < 1 else ""
-        said = [f"No pair of classes is shown to be confused more or less by the mixture than by the base: after "
-                f"correction for {count} pairs the smallest p is {p_text(least.adjusted)}{which}."]  # fmt: skip
-    else:
-        parts = [f"{word}: {listed([_pair(one) for one in ones])}"
-                 for word, ones in (("fewer confusions", better), ("more confusions", worse)) if ones]  # fmt: skip
-        rest = "" if better and worse else f"; none is shown to be confused {'more' if better else 'less'}"
-        said = [f"Of {count} pairs of classes, after correction, the mixture shows {'; '.join(parts)}{rest}."]
+    said = [f"{_changed(found.pairs, 'the base')}{_one_seed(found)}."]
     for one in found.worst:
         rate = 100 * one.base / max(one.images, 1)
         shown = {1: "fewer, which is shown", -1: "more, which is shown", 0: "no change is shown"}[one.sign]
         together = {True: ", share an expert", False: ", have no expert in common", None: ""}[one.together]
         said.append(f"{one.name}, {rate:.1f} % of whose images the base takes for the other{together}: "
                     f"{one.base:.1f} images to {one.best:.1f}, {_change(one.change)} ({shown}, adjusted p "
-                    f"{p_text(one.adjusted)}).")  # fmt: skip
+                    f"{p_text(one.adjusted)}{_over_seeds(one.seeds)}).")  # fmt: skip
     return said
 
 
+def pairs_by_length(found: Findings) -> list[str]:
+    """The same against the base trained for as long as the mixture, which tells structure from length."""
+    if found.longer is not None:
+        return [f"{_changed(found.pairs_longer, named(found.longer))}{_one_seed(found)}."]
+    if found.best.configuration.epochs > found.base.configuration.epochs:
+        return ["The mixture was trained for longer than the base, and no control for as long: what is confused more "
+                "or less than by the base may be owed to length."]  # fmt: skip
+    return []
+
+
+def _changed(ones: list[PairResult], than: str) -> str:
+    """Which of all pairs are confused less or more by the mixture than by another network, named by `than`."""
+    better, worse = [one for one in ones if one.sign > 0], [one for one in ones if one.sign < 0]
+    if not better and not worse:
+        least = min(ones, key=lambda one: one.adjusted)
+        which = f" ({least.name})" if least.adjusted < 1 else ""
+        return (f"No pair of classes is shown to be confused more or less by the mixture than by {than}: after "
+                f"correction for {len(ones)} pairs the smallest p is {p_text(least.adjusted)}{which}")  # fmt: skip
+    parts = [f"{word}: {listed([_pair(one) for one in some])}"
+             for word, some in (("fewer confusions", better), ("more confusions", worse)) if some]  # fmt: skip
+    rest = "" if better and worse else f"; none is shown to be confused {'more' if better else 'less'}"
+    what = f"{'; '.join(parts)}{rest}"
+    return f"Of {len(ones)} pairs of classes, after correction, the mixture shows, against {than}, {what}"
+
+
 def _pair(one: PairResult) -> str:
-    return f"{one.name} ({one.base:.1f} images to {one.best:.1f}, adjusted p {p_text(one.adjusted)})"
+    figures = f"adjusted p {p_text(one.adjusted)}{_over_seeds(one.seeds)}"
+    return f"{one.name} ({one.base:.1f} images to {one.best:.1f}, {figures})"
 
 
 def _change(gap: Interval) -> str:
     return f"a change of {gap.mean:+.1f}, 95 % interval {gap.low:+.1f} to {gap.high:+.1f}"
+
+
+def _over_seeds(seeds: tuple[float, float] | None) -> str:
+    return "" if seeds is None else f"; over seeds {seeds[0] - seeds[1]:+.1f} to {seeds[0] + seeds[1]:+.1f}"
+
+
+def _one_seed(found: Findings) -> str:
+    return "" if len(found.study.seeds) > 1 else "; one seed cannot say whether another training would show the same"
 
 
 def never_named(found: Findings) -> list[str]:
@@ -53,10 +75,10 @@ def never_named(found: Findings) -> list[str]:
     unseen = found.study.unseen
     base, best = ({name for index, name in enumerate(CLASSES) if not (one.predicted[:, unseen] == index).any()}
                   for one in (found.base.configuration, found.best.configuration))  # fmt: skip
-    seeds = ", with any seed" if len(found.study.seeds) > 1 else ""
+    where = " on images without copies" + (", with any seed" if len(found.study.seeds) > 1 else "")
     said = [("Neither the base nor the mixture ever names", base & best), ("The base never names", base - best),
             ("The mixture never names", best - base)]  # fmt: skip
-    return [f"{who} {listed([name for name in CLASSES if name in names])}{seeds}." for who, names in said if names]
+    return [f"{who} {listed([name for name in CLASSES if name in names])}{where}." for who, names in said if names]
 
 
 def within_groups(found: Findings) -> list[str]:
@@ -66,12 +88,19 @@ def within_groups(found: Findings) -> list[str]:
     if found.groups is None:
         word = "Every pair of classes shares" if found.pairs[0].together else "No pair of classes shares"
         return [f"{word} an expert of the mixture, so that confusions within groups cannot be set apart."]
+    said = _shares(found.groups, "the base")
+    if found.groups_longer:
+        said += _shares(found.groups_longer, named(found.longer))
+    return said
+
+
+def _shares(groups: tuple[Share, Share], than: str) -> list[str]:
     said = []
-    for one, what in zip(found.groups, ("share an expert", "have no expert in common"), strict=True):
+    for one, what in zip(groups, ("share an expert", "have no expert in common"), strict=True):
         shown = {1: "more, which is shown", -1: "fewer, which is shown", 0: "no change is shown"}[one.sign]
-        said.append(f"Classes that {what} are confused on {one.base:,.1f} images by the base and on {one.best:,.1f} by "
+        said.append(f"Classes that {what} are confused on {one.base:,.1f} images by {than} and on {one.best:,.1f} by "
                     f"the mixture, {_change(one.change)} ({shown}, p {p_text(one.adjusted)} after correction for 2 "
-                    f"comparisons).")  # fmt: skip
+                    f"comparisons{_over_seeds(one.seeds)}).")  # fmt: skip
     return said
 
 
@@ -96,23 +125,23 @@ def gate(found: Findings) -> list[str]:
                 f"({'; '.join(idle)}; {span})."]  # fmt: skip
     else:
         said = [f"The gate uses all {len(groups)} experts{always} ({span})."]
-    return said + _routing(use)
+    return said + _routing(use, plain=found.best.configuration.is_plain)
 
 
-def _routing(use: GateResult) -> list[str]:
-    if use.even == 1:
+def _routing(use: GateResult, *, plain: bool) -> list[str]:
+    if plain:
         return ["Every expert has every class, so no choice of the gate can miss the true one."]
-    more = use.own - use.even
+    more = use.own - use.blind
     word = "follows" if more > 0.05 else "hardly follows" if more > 0.01 else "does not follow"
     said = [f"It {word} the groups: the experts that have the true class get {use.own:.1%} of its weight, and would "
-            f"get {use.even:.1%} if all weighed alike."]  # fmt: skip
+            f"get {use.blind:.1%} if every image had the same mean weights."]  # fmt: skip
     if use.hits_own is not None and use.hits_other is not None:
         said.append(f"Where the expert with the most weight has the true class, {use.hits_own:.1%} of the images are "
                     f"named right; where it has not, {use.hits_other:.1%}.")  # fmt: skip
     if use.misled is not None:
-        blame = "most" if use.misled > 0.5 else "a part"
+        blame = "many" if use.misled > 0.5 else "a part"
         said.append(f"Of the mixture's mistakes, {use.misled:.1%} have their most weight on an expert without the true "
-                    f"class: {blame} of them could be the gate's.")  # fmt: skip
+                    f"class, of all images {use.missed:.1%}: {blame} of the mistakes could be the gate's.")  # fmt: skip
     return said
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from config import CLASSES
 from findings import Findings, Gap
-from pages import Block, Code, Picture, Table
+from pages import Block, Code, Heading, Picture, Table
 from report_confusions import PairResult, pair_rate
 from report_data import Configuration, Study
 from report_words import amount, named, p_text
@@ -19,7 +19,7 @@ def setting(study: Study) -> list[Block]:
     counts = [[name, *(f"{data[part][index]:,}" for part in ("train", "val"))] for index, name in enumerate(CLASSES)]
     facts = [
         ["data", f"{data['source']}, fingerprint {data['fingerprint']}"],
-        ["images", f"{images}, of which {int(study.copies.sum()):,} also stand in train (copies)"],
+        ["images", f"{images}, of which {int(study.copies.sum()):,} also stand in the dataset's train part (copies)"],
         ["seeds", ", ".join(map(str, study.seeds))],
         [
             "minutes",
@@ -47,7 +47,11 @@ def configuration_table(found: Findings) -> Table:
         "Configurations. MACs are multiply-adds for one image; epochs the most that any of the weights went through; "
         "training work is that of all stages, in epochs of the base"
     )
-    caption += ". Top-1: trained with soft gating, top-1 in use" if top else ""
+    if top:
+        caption += (
+            ". Top-1: trained with soft gating, top-1 in use; its MACs are those of the gate and one expert, though "
+            "here all experts are computed"
+        )
     return Table(caption, [head[place] for place in used], [[row[place] for place in used] for row in rows])
 
 
@@ -84,15 +88,19 @@ def score_table(found: Findings) -> Table:
 
 
 def gain_table(found: Findings) -> Table:
+    several = len(found.study.seeds) > 1
     rows = [
-        [str(number), one.title, in_points(one.official_gain) if one.official_gain else "", *gap_cells(one.gain)]
+        [str(number), one.title, in_points(one.official_gain) if one.official_gain else "",
+         *gap_cells(one.gain, several=several)]
         for number, one in enumerate(found.results, 1)
-    ]
-    head = ["#", "configuration", "gain, official", "gain, without copies", "gain over seeds", "adjusted p"]
+    ]  # fmt: skip
+    head = ["#", "configuration", "gain, official", "gain, without copies", "adjusted p"]
+    if several:
+        head.insert(4, "gain over seeds")
     caption = (
-        f"Gain in accuracy over the base, in points with its 95 % interval over images (paired bootstrap), and over "
-        f"seeds (Student's t); p of the sign-flip test without copies, adjusted by Holm for {len(found.results) - 1} "
-        f"configurations"
+        f"Gain in accuracy over the base, in points with its 95 % interval over images (paired bootstrap)"
+        f"{student(found)}; p of the sign-flip test without copies, adjusted by "
+        f"Holm for {len(found.results) - 1} configurations"
     )
     return Table(caption, head, rows)
 
@@ -118,8 +126,11 @@ def confusion_blocks(found: Findings) -> list[Block]:
     blocks = [
         Picture("confusion.png", f"Base {named(found.base)}, best mixture {named(found.best)}, and the difference; "
                 f"without copies{over_seeds(found)}."),
-        pair_table(found),
+        pair_table(found, found.pairs, "base"),
     ]  # fmt: skip
+    if found.longer:
+        blocks += [Heading(f"The same against {named(found.longer)}", 3),
+                   pair_table(found, found.pairs_longer, "longer")]  # fmt: skip
     if found.tests:
         rows = [[one.pair.name, str(one.seed), str(one.found.first), str(one.found.second), p_text(one.found.p),
                  p_text(one.adjusted)] for one in found.tests]  # fmt: skip
@@ -132,30 +143,35 @@ def confusion_blocks(found: Findings) -> list[Block]:
     return blocks
 
 
-def pair_table(found: Findings) -> Table:
+def pair_table(found: Findings, pairs: Sequence[PairResult], against: str) -> Table:
     """All pairs; with one seed, with the images that only one of the two networks confuses."""
-    head = ["pair", "images", "shared expert", "base", "best mixture", "difference", "p", "adjusted p"]
-    alone = ["only base", "only mixture"] if found.pairs[0].discordant else []
-    if alone:
-        test = "McNemar's exact test (with several seeds it would be the sign-flip test, which is the same for one)"
-    else:
+    several = len(found.study.seeds) > 1
+    head = ["pair", "images", "shared expert", against, "best mixture", "difference"]
+    head += ["over seeds"] if several else [f"only {against}", "only mixture"]
+    if several:
         test = ("the sign-flip test, in which an image counts once, with its mean over the seeds (with one seed it "
                 "would be McNemar's exact test, up to Monte Carlo error)")  # fmt: skip
+    else:
+        test = "McNemar's exact test (with several seeds it would be the sign-flip test, which is the same for one)"
     caption = (
         f"Images of a pair of classes that are taken for the other class, without copies{over_seeds(found)}; the "
         f"difference with its 95 % interval over images (paired bootstrap: without width where no image changed, which "
-        f"does not make it sure); p of {test}; adjusted by Holm for {len(found.pairs)} pairs"
+        f"does not make it sure){student(found)}; p of {test}; adjusted by Holm "
+        f"for {len(pairs)} pairs"
     )
-    rows = [pair_row(one) for one in found.pairs]
-    return Table(caption, [*head[:6], *alone, *head[6:]], rows)
+    return Table(caption, [*head, "p", "adjusted p"], [pair_row(one) for one in pairs])
 
 
 def pair_row(one: PairResult) -> list[str]:
     gap, shared = one.change, {True: "yes", False: "no", None: "-"}[one.together]
+    digits = 0 if one.seeds is None else 1
+    if one.seeds is None:
+        more = [str(count) for count in one.discordant[:2]]
+    else:
+        more = [f"{one.seeds[0] - one.seeds[1]:+.1f} to {one.seeds[0] + one.seeds[1]:+.1f}"]
     return [
-        one.name, f"{one.images:,}", shared, f"{one.base:.1f}", f"{one.best:.1f}",
-        f"{gap.mean:+.1f} ({gap.low:+.1f} to {gap.high:+.1f})",
-        *(map(str, one.discordant[:2]) if one.discordant else ()), p_text(one.p), p_text(one.adjusted),
+        one.name, f"{one.images:,}", shared, f"{one.base:.{digits}f}", f"{one.best:.{digits}f}",
+        f"{gap.mean:+.{digits}f} ({gap.low:+.1f} to {gap.high:+.1f})", *more, p_text(one.p), p_text(one.adjusted),
     ]  # fmt: skip
 
 
@@ -164,6 +180,10 @@ def pair_row(one: PairResult) -> list[str]:
 
 def over_seeds(found: Findings) -> str:
     return ", mean over seeds" if len(found.study.seeds) > 1 else ""
+
+
+def student(found: Findings) -> str:
+    return ", and over seeds (Student's t)" if len(found.study.seeds) > 1 else ""
 
 
 def spread(values: Sequence[float]) -> str:
@@ -180,9 +200,9 @@ def in_points(gap: Interval) -> str:
     return f"{gap.mean:+.2f} ({gap.low:+.2f} to {gap.high:+.2f})"
 
 
-def gap_cells(gap: Gap | None) -> list[str]:
-    """The gain with its intervals over images and over seeds, and the adjusted p."""
+def gap_cells(gap: Gap | None, *, several: bool) -> list[str]:
+    """The gain with its intervals over images and, with `several`, over seeds, and the adjusted p."""
     if gap is None:
-        return ["", "", ""]
-    seeds = "-" if gap.seeds is None else f"{gap.seeds[0] - gap.seeds[1]:+.2f} to {gap.seeds[0] + gap.seeds[1]:+.2f}"
-    return [in_points(gap.images), seeds, p_text(gap.adjusted)]
+        return [""] * (2 + several)
+    seeds = [f"{gap.seeds[0] - gap.seeds[1]:+.2f} to {gap.seeds[0] + gap.seeds[1]:+.2f}"] if several else []
+    return [in_points(gap.images), *seeds, p_text(gap.adjusted)]

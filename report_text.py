@@ -7,7 +7,7 @@ report_words.py says what is called shown.
 import statistics
 
 from config import CLASSES
-from findings import Findings
+from findings import Findings, trained_on
 from report_gains import (
     all_mixtures,
     best_against_base,
@@ -19,7 +19,7 @@ from report_gains import (
     picked,
     picked_in_short,
 )
-from report_inside import features, gate, never_named, pairs, training, within_groups
+from report_inside import features, gate, never_named, pairs, pairs_by_length, training, within_groups
 from report_words import listed, named
 
 
@@ -29,7 +29,8 @@ def discussion(found: Findings) -> list[tuple[str, list[str]]]:
         ("The mixtures against the base", [*best_against_base(found), picked(found), *all_mixtures(found)]),
         ("Groupings, gating, stages", groupings(found) + gatings(found) + further_stages(found)),
         ("Against the controls", controls(found)),
-        ("What is confused", pairs(found) + within_groups(found) + never_named(found)),
+        ("What is confused", [*pairs(found), *pairs_by_length(found), *within_groups(found),
+                               *never_named(found)]),
         ("What the gate does", gate(found)),
         ("Cost", costs(found)),
         ("Training and features", training(found.base) + training(found.best) + features(found)),
@@ -41,7 +42,7 @@ def discussion(found: Findings) -> list[tuple[str, list[str]]]:
 def summary(found: Findings) -> list[str]:
     """The few sentences that a reader in a hurry needs."""
     return [*best_against_base(found), *picked_in_short(found), *controls_counted(found), pairs(found)[0],
-            gate(found)[0], verdict_on_size(found)]  # fmt: skip
+            *pairs_by_length(found), gate(found)[0], verdict_on_size(found)]  # fmt: skip
 
 
 def warnings(found: Findings) -> list[str]:
@@ -118,19 +119,18 @@ def length(found: Findings) -> list[str]:
         return [f"No weights of the mixture went through more epochs than the base's ({best.epochs} and "
                 f"{base.epochs})."]  # fmt: skip
     said = f"Weights of the mixture went through up to {best.epochs} epochs, the base's through {base.epochs}: "
-    alone = [(one, ahead) for one, ahead in found.controls
-             if one.configuration.kind == "single" and one.configuration.parameters == base.parameters
-             and one.configuration.epochs > base.epochs]  # fmt: skip
-    as_long = [(one, ahead) for one, ahead in alone if one.configuration.epochs >= best.epochs]
+    ahead = dict((one.configuration.name, gap) for one, gap in found.controls)
+    alone = trained_on([one for one, _ in found.controls], found.base)
     if not alone:
         return [f"{said}a longer training of the base alone was not tried, so length cannot be told from structure."]
-    if not as_long:
-        longest = max((one for one, _ in alone), key=lambda one: one.configuration.epochs)
+    if found.longer is None:
+        longest = max(alone, key=lambda one: one.configuration.epochs)
         return [f"{said}a training of the base alone for as long was not tried ({named(longest)} went through "
                 f"{longest.configuration.epochs}), so length cannot quite be told from structure."]  # fmt: skip
     words = {1: "better than it", -1: "worse than it", 0: "not shown to differ from it"}
+    one = found.longer
     return [f"{said}{named(one)}, with {one.configuration.epochs} epochs, is what tells length from structure, and the "
-            f"mixture is {words[ahead.sign]}." for one, ahead in as_long]  # fmt: skip
+            f"mixture is {words[ahead[one.configuration.name].sign]}."]  # fmt: skip
 
 
 def single_draw(found: Findings) -> list[str]:

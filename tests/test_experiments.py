@@ -86,7 +86,8 @@ def test_every_configuration_is_written_with_its_figures(study):
     assert list(found) == ["single", "ensemble", "longer", "wide", "wide-2", *mixtures]
     assert not about["conclusive"] and about["data"]["demo"] is False
     assert about["why"] == (
-        "its networks are small, it has a single seed and its stages are short (1 + 1 + 1 + 1 epochs)"
+        "its networks are small, it learns from 42 images, it scores 25 images, it has a single seed and its stages "
+        "are short (1 + 1 + 1 + 1 epochs)"
     )
     assert about["command"].startswith("python experiments.py --quick --limit 0")
     labels = np.load(results(folder) / "labels.npz")
@@ -320,6 +321,14 @@ def test_a_class_whose_validation_images_are_all_copies_is_refused(tmp_path, mon
     assert not (tmp_path / "runs").exists()
 
 
+def test_too_few_validation_images_for_a_report_are_refused_beforehand(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_folders(tmp_path / "archive", train=42, val=9, test=0)
+    assert experiments.main([*SMALL]) == 2
+    assert "has 9 images to show that are no copies of train images, a report needs 10; add" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
 @pytest.mark.parametrize(
     ("name", "groups", "message"),
     [
@@ -328,6 +337,7 @@ def test_a_class_whose_validation_images_are_all_copies_is_refused(tmp_path, mon
         ("valence", [list(CLASSES), []], "config.py, GROUPINGS['valence']: group 2 is empty"),
         ("valence", [["angry"], ["sad"]], "config.py, GROUPINGS['valence']: no group has disgust"),
         ("random", [["angry"], ["sad"]], "config.py, GROUPINGS: the name 'random' is taken"),
+        ("random-two", [["angry"], ["sad"]], "config.py, GROUPINGS: the name 'random-two' is taken"),
     ],
 )
 def test_what_is_no_grouping_is_refused_before_anything_is_read(tmp_path, monkeypatch, capsys, name, groups, message):
@@ -341,23 +351,27 @@ def test_what_is_no_grouping_is_refused_before_anything_is_read(tmp_path, monkey
 @pytest.mark.parametrize(
     ("recipe", "seeds", "lengths", "told", "said"),
     [
-        ("small", 3, (110, 40, 20, 20), (28709, 28709, False), ""),
-        ("small", 5, (200, 40, 20, 20), (28709, 28709, False), ""),
-        ("small", 3, (110, 40, 20, 20), (5600, 5600, True), "its faces are drawn"),
-        ("small", 3, (110, 40, 20, 20), (9000, 28709, False), "it sees 9,000 of the 28,709 images"),
-        ("small", 2, (110, 40, 20, 20), (28709, 28709, False), "it has 2 seeds"),
-        ("small", 3, (110, 40, 19, 20), (28709, 28709, False), "its stages are short (110 + 40 + 19 + 20 epochs)"),
-        ("nano", 3, (110, 40, 20, 20), (28709, 28709, False), "its networks are small"),
-        ("nano", 1, (110, 40, 20, 20), (28709, 28709, False), "its networks are small and it has a single seed"),
-        ("nano", 1, (10, 5, 3, 2), (8997, 28709, True),
+        ("small", 3, (110, 40, 20, 20), (28709, 28709, 3309, False), ""),
+        ("small", 5, (200, 40, 20, 20), (28709, 28709, 3309, False), ""),
+        ("small", 3, (110, 40, 20, 20), (5600, 5600, 1400, True),
+         "its faces are drawn and it learns from 5,600 images"),
+        ("small", 3, (110, 40, 20, 20), (9000, 28709, 3309, False), "it sees 9,000 of the 28,709 images"),
+        ("small", 3, (110, 40, 20, 20), (10000, 10000, 1000, False), ""),
+        ("small", 3, (110, 40, 20, 20), (10000, 10000, 999, False), "it scores 999 images"),
+        ("small", 2, (110, 40, 20, 20), (28709, 28709, 3309, False), "it has 2 seeds"),
+        ("small", 3, (110, 40, 19, 20), (28709, 28709, 3309, False),
+         "its stages are short (110 + 40 + 19 + 20 epochs)"),
+        ("nano", 3, (110, 40, 20, 20), (28709, 28709, 3309, False), "its networks are small"),
+        ("nano", 1, (110, 40, 20, 20), (28709, 28709, 3309, False), "its networks are small and it has a single seed"),
+        ("nano", 1, (10, 5, 3, 2), (8997, 28709, 3309, True),
          "its faces are drawn, its networks are small, it sees 8,997 of the 28,709 images, it has a single seed and "
          "its stages are short (10 + 5 + 3 + 2 epochs)"),
     ],
 )  # fmt: skip
 def test_why_a_study_is_too_small_comes_from_its_size(recipe, seeds, lengths, told, said):
-    seen, whole, is_drawn = told
+    seen, whole, scored, is_drawn = told
     size = Size(Config(**RECIPES[recipe]), seeds, *lengths)
-    assert experiments.why(size, seen=seen, whole=whole, drawn=is_drawn) == said
+    assert experiments.why(size, seen=seen, whole=whole, scored=scored, drawn=is_drawn) == said
 
 
 @pytest.mark.parametrize(
