@@ -62,6 +62,19 @@ def test_the_fingerprint_changes_with_a_pixel_a_label_or_a_split(tmp_path):
     assert len(prints) == 4
 
 
+def test_test_images_have_no_part_in_the_fingerprint_unless_they_are_all_there_is(tmp_path):
+    with_test, without = write_folders(tmp_path / "a"), write_folders(tmp_path / "b")
+    for file in (without / "test").glob("*/PrivateTest_*"):
+        file.unlink()
+    whole, bare = load_from(with_test, tmp_path), load_from(without, tmp_path)
+    assert len(whole.splits["test"]) == 14 and "test" not in bare.splits
+    assert whole.fingerprint == bare.fingerprint
+    arrays = cache.open_cache(next((tmp_path / "cache").iterdir()))
+    alone = {**arrays, "splits": np.full_like(arrays["splits"], 2)}
+    fewer = {name: values[:-1] for name, values in alone.items()}
+    assert len({cache.fingerprint(alone), cache.fingerprint(fewer), whole.fingerprint}) == 3
+
+
 def test_a_dataloader_over_the_image_folder_gives_the_cached_pixels(archive, tmp_path):
     from image_folder import EmotionFolder
 
