@@ -293,7 +293,8 @@ def found_in(digests: np.ndarray, others: np.ndarray) -> np.ndarray:
 def draw_validation(labels: np.ndarray, digests: np.ndarray, fraction: float) -> np.ndarray:
     """A mask (N,) of the images drawn for validation: `fraction` of each class that has two different images.
 
-    Whole groups of pixel-identical images are drawn, so that copies stay on one side.
+    Whole groups of pixel-identical images are drawn, so that copies stay on one side. One larger than what is to be
+    drawn stays in train, unless all are: an image copied over and over would take the class with it.
     """
     _, group = np.unique(digests, return_inverse=True)
     group_label = np.full(group.max() + 1, len(CLASSES))
@@ -305,8 +306,10 @@ def draw_validation(labels: np.ndarray, digests: np.ndarray, fraction: float) ->
         groups = rng.permutation(np.flatnonzero(group_label == label))
         if len(groups) < 2:  # the only one stays in train
             continue
+        wanted = fraction * group_size[groups].sum()
+        groups = groups[group_size[groups] <= max(wanted, group_size[groups].min())]
         before = np.cumsum(group_size[groups]) - group_size[groups]
-        chosen[groups[before < fraction * group_size[groups].sum()]] = True
+        chosen[groups[before < wanted]] = True
     return chosen[group]
 
 

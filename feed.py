@@ -106,10 +106,10 @@ class Feed:
         return draws and draws.each(self.send)
 
     def send(self, values: Tensor) -> Tensor:
-        """`values` on the device, without waiting for it."""
+        """`values` on the device; CUDA does not wait for it, from pinned memory that torch keeps until it is there."""
         if self.machine.device.type == "cuda":
-            values = values.pin_memory()
-        return values.to(self.machine.device, non_blocking=True)
+            return values.pin_memory().to(self.machine.device, non_blocking=True)
+        return values.to(self.machine.device)
 
 
 def where_to_keep(split: Split, machine: Machine) -> str:

@@ -83,14 +83,12 @@ def run_from(args: argparse.Namespace) -> int:
 
 def new_model(config: Config, machine: Any) -> Any:
     """Seed everything, then draw the network."""
-    import torch
-
     from model import build_model
     from utils import seed_everything
 
     seed_everything(config.seed, deterministic=config.deterministic)
     model = build_model(config.model, **config.arguments)
-    return model.to(machine.device, memory_format=torch.channels_last)
+    return model.to(machine.device, memory_format=machine.layout)
 
 
 def train(

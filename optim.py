@@ -20,13 +20,15 @@ NORM_BATCH = 256  # images at a time
 def make_optimizer(model: nn.Module, config: Config, machine: Machine) -> torch.optim.Optimizer:
     """The configured update rule over all weights that are not frozen, fused where torch has that.
 
-    Weight decay spares biases and the gains and offsets of norms (arXiv 1812.01187, section 3.1).
+    Weight decay spares biases and the gains and offsets of norms (arXiv 1812.01187, section 3.1). SGD is not fused in
+    float16: where its first step is skipped, for gradients too large, it would go on with momentum never set.
     """
     trained = [weight for weight in model.parameters() if weight.requires_grad]
     matrices = [weight for weight in trained if weight.ndim > 1]
     vectors = [weight for weight in trained if weight.ndim <= 1]
     groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    shared: dict[str, Any] = {"lr": config.lr, "fused": machine.device.type in ("cpu", "cuda")}
+    sound = config.optimizer != "sgd" or machine.dtype is not torch.float16
+    shared: dict[str, Any] = {"lr": config.lr, "fused": sound and machine.device.type in ("cpu", "cuda")}
     if config.optimizer == "sgd":
         return torch.optim.SGD(groups, momentum=0.9, nesterov=True, **shared)
     rule = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer]

@@ -60,7 +60,7 @@ class Stages:
             self.began = None
         run, config = self.folder / name, replace(config, runs=str(self.folder), run=name)
         seed_everything(config.seed)
-        model = make().to(self.machine.device, memory_format=torch.channels_last)
+        model = make().to(self.machine.device, memory_format=self.machine.layout)
         mark = self.mark(model, config)
         final, note = run / "final.pth", f"stage {self.done} of {len(self.plan)}: {name}"
         here, made_on = str(self.machine), []
@@ -185,7 +185,7 @@ def macs(model: FaceNet) -> int:
 
 def seconds_per_image(config: Config, machine: Machine, *, steps: int = 5) -> float:
     """How long an image of a training step of `config` takes here: the median of some steps on blank images."""
-    model = build_model(config.model, **config.arguments).to(machine.device, memory_format=torch.channels_last)
+    model = build_model(config.model, **config.arguments).to(machine.device, memory_format=machine.layout)
     size = config.window if config.augment and model.any_size else model.image_size
     images = channels_last(torch.zeros(config.batch_size, 1, size, size, device=machine.device))
     times = []

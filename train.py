@@ -216,7 +216,8 @@ def fit(
             trainer.recalibrate()
             scores = evaluate(trainer.kept, data.split("val"), machine=machine, loss=trainer.loss, ranks=ranks)
             end_epoch(trainer, scores, rate, trainer.seconds + time.perf_counter() - start)
-            if machine.device.type == "cpu" or trainer.done or time.monotonic() - saved > SAVE_SECONDS:
+            due = time.monotonic() - saved > SAVE_SECONDS
+            if machine.device.type == "cpu" or trainer.done or trainer.stale == 0 or due:  # best.pth is never ahead
                 trainer.save()
                 saved = time.monotonic()
             agreed(ranks, bad=False, stop=request)

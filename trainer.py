@@ -107,8 +107,11 @@ class Trainer:
 
     def restore(self, content: dict[str, Any]) -> None:
         """Go back to the state in last.pth's `content`."""
+        fused = [group["fused"] for group in self.optimizer.param_groups]
         for key, part in self.parts().items():
             part.load_state_dict(content[key])
+        for group, own in zip(self.optimizer.param_groups, fused, strict=True):
+            group["fused"] = own  # this machine's, not that of the one before
         for name in PROGRESS:
             setattr(self, name, content["progress"][name])
         if not self.ranks.first:

@@ -47,12 +47,25 @@ def exit_status(run: Callable[..., int], *args: Any) -> int:
         if str(error):  # without words: another process has said it
             print(f"error: {error}", file=sys.stderr)
         return 2
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        details = str(error).partition("\n")[0] or type(error).__name__
+        print(f"error: the memory is full ({details}): use a smaller --batch-size where it is a flag, end what else "
+              "uses the device, or use --device cpu", file=sys.stderr)  # fmt: skip
+        return 2
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
     except BrokenPipeError:
         discard(sys.stdout)
         return 141
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether the device's memory, or the machine's, was not enough; torch has no class of its own for the latter."""
+    words = ("not enough memory", "can't allocate memory", "out of memory")
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in str(error) for word in words)
 
 
 def discard(stream: TextIO) -> None:
@@ -75,6 +88,11 @@ class Machine(NamedTuple):
     def sum_dtype(self) -> torch.dtype:
         """For sums over an epoch; Apple's MPS has no float64."""
         return torch.float32 if self.device.type == "mps" else torch.float64
+
+    @property
+    def layout(self) -> torch.memory_format:
+        """Of weights and images in memory; on MPS backward is wrong, or ends the process, with channels last."""
+        return torch.contiguous_format if self.device.type == "mps" else torch.channels_last
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not torch.float32)
@@ -152,8 +170,10 @@ def channels_last(images: torch.Tensor) -> torch.Tensor:
     """`images` (B, C, H, W) with the channels of a pixel side by side in memory, which convolutions prefer on a CPU.
 
     One channel fits either layout, torch then assumes the other and carries it through the network: so the
-    strides are spelled out.
+    strides are spelled out. On MPS they are contiguous, see `Machine.layout`.
     """
+    if images.device.type == "mps":
+        return images.contiguous()
     if images.shape[1] != 1:
         return images.contiguous(memory_format=torch.channels_last)
     return images[:, 0].contiguous().unsqueeze(-1).permute(0, 3, 1, 2)

@@ -80,7 +80,7 @@ def load_weights(path: Path, *, machine: Machine) -> tuple[FaceNet, dict[str, An
         raise UserError(
             f"{path} does not fit the network {content['model']!r} of this code: {str(error).splitlines()[0]}"
         ) from error
-    return model.eval().to(machine.device, memory_format=torch.channels_last), content
+    return model.eval().to(machine.device, memory_format=machine.layout), content
 
 
 def describe(path: Path, content: dict[str, Any], *, tta: str = "none") -> str:

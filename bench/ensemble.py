@@ -9,6 +9,7 @@ its 95 % interval over images (paired bootstrap) and the p-value of the sign-fli
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # before bench/, which has a train.py too
@@ -39,11 +40,19 @@ def run(args: argparse.Namespace) -> int:
     val, machine = data.split("val"), pick_machine(args.resolved.device, args.resolved.precision, args.resolved.threads)
     print(f"machine: {machine}; accuracy in % on validation images, official / without copies; "
           f"views of an image: {len(views(args.tta))}")  # fmt: skip
-    log_p, work = [], []
-    for file in files:
-        model, content = load_weights(file, machine=machine)
+    log_p, work, known = [], [], [load_weights(file, machine=machine) for file in files]
+    for file, (_, content) in zip(files, known, strict=True):
         if content["dataset"]["fingerprint"] != data.fingerprint:
             raise UserError(f"{file} was trained on other data than {data.source}, and may know these images")
+    if data.drawn_val:  # the part that none of them was trained on
+        fractions = {content["config"]["val_fraction"] for _, content in known}
+        if len(fractions) > 1:
+            raise UserError(
+                f"{data.source}: the weights left different shares of it for validation "
+                f"({', '.join(map(str, sorted(fractions)))}): name weights of runs with the same --val-fraction"
+            )
+        val = load(replace(args.resolved, val_fraction=fractions.pop())).split("val")
+    for file, (model, _) in zip(files, known, strict=True):
         log_p.append(predict_logits(model, val, machine=machine, ranks=Ranks(), tta=args.tta).log_softmax(1))
         work.append(macs(model) * len(views(args.tta)))
         print(line(str(file), score(log_p[-1], val.labels, val.copies), work[-1]), flush=True)

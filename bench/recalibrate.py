@@ -9,6 +9,7 @@ new folder, and held to the shipped ones as at the end of training.
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,8 @@ def run(args: argparse.Namespace) -> int:
         model, content = load_weights(Path(name, "best.pth"), machine=machine)
         if content["dataset"]["fingerprint"] != data.fingerprint:
             raise UserError(f"{name} was trained on other data than {data.source}: score it on its own with --data")
+        if data.drawn_val:  # the part that this run did not train on
+            data = load(replace(args.resolved, val_fraction=config.val_fraction))
         before, after = recalibrated(model, data, machine)
         print(f"{name}  {in_percent(before)}, then {in_percent(after)}", flush=True)
     if args.out:

@@ -152,16 +152,19 @@ def run(args: argparse.Namespace) -> int:
 
     asked = args.knobs.get("device", "auto")
     kind = "cuda" if asked == "cuda" or (asked == "auto" and torch.cuda.is_available()) else "cpu"
-    config = Config(**{"data": args.data, **(GPU if kind == "cuda" else CPU), **args.knobs})
+    try:
+        config = Config(**{"data": args.data, **(GPU if kind == "cuda" else CPU), **args.knobs})
+    except ValueError as error:
+        raise UserError(f"{error}; the schedule for {kind} sets the others") from error
     machine = pick_machine(config.device, config.precision, config.threads)
     print("\n".join(header()))
     print(f"machine: {machine}")
+    data = load(config)
     if args.keep:
         try:
             Path(args.keep).mkdir(parents=True)
         except OSError as error:
             raise UserError(f"--keep {args.keep}: {error.strerror}; name a folder that is not there yet") from error
-    data = load(config)
     images = len(data.split("train"))
     if data.demo:
         print(DEMO_NOTE)

@@ -94,7 +94,9 @@ def parts_of(config: Config, only: list[str]) -> tuple[list[Part], list[Part]]:
         for name, knobs in table.items():
             first = next(iter(knobs))
             value = getattr(config, first)
-            changed = any(getattr(config, knob) != off for knob, off in knobs.items())
+            # A rule or a file is there or not, whatever the numbers that go with it
+            deciding = [first] if isinstance(value, str) else knobs
+            changed = any(getattr(config, knob) != knobs[knob] for knob in deciding)
             fits = value == getattr(defaults, first) if added else changed
             if not only or name in only:
                 (parts if fits else idle).append(Part(name, knobs, added))

@@ -3,7 +3,7 @@
 import json
 import re
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -375,6 +375,25 @@ def test_ensemble_holds_the_mean_of_probabilities_against_the_best_network(bench
     assert "was trained on other data" in bench("ensemble.py", *files, "--data", other, *places[2:], status=2)
 
 
+def test_a_drawn_validation_part_is_that_of_the_run(bench, tmp_path):
+    data = write_folders(tmp_path / "archive", train=140, val=0, test=0)
+    places = ["--data", data, "--cache", tmp_path / "cache"]
+    for name, fraction in (("tenth", 0.1), ("third", 0.34)):
+        knobs = ["--recipe", "nano", "--recalibrate", 0, "--epochs", 1, "--val-fraction", fraction, "--device", "cpu"]
+        run_script("interface.py", *places, *knobs, "--runs", tmp_path, "--run", name, cwd=tmp_path)
+    config = Config(data=str(data), cache=str(tmp_path / "cache"))
+    own, other = (load(replace(config, val_fraction=share)) for share in (0.34, 0.1))
+    assert len(own.split("val")) > len(other.split("val"))
+    model, _ = load_weights(tmp_path / "third" / "best.pth", machine=pick_machine("cpu", "auto", 1))
+    logits = predict_logits(model, own.split("val"), machine=pick_machine("cpu", "auto", 1), ranks=Ranks())
+    right = 100 * float((logits.argmax(1).numpy() == own.split("val").labels).mean())
+    text = bench("recalibrate.py", tmp_path / "tenth", tmp_path / "third", *places)
+    assert re.search(rf"third  {right:.2f} / ", text)
+    files = [tmp_path / name / "best.pth" for name in ("tenth", "third")]
+    text = bench("ensemble.py", *files, *places, status=2)
+    assert "the weights left different shares of it for validation (0.1, 0.34): name weights of runs with" in text
+
+
 # --- What a part of a recipe is worth ---
 
 
@@ -422,6 +441,8 @@ def test_study_takes_the_parts_that_change_something():
     assert len(names) + len(unchanged) == len(LESS) + len(MORE)
     for part in parts:
         Config(**{**asdict(config), **part.knobs})  # its knobs are there and allowed
+    names = {str(part) for part in parts_of(Config(optimizer="adamw", lr=0.001, shift=0.0), [])[0]}
+    assert "without SGD" not in names and "without moves" in names
     parts, idle = parts_of(config, ["mixup"])
     assert [str(part) for part in (*parts, *idle)] == ["without mixup", "with mixup"]
     assert parts[0].folder("small", 2) == "small-without-mixup-2"
@@ -449,6 +470,14 @@ def test_study_table_has_the_gain_of_a_part_and_both_intervals():
 
 
 # --- The speed record ---
+
+
+def test_a_speedrun_that_cannot_begin_leaves_nothing_behind(bench, tmp_path):
+    kept = tmp_path / "record"
+    text = bench("speedrun.py", "--data", "nowhere.zip", "--keep", kept, "--", "--device", "cpu", status=2)
+    assert "nowhere.zip: no such file or folder" in text and not kept.exists()
+    text = bench("speedrun.py", "--data", "x", "--", "--device", "cuda", "--loss", "focal", status=2)
+    assert "error: label_smoothing" in text and "the schedule for cuda sets the others" in text
 
 
 def test_speedrun_times_a_fixed_schedule(bench, tmp_path):

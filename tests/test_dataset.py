@@ -271,6 +271,14 @@ def test_copies_stay_on_one_side_of_the_drawn_validation():
     assert 70 <= drawn.sum() <= 70 + 7 * 3
 
 
+@pytest.mark.parametrize("sizes", [(1, 99), (99, 1), (2, 5, 93), (50, 50), (1, 1)])
+def test_an_image_copied_over_and_over_stays_in_train(sizes):
+    group = np.repeat(np.arange(len(sizes)), sizes)
+    digests = np.array([(number, 0) for number in group], cache.DIGEST)
+    drawn = draw_validation(np.zeros(len(group), int), digests, 0.1)
+    assert 0 < drawn.sum() <= max(7, min(sizes)) and not drawn.all()
+
+
 def test_a_drawn_validation_part_leaves_the_pixels_on_disk(tmp_path):
     folder = write_folders(tmp_path / "faces", train=140, val=0, test=0)
     data = load_from(folder, tmp_path)

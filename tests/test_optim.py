@@ -13,7 +13,7 @@ from dataset import preprocess
 from helpers import faces
 from model import MixtureOfExperts, build_model
 from optim import WeightAverage, cosine, make_optimizer, make_scheduler, recalibrate
-from utils import pick_machine
+from utils import Machine, pick_machine
 
 MACHINE = pick_machine("cpu", "fp32")
 
@@ -28,6 +28,24 @@ def test_weight_decay_spares_biases_and_norms(rule):
     assert {type(kinds[weight]) for weight in decayed["params"]} == {nn.Conv2d, nn.Linear}
     assert {type(kinds[weight]) for weight in spared["params"]} == {nn.BatchNorm2d, nn.Linear}
     assert len(decayed["params"]) + len(spared["params"]) == len(list(model.parameters()))
+
+
+@pytest.mark.parametrize("rule", ["adam", "adamw", "sgd"])
+def test_a_first_step_skipped_in_float16_leaves_nothing_behind(rule):
+    """The scale begins too large for it; nothing of that step may stay in the update rule's memory."""
+    machine = Machine(torch.device("cpu"), torch.float16)
+    model = nn.Linear(100, 100)
+    optimizer = make_optimizer(model, Config(optimizer=rule, lr=0.1, weight_decay=0.0), machine)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
+    before = [weight.detach().clone() for weight in model.parameters()]
+    for gradient in (torch.inf, 0.0):
+        for weight in model.parameters():
+            weight.grad = torch.full_like(weight, gradient)
+        scaler.scale(torch.ones(1))  # as a backward pass would have
+        scaler.step(optimizer)
+        scaler.update()
+        after = [weight.detach() for weight in model.parameters()]
+        assert all(torch.equal(old, new) for old, new in zip(before, after, strict=True)), gradient
 
 
 def test_without_a_gradient_only_the_decayed_shrink():

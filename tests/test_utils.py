@@ -160,6 +160,33 @@ def test_errors_for_the_user_give_status_2_and_bugs_their_traceback(capsys):
         utils.exit_status(fail, ZeroDivisionError())
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB\nmore"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+    ],
+)
+def test_a_full_memory_is_told_with_what_to_do(capsys, error):
+    def fail():
+        raise error
+
+    assert utils.exit_status(fail) == 2
+    text = capsys.readouterr().err
+    assert text.startswith("error: the memory is full (") and "a smaller --batch-size" in text and "more" not in text
+
+
+def test_another_fault_of_torch_keeps_its_traceback():
+    with pytest.raises(RuntimeError, match="shapes"):
+        utils.exit_status(lambda: torch.zeros(2, 3) @ torch.zeros(2, 3))
+
+
+def test_a_real_allocation_that_is_too_large_is_told(capsys):
+    assert utils.exit_status(lambda: torch.empty(2**60, dtype=torch.uint8)) == 2
+    assert "the memory is full" in capsys.readouterr().err
+
+
 def test_the_seed_fixes_every_generator():
     import random
 
@@ -170,6 +197,13 @@ def test_the_seed_fixes_every_generator():
         utils.seed_everything(3)
         draws.append((random.random(), np.random.rand(), torch.rand(1).item()))
     assert draws[0] == draws[1]
+
+
+def test_an_apple_gpu_gets_contiguous_weights_and_images():
+    layouts = {name: utils.Machine(torch.device(name), torch.float32).layout for name in ("cpu", "cuda", "mps")}
+    assert layouts["cpu"] is layouts["cuda"] is torch.channels_last and layouts["mps"] is torch.contiguous_format
+    net = torch.nn.Conv2d(3, 8, 3).to(memory_format=torch.channels_last).to(memory_format=layouts["mps"])
+    assert net.weight.is_contiguous()
 
 
 @pytest.mark.parametrize("channels", [1, 3])
