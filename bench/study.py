@@ -125,10 +125,10 @@ def hits_of(run: Path, data: Any) -> Any:
     from val import predict_logits
 
     path, val = run / "hits.npy", data.split("val")
+    model, machine, fingerprint = last_network(run)
+    if fingerprint != data.fingerprint:
+        raise UserError(f"{run} was trained on other data than these: name another folder with --runs")
     if not path.exists():
-        model, machine, fingerprint = last_network(run)
-        if fingerprint != data.fingerprint:
-            raise UserError(f"{run} was trained on other data than these: name another folder with --runs")
         logits = predict_logits(model, val, machine=machine, ranks=Ranks())
         buffer = io.BytesIO()
         np.save(buffer, logits.argmax(1).numpy() == val.labels)
@@ -144,7 +144,6 @@ def last_network(run: Path) -> tuple[Any, Any, str]:
 
     It is the averaged one where there is one. Raises UserError where last.pth is gone or of another version.
     """
-    import torch
 
     from model import build_model
     from optim import WeightAverage
@@ -159,7 +158,7 @@ def last_network(run: Path) -> tuple[Any, Any, str]:
         average.load_state_dict(content["ema"])
         model = average.module
     machine = pick_machine(config.device, config.precision, config.threads)
-    return model.to(machine.device, memory_format=torch.channels_last), machine, content["fingerprint"]
+    return model.to(machine.device, memory_format=machine.layout), machine, content["fingerprint"]
 
 
 # --- The table ---
