@@ -51,11 +51,11 @@ class Config:
     # Model
     model: str = knob("TheModel", "network", choices=MODELS)
     width: float = knob(1.0, "EmotionResNet: its channels times this", 0.1, 10.0)
-    dropout: float = knob(0.5, "share of units dropped before the last layer, in training", 0.0, 0.95)
+    dropout: float = knob(0.5, "share of units dropped in the head, in training", 0.0, 0.95)
     # Loss
     loss: str = knob("focal", "what is minimised", choices=("focal", "cross_entropy"))
     focal_gamma: float = knob(2.0, "focal loss: how much easy images are played down; 0 is cross-entropy", 0.0, 10.0)
-    label_smoothing: float = knob(0.0, "cross-entropy: probability given to the other classes", 0.0, 0.9)
+    label_smoothing: float = knob(0.0, "cross-entropy: probability spread over all classes", 0.0, 0.9)
     class_weights: str = knob("none", "weight of rare classes", choices=("none", "inverse", "effective"))
     # Optimisation
     epochs: int = knob(40, "passes over the training images, at most", 1, 100_000)

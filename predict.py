@@ -5,7 +5,7 @@ reads these. `--csv` and `--json` write a row per image, bad files included: its
 probability, the seven probabilities, the true class if the folder around the file names one, a note, the problem.
 The JSON is one array, with an object per line.
 
-Several processes share the work (`torchrun --nproc_per_node=N predict.py ...`): each decodes and predicts every N-th
+Several processes share the work (`torchrun --nproc_per_node=N -- predict.py ...`): each decodes and predicts every N-th
 batch, and the first one says and writes what one process alone would.
 """
 
@@ -320,6 +320,7 @@ def sentence(row: Row, top_k: int) -> str:
 
 def summarize(tally: Any, counts: Counter, seconds: float, machine: Any) -> list[str]:
     """The closing lines: the figures over images of known class, if there are any, and the counts."""
+    from utils import counted
     from val import summary, table
 
     metrics, lines = tally.metrics(), []
@@ -330,7 +331,7 @@ def summarize(tally: Any, counts: Counter, seconds: float, machine: Any) -> list
     rate = counts["images"] / max(seconds, 1e-9)
     return [
         *lines,
-        f"{counts['images']} images, {counts['skipped']} skipped, {counts['notes']} notes; "
+        f"{counted(counts['images'], 'image')}, {counts['skipped']} skipped, {counted(counts['notes'], 'note')}; "
         f"{rate:.0f} images/s on {machine}",
     ]
 

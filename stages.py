@@ -18,7 +18,7 @@ from dataset import FaceData, preprocess
 from model import build_model
 from resume import read_last
 from train import fit
-from utils import Machine, UserError, channels_last, seed_everything, write_json
+from utils import Machine, UserError, channels_last, counted, seed_everything, write_json
 from val import BATCH, evaluate
 from weights import load_weights, save_weights
 
@@ -74,7 +74,7 @@ class Stages:
             write_json(run / "stage.json", mark | {"machines": made_on})
             last = read_last(run)[1] if (run / "last.pth").exists() else None
             behind = last["progress"]["epoch"] / config.epochs if last else 0.0
-            self.say(f"{note}, {config.epochs} epochs{': goes on' if last else ''}{self.start(behind)}")
+            self.say(f"{note}, {counted(config.epochs, 'epoch')}{': goes on' if last else ''}{self.start(behind)}")
             trainer = fit(model, self.data, config, run=run, machine=self.machine, resume=last)
             if trainer.done:
                 scores = evaluate(trainer.kept, self.data.split("val"), machine=self.machine)

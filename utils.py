@@ -75,6 +75,11 @@ def discard(stream: TextIO) -> None:
     os.close(null)
 
 
+def counted(count: int, word: str) -> str:
+    """`count` with `word`, an "s" after it unless it is one."""
+    return f"{count:,} {word}{'' if count == 1 else 's'}"
+
+
 # --- Machine ---
 
 
@@ -99,7 +104,7 @@ class Machine(NamedTuple):
 
     def __str__(self) -> str:
         name = torch.cuda.get_device_name() if self.device.type == "cuda" else platform.machine()
-        threads = f", {torch.get_num_threads()} threads" if self.device.type == "cpu" else ""
+        threads = f", {counted(torch.get_num_threads(), 'thread')}" if self.device.type == "cpu" else ""
         return f"{self.device.type} ({name}{threads}), {str(self.dtype).removeprefix('torch.')}"
 
 

@@ -187,6 +187,8 @@ def header() -> list[str]:
     """Lines that name the machine, its load, the versions and the commit."""
     import torch
 
+    from utils import counted
+
     name, flags = platform.processor() or platform.machine(), ""
     try:
         listed = subprocess.run(
@@ -202,7 +204,8 @@ def header() -> list[str]:
     if torch.cuda.is_available():
         lines.append(torch.cuda.get_device_name())
     packages = " ".join(f"{package} {version(package)}" for package in ("torch", "torchvision", "numpy"))
-    lines.append(f"python {platform.python_version()} {packages}, {torch.get_num_threads()} threads, commit {commit()}")
+    threads = counted(torch.get_num_threads(), "thread")
+    lines.append(f"python {platform.python_version()} {packages}, {threads}, commit {commit()}")
     return lines
 
 

@@ -37,6 +37,7 @@ class Run(NamedTuple):
     best: Pair
     last: Pair
     minutes: float
+    data: str  # the fingerprint of what it was trained on; "" where best.pth is gone
     tta: Pair | None = None
 
 
@@ -46,7 +47,15 @@ def read(folder: Path, *, tta: bool, data: str, cache: str) -> Run:
     best = [row for row in rows if row["best"]][-1]
     pairs = [(100 * row["val_accuracy"], 100 * row["val_accuracy_unseen"]) for row in (best, rows[-1])]
     minutes = sum(row["seconds"] for row in rows) / 60
-    return Run(config, *pairs, minutes, scored(folder, data or config.data, cache) if tta else None)
+    return Run(config, *pairs, minutes, seen(folder), scored(folder, data or config.data, cache) if tta else None)
+
+
+def seen(folder: Path) -> str:
+    """The fingerprint of what the run in `folder` was trained on, or "" where its best.pth is gone."""
+    from utils import read_checkpoint
+
+    path = folder / "best.pth"
+    return read_checkpoint(path, ("dataset",))["dataset"]["fingerprint"] if path.exists() else ""
 
 
 def scored(folder: Path, data: str, cache: str) -> Pair:
@@ -61,14 +70,16 @@ def scored(folder: Path, data: str, cache: str) -> Pair:
         if done.returncode:
             raise UserError(f"{folder}: {done.stderr.strip().removeprefix('error: ')}")
         scores = json.loads(out.read_text())
+    if scores["trained_on"] != scores["fingerprint"]:
+        raise UserError(f"{folder} was trained on other data than {scores['data']}: name its own with --data")
     return 100 * scores["official"]["accuracy"], 100 * scores["unseen"]["accuracy"]
 
 
 def grouped(runs: Sequence[Run]) -> list[list[Run]]:
-    """The runs that are alike but for seed, place and device, in the order of the first of each group."""
+    """The runs on the same data that are alike but for seed, place and device, in the order of each group's first."""
     groups: dict[str, list[Run]] = {}
     for run in runs:
-        groups.setdefault(json.dumps(identity(run.config) | {"seed": None}), []).append(run)
+        groups.setdefault(json.dumps([identity(run.config) | {"seed": None}, run.data]), []).append(run)
     return list(groups.values())
 
 

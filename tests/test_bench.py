@@ -12,7 +12,7 @@ import torch
 
 from config import RECIPES, Config
 from dataset import load
-from helpers import run_script, write_folders, zip_folder
+from helpers import brightness_weights, run_script, write_folders, zip_folder
 from ranks import Ranks
 from stages import macs
 from utils import pick_machine
@@ -46,7 +46,7 @@ def rows(text):
 
 def check_header(text):
     assert re.search(r"^.+, \d+ cores, .+", text)
-    assert re.search(r"^python [\d.]+ torch \S+ torchvision \S+ numpy \S+, 1 threads, commit \S+$", text, re.M)
+    assert re.search(r"^python [\d.]+ torch \S+ torchvision \S+ numpy \S+, 1 thread, commit \S+$", text, re.M)
 
 
 def test_train_compares_ours_with_plain_loops(bench, tmp_path):
@@ -573,13 +573,25 @@ def test_results_name_the_shortest_command():
     assert command_of(config) == "python interface.py --recipe small --epochs 12"
 
 
-def test_results_score_with_the_mirror_image(bench, tmp_path, weights):
+def test_results_score_with_the_mirror_image(bench, tmp_path):
     data = zip_folder(write_folders(tmp_path / "archive"), tmp_path / "archive.zip")
     run = write_run(tmp_path / "run", Config(data=str(data)), (0.5, 0.25, 60.0))
-    shutil.copy(weights, run / "best.pth")
+    brightness_weights(run / "best.pth", data=load(Config(data=str(data), cache=str(tmp_path / "cache"))))
     text = bench("results.py", run, "--tta", "--cache", tmp_path / "cache")
     cells = next(line for line in text.splitlines() if "`TheModel`" in line).split(" | ")
     assert cells[3:9] == ["50.00", "25.00"] * 2 + ["100.00"] * 2
+
+
+def test_runs_on_other_data_are_no_seeds_of_one_row(bench, tmp_path, weights):
+    names = [write_run(tmp_path / str(seed), Config(seed=seed), (0.5, 0.25, 60.0)) for seed in range(3)]
+    for name in names[:2]:
+        shutil.copy(weights, name / "best.pth")
+    data = zip_folder(write_folders(tmp_path / "archive"), tmp_path / "archive.zip")
+    brightness_weights(names[2] / "best.pth", data=load(Config(data=str(data), cache=str(tmp_path / "cache"))))
+    rows = [line for line in bench("results.py", *names).splitlines() if "`TheModel`" in line]
+    assert [row.split(" | ")[-1] for row in rows] == ["2 (0, 1) |", "1 (2) |"]
+    text = bench("results.py", names[0], "--tta", "--data", data, "--cache", tmp_path / "cache", status=2)
+    assert "was trained on other data than" in text
 
 
 def test_results_need_a_finished_run(bench):

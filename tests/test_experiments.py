@@ -181,7 +181,7 @@ def test_the_ensemble_is_the_mean_of_its_members(study):
 def test_a_finished_study_trains_nothing_again(study):
     folder, out = study
     planned = int(re.search(r"^(\d+) stages, kept in runs/study-quick; about \d+ minutes? if all", out, re.M)[1])
-    told = re.findall(r"^stage (\d+) of (\d+): .*, [13] epochs; about \d+ minutes? left$", out, re.M)
+    told = re.findall(r"^stage (\d+) of (\d+): .*, [13] epochs?; about \d+ minutes? left$", out, re.M)
     assert told == [(str(number), str(planned)) for number in range(1, planned + 1)]
     before = {path: path.stat().st_mtime_ns for path in (folder / "runs/study-quick/stages").rglob("final.pth")}
     done = run_script("experiments.py", *WHOLE, cwd=folder)

@@ -136,7 +136,7 @@ def test_nested_zips_and_what_systems_leave_behind(go, tmp_path):
     status, out, err = go("a.zip")
     assert status == 0 and named(out) == ["a.zip/deep/deeper/happy/x.png"] and "(true happy)" in out
     assert err == "skipped a.zip/deep/inner.zip: not an image file\n"
-    assert "1 images, 1 skipped, 0 notes" in out
+    assert "1 image, 1 skipped, 0 notes" in out
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "jpeg", "png", "bmp", "webp", "tif", "tiff", "pgm", "ppm", "gif", "PNG"])
@@ -169,7 +169,7 @@ def test_an_image_far_from_a_cropped_face_gets_a_note(go, tmp_path, size, noted)
     _, out, _ = go("a.png", "--csv", "a.csv")
     note = f"{size[0]}x{size[1]}: a cropped face is expected"
     assert (f"  note: {note}\n" in out) is noted
-    assert f"1 images, 0 skipped, {int(noted)} notes" in out
+    assert f"1 image, 0 skipped, {'1 note' if noted else '0 notes'};" in out
     assert rows(tmp_path / "a.csv")[0]["note"] == (note if noted else "")
 
 
@@ -186,7 +186,7 @@ def test_bad_files_are_named_counted_and_skipped(go, tmp_path):
     assert err.splitlines() == [
         "skipped in/a.png: 0 bytes", "skipped in/c.png: truncated", "skipped in/d.txt: not an image file"
     ]  # fmt: skip
-    assert "1 images, 3 skipped, 0 notes" in out
+    assert "1 image, 3 skipped, 0 notes" in out
     table = rows(tmp_path / "t.csv")
     assert [row["problem"] for row in table] == ["0 bytes", "", "truncated", "not an image file"]
     assert [bool(row["prediction"]) for row in table] == [False, True, False, False]
@@ -223,7 +223,7 @@ def test_a_path_that_is_no_source_is_skipped_like_a_bad_file(go, tmp_path):
     (tmp_path / "notes.txt").write_text("no image")
     (tmp_path / "lost.png").symlink_to("nowhere")
     status, out, err = go("half.zip", "notes.txt", "lost.png", "a.png")
-    assert status == 0 and named(out) == ["a.png"] and "1 images, 3 skipped" in out
+    assert status == 0 and named(out) == ["a.png"] and "1 image, 3 skipped" in out
     first, second, third = err.splitlines()
     assert first.startswith("skipped half.zip: truncated or not a zip")
     assert second.startswith("skipped notes.txt: not an image. Accepted are a folder, .zip")
