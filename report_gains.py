@@ -5,6 +5,7 @@ Each is chosen and filled by rules from the figures of that study; report_words.
 
 from findings import Findings, Gap, Result
 from report_words import amount, in_figures, listed, named, verdict
+from utils import counted
 
 MORE = 1.05  # times the size of another network is called larger
 
@@ -128,7 +129,7 @@ def control(found: Findings, one: Result, ahead: Gap) -> list[str]:
 def _cost(one: Result) -> str:
     own = one.configuration
     size = f"{amount(own.parameters)} parameters, {amount(own.macs)} MACs"
-    return f"{size}, {own.epochs} epoch{'s' if own.epochs > 1 else ''}, training work {own.work:,.1f}"
+    return f"{size}, {counted(own.epochs, 'epoch')}, training work {own.work:,.1f}"
 
 
 def _meaning(gain: int, its_gain: int, ahead: Gap, name: str) -> str:

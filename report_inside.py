@@ -9,7 +9,7 @@ import statistics
 from config import CLASSES
 from findings import NEIGHBOURS, Findings, GateResult, Result
 from report_confusions import PairResult, Share
-from report_words import listed, named, p_text
+from report_words import listed, named, p_text, span
 from stats import Interval
 
 UNUSED = 0.1  # an expert whose mean weight is below this share of an even load is called hardly used
@@ -63,7 +63,7 @@ def _change(gap: Interval) -> str:
 
 
 def _over_seeds(seeds: tuple[float, float] | None) -> str:
-    return "" if seeds is None else f"; over seeds {seeds[0] - seeds[1]:+.1f} to {seeds[0] + seeds[1]:+.1f}"
+    return "" if seeds is None else f"; over seeds {span(seeds, 1)}"
 
 
 def _one_seed(found: Findings) -> str:

@@ -8,7 +8,7 @@ from findings import Findings, Gap
 from pages import Block, Code, Heading, Picture, Table
 from report_confusions import PairResult, pair_rate
 from report_data import Configuration, Study
-from report_words import amount, named, p_text
+from report_words import amount, named, p_text, span
 from stats import F1_DRAWS, Interval
 
 
@@ -165,10 +165,7 @@ def pair_table(found: Findings, pairs: Sequence[PairResult], against: str) -> Ta
 def pair_row(one: PairResult) -> list[str]:
     gap, shared = one.change, {True: "yes", False: "no", None: "-"}[one.together]
     digits = 0 if one.seeds is None else 1
-    if one.seeds is None:
-        more = [str(count) for count in one.discordant[:2]]
-    else:
-        more = [f"{one.seeds[0] - one.seeds[1]:+.1f} to {one.seeds[0] + one.seeds[1]:+.1f}"]
+    more = [str(count) for count in one.discordant[:2]] if one.seeds is None else [span(one.seeds, 1)]
     return [
         one.name, f"{one.images:,}", shared, f"{one.base:.{digits}f}", f"{one.best:.{digits}f}",
         f"{gap.mean:+.{digits}f} ({gap.low:+.1f} to {gap.high:+.1f})", *more, p_text(one.p), p_text(one.adjusted),
@@ -204,5 +201,5 @@ def gap_cells(gap: Gap | None, *, several: bool) -> list[str]:
     """The gain with its intervals over images and, with `several`, over seeds, and the adjusted p."""
     if gap is None:
         return [""] * (2 + several)
-    seeds = [f"{gap.seeds[0] - gap.seeds[1]:+.2f} to {gap.seeds[0] + gap.seeds[1]:+.2f}"] if several else []
+    seeds = [span(gap.seeds, 2)] if several else []
     return [in_points(gap.images), *seeds, p_text(gap.adjusted)]

@@ -53,11 +53,16 @@ def verdict(first: str, second: str, gap: Gap) -> str:
     return f"No difference between {first} and {second} is shown: {difference}."
 
 
+def span(seeds: tuple[float, float], digits: int) -> str:
+    """The ends of an interval given by its mean and half of it."""
+    mean, half = seeds
+    return f"{mean - half:+.{digits}f} to {mean + half:+.{digits}f}"
+
+
 def _seeds(gap: Gap) -> str:
     """What the seeds add to a difference that is shown over images."""
     if gap.seeds is None:
         return "; one seed cannot say whether another training would show it"
-    low, high = gap.seeds[0] - gap.seeds[1], gap.seeds[0] + gap.seeds[1]
-    if gap.seeds_sign == gap.sign:
-        return f"; the interval over seeds, {low:+.2f} to {high:+.2f}, bears it out"
-    return f"; the interval over seeds, {low:+.2f} to {high:+.2f}, does not: other trainings may not show it"
+    if gap.unsure:
+        return f"; the interval over seeds, {span(gap.seeds, 2)}, does not: other trainings may not show it"
+    return f"; the interval over seeds, {span(gap.seeds, 2)}, bears it out"

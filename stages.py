@@ -144,7 +144,7 @@ def in_words(seconds: float) -> str:
     """A length of time, as exact as a guess can be: in minutes, and from two hours in hours."""
     minutes = max(1, round(seconds / 60))
     if minutes < 120:
-        return f"{minutes} minute{'s' if minutes > 1 else ''}"
+        return counted(minutes, "minute")
     return f"{minutes / 60:.1f} hours"
 
 

@@ -144,7 +144,6 @@ def last_network(run: Path) -> tuple[Any, Any, str]:
 
     It is the averaged one where there is one. Raises UserError where last.pth is gone or of another version.
     """
-
     from model import build_model
     from optim import WeightAverage
     from utils import pick_machine, read_checkpoint
