@@ -1,5 +1,7 @@
 """Every command in the README's code blocks is run, on a small dataset; pictures and links to files are there."""
 
+import ast
+import json
 import re
 import shlex
 import shutil
@@ -60,6 +62,16 @@ def test_a_command_of_the_readme_runs(clone, line):
         command += ["--epochs", "2"]
     done = subprocess.run([sys.executable, *command[1:]], cwd=clone, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, f"{line}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+
+
+def test_the_python_of_the_readme_says_what_predict_says(clone):
+    (block,) = re.findall(r"```python\n(.*?)```", TEXT, re.S)
+    said = [
+        subprocess.run([sys.executable, *command], cwd=clone, capture_output=True, text=True, check=True).stdout
+        for command in (["-c", block], ["predict.py", "photo.jpg", "--json", "-"])
+    ]
+    (row,) = json.loads(said[1])
+    assert ast.literal_eval(said[0]) == pytest.approx(row["probabilities"], abs=1e-4)
 
 
 def test_the_two_commands_are_there():
