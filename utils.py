@@ -96,8 +96,8 @@ class Machine(NamedTuple):
 
     @property
     def layout(self) -> torch.memory_format:
-        """Of weights and images in memory; on MPS backward is wrong, or ends the process, with channels last."""
-        return torch.contiguous_format if self.device.type == "mps" else torch.channels_last
+        """Of weights and images in memory, see `layout_on`."""
+        return layout_on(self.device)
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not torch.float32)
@@ -171,13 +171,18 @@ def keep_freed_memory() -> None:
         libc.mallopt(option, value)
 
 
+def layout_on(device: torch.device) -> torch.memory_format:
+    """Channels last; not on MPS, where backward is wrong, or ends the process, with it (pytorch issue 175189)."""
+    return torch.contiguous_format if device.type == "mps" else torch.channels_last
+
+
 def channels_last(images: torch.Tensor) -> torch.Tensor:
-    """`images` (B, C, H, W) with the channels of a pixel side by side in memory, which convolutions prefer on a CPU.
+    """`images` (B, C, H, W) with the channels of a pixel side by side in memory, where `layout_on` is for that.
 
     One channel fits either layout, torch then assumes the other and carries it through the network: so the
-    strides are spelled out. On MPS they are contiguous, see `Machine.layout`.
+    strides are spelled out.
     """
-    if images.device.type == "mps":
+    if layout_on(images.device) is torch.contiguous_format:
         return images.contiguous()
     if images.shape[1] != 1:
         return images.contiguous(memory_format=torch.channels_last)

@@ -5,6 +5,7 @@ import gc
 import json
 import os
 import platform
+import signal
 import statistics
 import subprocess
 import sys
@@ -137,13 +138,19 @@ def train_once(run: Path, knobs: dict[str, Any], *, recipe: str = "") -> list[di
 
 
 def call(command: list[str], folder: str) -> int:
-    """The exit status of `command`, run in `folder` without its stdout; on Ctrl-C it may end what it does first."""
+    """The exit status of `command`, run in `folder` without its stdout; on Ctrl-C it may end what it does first.
+
+    SIGTERM, which reaches this process alone, is handed on as Ctrl-C.
+    """
     process = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL)
+    before = signal.signal(signal.SIGTERM, lambda *_: process.send_signal(signal.SIGINT))
     try:
         return process.wait()
     except KeyboardInterrupt:  # the terminal tells both; training then writes last.pth
         process.wait()
         raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def in_any_folder(config: Config) -> dict[str, str]:

@@ -1,12 +1,12 @@
 """The README's table of results, from the folders of finished runs: a Markdown row for each set of knobs.
 
-    python bench/results.py runs/small-0 runs/small-1 runs/small-2 [--tta --data archive.zip]
+    python bench/results.py runs/small-0 runs/small-1 runs/small-2 [--tta flip crops --data archive.zip]
 
 Runs that differ in seed, place and device alone make one row, with mean and standard deviation over its seeds. The
-command is the shortest that gives the same knobs. "best" is the epoch that the run kept, by its stop metric (accuracy
-without copies, unless said otherwise), so its figures are chosen on the images that they are of; "last" is chosen by
-nothing. With --tta, best.pth of each run is also scored through test.py with the mirror image. The machine of the runs
-stands below the table.
+command is the shortest that gives the same knobs. Accuracies are "official / without copies". "best" is the epoch that
+the run kept, by its stop metric (accuracy without copies, unless said otherwise), so its figures are chosen on the
+images that they are of; "last" is chosen by nothing. With --tta, best.pth of each run is also scored through test.py
+with each augmentation named. The machine of the runs stands below the table.
 """
 
 import argparse
@@ -23,10 +23,8 @@ from typing import NamedTuple
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # before bench/, which has a train.py too
 
 from bench.common import ROOT, config_of, finished, flags_of, history, identity
-from config import RECIPES, Config, Parser, combine
+from config import RECIPES, TTA, Config, Parser, combine
 
-COLUMNS = ("model", "parameters", "command", "best: official", "without copies", "last: official", "without copies")
-TTA_COLUMNS = ("best.pth with flip: official", "without copies")
 Pair = tuple[float, float]  # accuracy in %, official and without copies
 
 
@@ -38,16 +36,17 @@ class Run(NamedTuple):
     last: Pair
     minutes: float
     data: str  # the fingerprint of what it was trained on; "" where best.pth is gone
-    tta: Pair | None = None
+    augmented: list[Pair]  # its best weights with each test-time augmentation that was asked for
 
 
-def read(folder: Path, *, tta: bool, data: str, cache: str) -> Run:
-    """The figures of the run in `folder`; with `tta` its best weights are scored now. Raises UserError."""
+def read(folder: Path, *, tta: Sequence[str], data: str, cache: str) -> Run:
+    """The figures of the run in `folder`; its best weights are scored now with each of `tta`. Raises UserError."""
     config, rows = config_of(folder), history(folder)
     best = [row for row in rows if row["best"]][-1]
     pairs = [(100 * row["val_accuracy"], 100 * row["val_accuracy_unseen"]) for row in (best, rows[-1])]
     minutes = sum(row["seconds"] for row in rows) / 60
-    return Run(config, *pairs, minutes, seen(folder), scored(folder, data or config.data, cache) if tta else None)
+    augmented = [scored(folder, data or config.data, cache, tta=name) for name in tta]
+    return Run(config, *pairs, minutes, seen(folder), augmented)
 
 
 def seen(folder: Path) -> str:
@@ -58,14 +57,14 @@ def seen(folder: Path) -> str:
     return read_checkpoint(path, ("dataset",))["dataset"]["fingerprint"] if path.exists() else ""
 
 
-def scored(folder: Path, data: str, cache: str) -> Pair:
-    """The accuracies of best.pth on the validation images, with the mirror image. Raises UserError."""
+def scored(folder: Path, data: str, cache: str, *, tta: str) -> Pair:
+    """The accuracies of best.pth on the validation images, with that augmentation. Raises UserError."""
     from utils import UserError
 
     with tempfile.TemporaryDirectory() as top:
         out = Path(top, "scores.json")
         command = [sys.executable, str(ROOT / "test.py"), "--split", "val", "--weights", str(folder / "best.pth")]
-        command += ["--tta", "flip", "--data", data, "--cache", cache, "--json", str(out)]
+        command += ["--tta", tta, "--data", data, "--cache", cache, "--json", str(out)]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             raise UserError(f"{folder}: {done.stderr.strip().removeprefix('error: ')}")
@@ -94,10 +93,10 @@ def command_of(config: Config) -> str:
     return shlex.join(min(commands, key=len))
 
 
-def figure(values: Sequence[float], digits: int = 2) -> str:
-    """The mean, with the standard deviation where there are several."""
-    spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.{digits}f}{spread}"
+def figure(values: Sequence[float]) -> str:
+    """The mean, with the standard deviation where there are several; one standard error of 3,589 images is 0.8."""
+    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.1f}{spread}"
 
 
 def row(runs: list[Run]) -> str:
@@ -110,13 +109,11 @@ def row(runs: list[Run]) -> str:
     config = runs[0].config
     with device("meta"):  # nothing is drawn
         params = count_params(build_model(config.model, **config.arguments))
-    pairs = [[run.best for run in runs], [run.last for run in runs]]
-    if runs[0].tta:
-        pairs.append([run.tta for run in runs])
-    figures = [figure(values) for pair in pairs for values in zip(*pair, strict=True)]
+    each = zip(*([run.best, run.last, *run.augmented] for run in runs), strict=True)
+    figures = [" / ".join(map(figure, zip(*pairs, strict=True))) for pairs in each]
     seeds = ", ".join(map(str, sorted(run.config.seed for run in runs)))
-    cells = [f"`{config.model}`", f"{params / 1e6:.1f}M", f"`{command_of(config)}`", *figures,
-             f"{statistics.mean(run.minutes for run in runs):.1f}", f"{len(runs)} ({seeds})"]  # fmt: skip
+    cells = [f"`{config.model}`, {params / 1e6:.1f}M", f"`{command_of(config)}`", *figures,
+             f"{statistics.mean(run.minutes for run in runs):.0f}", f"{len(runs)} ({seeds})"]  # fmt: skip
     return f"| {' | '.join(cells)} |"
 
 
@@ -144,10 +141,12 @@ def run(args: argparse.Namespace) -> int:
     if not folders:
         raise UserError("none of these folders holds a finished run; name some, such as runs/NAME")
     groups = grouped([read(folder, tta=args.tta, data=args.data, cache=args.cache) for folder in folders])
-    columns = (*COLUMNS, *(TTA_COLUMNS if args.tta else ()), "minutes", "seeds")
+    augmented = [f"best, `--tta {name}`" for name in args.tta]
+    columns = ["model, parameters", "command", "best epoch", "last epoch", *augmented, "minutes", "seeds"]
     print(f"| {' | '.join(columns)} |\n|{' --- |' * len(columns)}")
     print("\n".join(map(row, groups)))
-    print("\n".join(["", "accuracy on validation in %, mean ± standard deviation over the seeds", *machines(folders)]))
+    said = "accuracy on validation in %, official / without copies, mean ± standard deviation over the seeds"
+    print("\n".join(["", said, *machines(folders)]))
     return 0
 
 
@@ -156,7 +155,8 @@ def main() -> int:
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folders of finished runs")
     parser.add_argument("--data", default="", help="with --tta: the dataset (default: each run's own)")
     parser.add_argument("--cache", default=Config().cache, help="with --tta: folder for decoded images")
-    parser.add_argument("--tta", action="store_true", help="score best.pth with the mirror image too")
+    augmented = [name for name in TTA if name != "none"]
+    parser.add_argument("--tta", nargs="+", choices=augmented, default=[], help="score best.pth with these too")
     args = parser.parse_args()
     from utils import exit_status  # late: --help need not wait for torch
 

@@ -3,6 +3,9 @@
 import json
 import re
 import shutil
+import subprocess
+import sys
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -12,7 +15,7 @@ import torch
 
 from config import RECIPES, Config
 from dataset import load
-from helpers import brightness_weights, run_script, write_folders, zip_folder
+from helpers import REPO, brightness_weights, run_script, write_folders, zip_folder
 from ranks import Ranks
 from stages import macs
 from utils import pick_machine
@@ -296,6 +299,25 @@ def test_a_run_that_fails_ends_the_study(monkeypatch, tmp_path, status, error):
     assert type(raised.value).__name__ == error
 
 
+TERMINATED = """
+import os, signal, sys
+from pathlib import Path
+from bench.common import call
+saves = "import signal, sys, time; signal.signal(signal.SIGINT, lambda *_: sys.exit(130)); "
+sys.exit(call([sys.executable, "-c", saves + "open('ready', 'w'); time.sleep(60)"], sys.argv[1]))
+"""
+
+
+def test_a_study_that_is_terminated_stops_its_run_as_ctrl_c_does(tmp_path):
+    process = subprocess.Popen([sys.executable, "-c", TERMINATED, str(tmp_path)], cwd=REPO)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "ready").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.terminate()
+    assert process.wait(30) == 130
+
+
 def test_flags_set_the_knobs_they_are_made_of():
     from bench.common import flags_of, typed_knobs
 
@@ -557,12 +579,12 @@ def test_results_are_a_row_for_each_set_of_knobs(bench, tmp_path):
     assert f"left out: {names[3]} is no finished run\n" in text
     head, dashes, first, second = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("|")]
     assert len(head) == len(dashes) == len(first) == len(second)
-    assert first[0] == "`EmotionResNet-small`" and first[2:] == [
-        "`python interface.py --recipe small`",
-        *("70.00 ± 0.00", "55.00 ± 7.07", "60.00 ± 14.14", "50.00 ± 0.00", "3.0", "2 (0, 5)"),
+    assert first == [
+        *("`EmotionResNet-small`, 2.7M", "`python interface.py --recipe small`"),
+        *("70.0 ± 0.0 / 55.0 ± 7.1", "60.0 ± 14.1 / 50.0 ± 0.0", "3", "2 (0, 5)"),
     ]
-    assert second[:3] == ["`TheModel`", "9.5M", "`python interface.py --epochs 9 --no-flip`"]
-    assert second[3:] == ["25.00"] * 4 + ["1.0", "1 (1)"]
+    assert second[:2] == ["`TheModel`, 9.5M", "`python interface.py --epochs 9 --no-flip`"]
+    assert second[2:] == ["25.0 / 25.0"] * 2 + ["1", "1 (1)"]
 
 
 def test_results_name_the_shortest_command():
@@ -573,13 +595,14 @@ def test_results_name_the_shortest_command():
     assert command_of(config) == "python interface.py --recipe small --epochs 12"
 
 
-def test_results_score_with_the_mirror_image(bench, tmp_path):
+def test_results_score_with_test_time_augmentation(bench, tmp_path):
     data = zip_folder(write_folders(tmp_path / "archive"), tmp_path / "archive.zip")
     run = write_run(tmp_path / "run", Config(data=str(data)), (0.5, 0.25, 60.0))
     brightness_weights(run / "best.pth", data=load(Config(data=str(data), cache=str(tmp_path / "cache"))))
-    text = bench("results.py", run, "--tta", "--cache", tmp_path / "cache")
-    cells = next(line for line in text.splitlines() if "`TheModel`" in line).split(" | ")
-    assert cells[3:9] == ["50.00", "25.00"] * 2 + ["100.00"] * 2
+    text = bench("results.py", run, "--tta", "flip", "crops", "--cache", tmp_path / "cache")
+    head, cells = [line.split(" | ") for line in text.splitlines() if " | " in line and "---" not in line]
+    assert head[4:6] == ["best, `--tta flip`", "best, `--tta crops`"]
+    assert cells[2:6] == ["50.0 / 25.0"] * 2 + ["100.0 / 100.0"] * 2
 
 
 def test_runs_on_other_data_are_no_seeds_of_one_row(bench, tmp_path, weights):
@@ -590,7 +613,7 @@ def test_runs_on_other_data_are_no_seeds_of_one_row(bench, tmp_path, weights):
     brightness_weights(names[2] / "best.pth", data=load(Config(data=str(data), cache=str(tmp_path / "cache"))))
     rows = [line for line in bench("results.py", *names).splitlines() if "`TheModel`" in line]
     assert [row.split(" | ")[-1] for row in rows] == ["2 (0, 1) |", "1 (2) |"]
-    text = bench("results.py", names[0], "--tta", "--data", data, "--cache", tmp_path / "cache", status=2)
+    text = bench("results.py", names[0], "--tta", "flip", "--data", data, "--cache", tmp_path / "cache", status=2)
     assert "was trained on other data than" in text
 
 
