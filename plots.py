@@ -29,7 +29,7 @@ def curves(history: list[dict], path: Path, *, title: str) -> None:
     A value that is None or not finite leaves a gap. Raises ValueError if there is no row.
     """
     from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter, MaxNLocator
+    from matplotlib.ticker import FuncFormatter
 
     if not history:
         raise ValueError("history is empty: nothing to plot")
@@ -50,11 +50,7 @@ def curves(history: list[dict], path: Path, *, title: str) -> None:
     for quantity, axes in panels.items():
         for name, colour, style, values in lines[quantity]:
             axes.plot(epochs, values, color=colour, linestyle=style, label=name, **look)
-        axes.set_xlabel("epoch", color=INK)
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=10, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
-        axes.set_xlim(epochs.min() - 0.5, epochs.max() + 0.5)
-        axes.grid(axis="y", color=FAINT, linewidth=0.6)
-        bare(axes)
+        epoch_axis(axes, epochs.min(), epochs.max(), label="epoch")
     panels["loss"].set_ylabel("loss (nats per image)", color=INK)
     panels["accuracy"].set_ylabel("accuracy (% of images)", color=INK)
     panels["accuracy"].yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}"))
@@ -67,6 +63,17 @@ def curves(history: list[dict], path: Path, *, title: str) -> None:
             _mark_best(axes, epochs[best], value, f"{value:.3f}" if quantity == "loss" else f"{value:.1%}")
         axes.legend(loc="best", fontsize=9, framealpha=0.9, edgecolor=FAINT)
     write_png(figure, path)
+
+
+def epoch_axis(axes, first: float, last: float, *, label: str) -> None:
+    """Whole epochs from `first` to `last` below the panel, and a faint grid of the values."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes.set_xlabel(label, color=INK)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=10, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
+    axes.set_xlim(first - 0.5, last + 0.5)
+    axes.grid(axis="y", color=FAINT, linewidth=0.6)
+    bare(axes)
 
 
 def confusion(matrix, path: Path, *, title: str, classes=CLASSES) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from plots import BLUE, FAINT, GREEN, GREY, INK, ORANGE, bare, column, write_png
+from plots import BLUE, FAINT, GREEN, GREY, INK, ORANGE, bare, column, epoch_axis, write_png
 
 DPI = 100
 LINE = 14  # pixels from number to number
@@ -68,10 +68,7 @@ def _stage_lines(axes, seeds, starts: np.ndarray, colours: dict[str, str], scale
             look = {"linewidth": 1.3, "alpha": 0.75, "marker": "o" if len(epochs) < 4 else None, "markersize": 3}
             for key, colour in colours.items():
                 axes.plot(start + 1 + np.arange(len(epochs)), scale * column(epochs, key), color=colour, **look)
-    axes.set_xlim(0.5, starts[-1] + 0.5)
-    axes.set_xlabel("epoch, counted over all stages", color=INK)
-    axes.grid(axis="y", color=FAINT, linewidth=0.6)
-    bare(axes)
+    epoch_axis(axes, 1, starts[-1], label="epoch, counted over all stages")
 
 
 def accuracies(

@@ -293,6 +293,8 @@ def test_stage_curves_puts_stages_side_by_side(tmp_path, figures):
     assert starts == [1] * 4 + [4] * 4 + [5] * 4, "two lines of two seeds in each stage"
     assert "1 stage a,  2 stage b,  3 stage c" in texts(figures[0])
     assert max(np.nanmax(line.get_ydata()) for line in accuracy.lines if line.get_alpha()) == 50
+    for part in figures[0].subfigs:
+        assert all(tick == int(tick) for axes in part.axes for tick in axes.get_xticks()), "whole epochs"
     with pytest.raises(ValueError, match="models is empty"):
         plots_study.stage_curves([], tmp_path / "none.png", title="")
 
