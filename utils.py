@@ -172,7 +172,7 @@ def keep_freed_memory() -> None:
 
 
 def layout_on(device: torch.device) -> torch.memory_format:
-    """Channels last; not on MPS, where backward is wrong, or ends the process, with it (pytorch issue 175189)."""
+    """Channels last; not on MPS, where backward is wrong with it, or ends the process (pytorch 175189, 175190)."""
     return torch.contiguous_format if device.type == "mps" else torch.channels_last
 
 

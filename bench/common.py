@@ -140,14 +140,22 @@ def train_once(run: Path, knobs: dict[str, Any], *, recipe: str = "") -> list[di
 def call(command: list[str], folder: str) -> int:
     """The exit status of `command`, run in `folder` without its stdout; on Ctrl-C it may end what it does first.
 
-    SIGTERM, which reaches this process alone, is handed on as Ctrl-C.
+    SIGTERM, which reaches this process alone, is Ctrl-C to both: raises KeyboardInterrupt, however `command` ends.
     """
-    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL)
-    before = signal.signal(signal.SIGTERM, lambda *_: process.send_signal(signal.SIGINT))
+    processes: list[subprocess.Popen] = []
+
+    def terminated(*_: Any) -> None:
+        for process in processes:
+            process.send_signal(signal.SIGINT)
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, terminated)
     try:
-        return process.wait()
+        processes.append(subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL))
+        return processes[0].wait()
     except KeyboardInterrupt:  # the terminal tells both; training then writes last.pth
-        process.wait()
+        for process in processes:
+            process.wait()
         raise
     finally:
         signal.signal(signal.SIGTERM, before)

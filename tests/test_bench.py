@@ -303,13 +303,15 @@ TERMINATED = """
 import os, signal, sys
 from pathlib import Path
 from bench.common import call
-saves = "import signal, sys, time; signal.signal(signal.SIGINT, lambda *_: sys.exit(130)); "
-sys.exit(call([sys.executable, "-c", saves + "open('ready', 'w'); time.sleep(60)"], sys.argv[1]))
+from utils import exit_status
+saves = f"import signal, sys, time; signal.signal(signal.SIGINT, lambda *_: sys.exit({sys.argv[2]})); "
+sys.exit(exit_status(call, [sys.executable, "-c", saves + "open('ready', 'w'); time.sleep(60)"], sys.argv[1]))
 """
 
 
-def test_a_study_that_is_terminated_stops_its_run_as_ctrl_c_does(tmp_path):
-    process = subprocess.Popen([sys.executable, "-c", TERMINATED, str(tmp_path)], cwd=REPO)
+@pytest.mark.parametrize("status", [130, 0])  # a run that was in its last step ends well
+def test_a_study_that_is_terminated_stops_its_run_as_ctrl_c_does(tmp_path, status):
+    process = subprocess.Popen([sys.executable, "-c", TERMINATED, str(tmp_path), str(status)], cwd=REPO)
     deadline = time.monotonic() + 60
     while not (tmp_path / "ready").exists():
         assert time.monotonic() < deadline
