@@ -523,7 +523,7 @@ def test_speedrun_times_a_fixed_schedule(bench, tmp_path):
     assert re.search(line, text, re.M)
     table = bench("results.py", kept / "0", kept / "1", "--data", data)
     cells = next(line.split(" | ") for line in table.splitlines() if line.endswith(" | 2 (0, 1) |"))
-    assert float(cells[5].split(" ± ")[0]) == pytest.approx(sum(official) / 2, abs=0.02)
+    assert float(cells[3].split(" ± ")[0]) == pytest.approx(sum(official) / 2, abs=0.06)  # of the last epoch
     assert "not there yet" in bench(*call, status=2)  # nothing is overwritten
 
 
