@@ -1,5 +1,6 @@
 """The training script through its real command line: kills, Ctrl-C, resume, and the weights it promotes."""
 
+import json
 import os
 import random
 import re
@@ -30,19 +31,19 @@ def start(cwd, *args, code=""):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
     return subprocess.Popen(
         [sys.executable, "-c", script, *map(str, args)],
-        cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        cwd=cwd, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 
 
 def wait_for(process, text):
-    """Read the output up to the line that holds `text`."""
+    """Read the output up to the line that holds `text`, and return it."""
     for line in process.stdout:
         if text in line:
-            return
+            return line
     pytest.fail(f"no line with {text!r}: {process.stderr.read()}")
 
 
-# Run in the killed process: it dies inside the n-th write of last.pth, the temporary file cut in half.
+# Run in a process to be killed: it dies inside the n-th write of last.pth, the temporary file cut in half.
 DIE_IN_WRITE = """
 import os, signal, utils
 real, count = os.fsync, 0
@@ -74,37 +75,59 @@ train.train_step = tell
 CTRL_C = "import os, signal; os.kill(os.getpid(), signal.SIGINT)"
 
 
+# Instead of interface.py itself: a process of it for each line of the input, [arguments, code to run in it first]. They
+# are forked, so that what a training imports is imported once; `pid N` comes first, `ended STATUS` last.
+FORK_EACH = """
+import json, os
+import torch._dynamo, interface, plots, resume, train
+for line in sys.stdin:
+    given, code = json.loads(line)
+    pid = os.fork()
+    if not pid:
+        exec(code)
+        os._exit(interface.main(given))
+    print("pid", pid, flush=True)
+    print("ended", os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+sys.exit()
+"""
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_run_killed_again_and_again_ends_with_the_same_weights(tmp_path):
     """Ten SIGKILLs (one before the first epoch ends, two inside a checkpoint write, seven at random
     moments) and one Ctrl-C in mid-epoch."""
     write_folders(tmp_path / "archive", train=140, val=14, test=0)
-    knobs = (*QUICK, "--epochs", "12", "--batch-size", "16", "--ema", "0.9")
+    knobs = ("--model", "EmotionResNet-nano", "--threads", "1", "--epochs", "12", "--batch-size", "16", "--ema", "0.9")
     whole = run_script("interface.py", *knobs, "--run", "whole", cwd=tmp_path)
     assert whole.returncode == 0, whole.stderr
     epoch_seconds = sum(map(float, re.findall(r"([\d.]+)s +\d+ img/s", whole.stdout))) / 12
-
-    begun = "first step"
-    process = start(tmp_path, *knobs, "--run", "cut", code=TELL_FIRST_STEP % "")
-    wait_for(process, begun)
-    time.sleep(0.3 * epoch_seconds)
-    process.kill()
-    process.communicate()
-    assert not (tmp_path / "runs" / "cut" / "best.pth").exists()
+    cut = tmp_path / "runs" / "cut"
     resume = ("--resume", "runs/cut")
-    for nth in (1, 2):
-        process = start(tmp_path, *resume, code=DIE_IN_WRITE % nth)
-        process.communicate(timeout=120)
-        assert process.returncode == -signal.SIGKILL
-        assert list((tmp_path / "runs" / "cut").glob(".last.pth.*.tmp"))
-    draws = random.Random(0)
-    for _ in range(7):
-        process = start(tmp_path, *resume, code=TELL_FIRST_STEP % "")
-        wait_for(process, begun)
-        time.sleep(draws.uniform(0, 1.2) * epoch_seconds)
-        process.kill()
-        process.communicate()
-        assert process.returncode == -signal.SIGKILL
+
+    with start(tmp_path, code=FORK_EACH) as forks:
+
+        def killed(*args, code, after=None):
+            """Whether interface.py was killed: by its own `code`, or `after` some seconds from its first step on."""
+            forks.stdin.write(json.dumps([args, code]) + "\n")
+            forks.stdin.flush()
+            pid = int(wait_for(forks, "pid").split()[1])
+            if after is not None:
+                wait_for(forks, "first step")
+                time.sleep(after)
+                os.kill(pid, signal.SIGKILL)
+            return int(wait_for(forks, "ended").split()[1]) == -signal.SIGKILL
+
+        tell = TELL_FIRST_STEP % ""
+        assert killed(*knobs, "--run", "cut", code=tell, after=0.3 * epoch_seconds)
+        assert (cut / "last.pth").exists() and not (cut / "best.pth").exists()
+        for nth in (1, 2):
+            assert killed(*resume, code=DIE_IN_WRITE % nth)
+            assert list(cut.glob(".last.pth.*.tmp"))
+        draws = random.Random(0)
+        for _ in range(7):
+            assert killed(*resume, code=tell, after=draws.uniform(0, 1.2) * epoch_seconds)
+        forks.stdin.close()
+        assert forks.wait(timeout=120) == 0
     process = start(tmp_path, *resume, code=TELL_FIRST_STEP % CTRL_C)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 130, err
