@@ -38,7 +38,7 @@ class EmotionFolder(ImageFolder):
         target_transform: Callable[[int], object] | None = None,
         allow_empty: bool = False,
     ):
-        if not Path(root).is_dir():
+        if not os.path.isdir(root):  # Path.is_dir raises for a folder that may not be searched
             raise UserError(f"{root}: no such folder. Expected one that holds {', '.join(CLASSES)}.")
         super().__init__(
             str(root),
@@ -65,4 +65,5 @@ class EmotionFolder(ImageFolder):
 
 
 def _class_folders(directory: str | Path) -> list[str]:
-    return [entry.name for entry in os.scandir(directory) if entry.is_dir() and not is_junk(entry.name)]
+    # os.path.isdir, unlike DirEntry.is_dir, takes a link round in a circle
+    return [entry.name for entry in os.scandir(directory) if os.path.isdir(entry.path) and not is_junk(entry.name)]

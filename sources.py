@@ -149,13 +149,17 @@ def _printable(name: str) -> str:
 
 
 def _open_folder(path: Path, *, training: bool) -> Source:
-    files, folders = _walk(path)
+    files, folders, refused = _walk(path)
     if training:
+        for name, problem in refused.items():  # half a dataset must not pass for a whole one
+            raise UserError(f"{path / name}: {problem}.")
         layout = training_layout(str(path), files, folders)
         if layout.csv:
             return replace(open_dataset(path / files[layout.csv].path), path=path)
     else:
         layout = input_layout(files, folder=path.resolve().name)
+        layout.items += [Item(f"{name}/", problem=problem) for name, problem in refused.items()]
+        layout.items.sort(key=lambda item: item.name)
 
     def digest() -> str:
         text = "\n".join(f"{name}\0{files[name].size}\0{files[name].mtime_ns}" for name in sorted(files))
@@ -173,25 +177,31 @@ class _File:
     mtime_ns: int
 
 
-def _walk(top: Path) -> tuple[dict[str, _File], set[str]]:
-    """Return the files below `top` (relative name with "/" -> file) and the names of the folders, without junk.
+def _walk(top: Path) -> tuple[dict[str, _File], set[str], dict[str, str]]:
+    """Return what is below `top`, without junk, by relative names with "/".
 
-    Links are followed, but not round in a circle.
+    That is the files, the folders, and what is wrong with each folder that can't be listed. Links are followed, but
+    not round in a circle. Raises UserError where `top` itself can't be listed.
     """
     files: dict[str, _File] = {}
     folders: set[str] = set()
+    refused: dict[str, str] = {}
     waiting: list[tuple[str, Path, tuple[str, ...]]] = [("", top, (os.path.realpath(top),))]
     while waiting:
         inside, folder, above = waiting.pop()
         try:
             found = list(os.scandir(folder))
         except OSError as error:
-            raise UserError(f"{folder}: can't be listed ({error.strerror}).") from error
+            problem = f"can't be listed ({error.strerror})"
+            if not inside:
+                raise UserError(f"{folder}: {problem}.") from error
+            refused[inside.rstrip("/")] = problem
+            continue
         for entry in found:
             name = inside + _printable(entry.name)
             if is_junk(name):
                 continue
-            if entry.is_dir():
+            if _is_folder(entry):
                 target = os.path.realpath(entry.path)
                 if target not in above:
                     folders.add(name)
@@ -202,7 +212,14 @@ def _walk(top: Path) -> tuple[dict[str, _File], set[str]]:
             except OSError:  # a link to nowhere: listed all the same, so that reading it says so
                 status = entry.stat(follow_symlinks=False)
             files[name] = _File(Path(entry.path), status.st_size, status.st_mtime_ns)
-    return files, folders
+    return files, folders, refused
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link round in a circle, or through a file: no folder, and reading it says so
+        return False
 
 
 def _read_file(path: Path) -> bytes | BadImage:

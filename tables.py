@@ -97,7 +97,7 @@ def open_table(target: str, form: str) -> Iterator[Callable[[list[Row]], None]]:
     """
     check_target(target, form)
     path, stdout = Path(os.path.realpath(target)), target == "-"  # a link stays one: its file is replaced
-    direct = stdout or (path.exists() and not path.is_file())
+    direct = stdout or (os.path.exists(path) and not os.path.isfile(path))  # Path.exists raises for some names
     place = path if direct else path.with_name(f".{path.name}.{os.getpid()}.tmp")
     writing = partial(refusing, f"--{form} {target}", sys.stdout if stdout else None)
     line, head, between, tail = FORMS[form]

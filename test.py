@@ -1,6 +1,7 @@
 """Test: score a split of the dataset. `python test.py --split val` takes the validation images."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -71,9 +72,9 @@ def prepare(args: argparse.Namespace) -> Task:
     from utils import UserError, pick_machine
     from weights import SHIPPED, describe, find_weights, load_weights
 
-    out = Path(args.json)
+    out = args.json
     check_target(args.json, "json")
-    if args.json and (out.is_dir() or not out.absolute().parent.is_dir()):
+    if out and (os.path.isdir(out) or not os.path.isdir(os.path.dirname(os.path.abspath(out)))):
         raise UserError(f"--json {out}: a folder, or a file in a folder that is not there; name another file")
     config: Config = args.config
     machine = pick_machine(config.device, config.precision, config.threads)

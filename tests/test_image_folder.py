@@ -7,6 +7,7 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 
 from config import CLASSES
+from helpers import write_folders
 from image_folder import EmotionFolder, load_image
 from images import BadImage
 from sources import open_dataset
@@ -119,3 +120,10 @@ def test_it_lists_what_sources_lists(root):
     assert sorted(zip(names, data.targets, strict=True)) == [(item.name, item.label) for item in items]
     pixels = {name: data[index][0] for index, name in enumerate(names)}
     assert all(np.array_equal(pixels[item.name].numpy(), item.pixels) for item in items)
+
+
+def test_a_link_round_in_a_circle_is_no_class(tmp_path):
+    write_folders(tmp_path / "data", train=7)
+    root = tmp_path / "data" / "train"
+    (root / "circle").symlink_to("circle")
+    assert len(EmotionFolder(root)) == 7

@@ -453,7 +453,11 @@ def test_what_the_terminal_cannot_write_is_escaped():
     assert stream.buffer.getvalue() == b"h\\xf6he\n"
 
 
-@pytest.mark.parametrize(("target", "reason"), [("no/t.csv", "No such file or directory"), (".", "Is a directory")])
+@pytest.mark.parametrize(("target", "reason"), [
+    ("no/t.csv", "No such file or directory"),
+    (".", "Is a directory"),
+    ("x" * 300, "File name too long"),
+])  # fmt: skip
 def test_a_table_that_cannot_be_written_stops_before_any_work(go, tmp_path, target, reason):
     save(tmp_path / "a.png")
     status, out, err = go("a.png", "--csv", target)

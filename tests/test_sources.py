@@ -411,6 +411,29 @@ def test_a_folder_that_cannot_be_listed(tmp_path, monkeypatch):
     assert refused(tmp_path).endswith("can't be listed (Permission denied).")
 
 
+def test_a_folder_inside_that_cannot_be_listed_stops_training_and_not_prediction(tmp_path, monkeypatch):
+    folder, listed = write_folder(tmp_path / "data", train_files()), os.scandir
+
+    def forbidden(path):
+        if os.path.basename(path) == "sad":
+            raise PermissionError(13, "Permission denied")
+        return listed(path)
+
+    monkeypatch.setattr(sources.os, "scandir", forbidden)
+    assert refused(folder) == f"{folder / 'train' / 'sad'}: can't be listed (Permission denied)."
+    assert problems(open_inputs(folder)) == {"train/sad/": "can't be listed (Permission denied)"}
+    assert len(list(open_inputs(folder).items())) == len(CLASSES)  # the other six, and the folder
+
+
+@pytest.mark.parametrize("target", ["link.png", "fine.png/inside", "x" * 300])
+def test_a_link_to_what_cannot_be_is_named(tmp_path, target):
+    folder = write_folder(tmp_path / "data", {**train_files(), "train/sad/fine.png": PNGS[0]})
+    (folder / "train/sad/link.png").symlink_to(target)
+    for source in (open_dataset(folder), open_inputs(folder)):
+        ((name, problem),) = problems(source).items()
+        assert name == "train/sad/link.png" and problem.startswith("cannot be read (")
+
+
 @pytest.mark.parametrize("name", ["a.zip", "a.csv", "a.tar"])
 def test_a_file_that_may_not_be_read(tmp_path, monkeypatch, name):
     path = write_zip(tmp_path / name, {})

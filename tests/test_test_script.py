@@ -121,6 +121,12 @@ def test_a_json_file_takes_no_place_of_data_or_weights(go, target):
     assert (status, out) == (2, "") and f"error: --json {target}: the table would take the place of that file" in err
 
 
+@pytest.mark.parametrize("target", [".", "no/t.json", f"{'x' * 300}/t.json"])
+def test_a_json_that_cannot_be_written_stops_before_any_work(go, target):
+    status, out, err = go("--json", target)
+    assert (status, out) == (2, "") and err.startswith(f"error: --json {target}: a folder, or a file in a folder")
+
+
 def test_a_full_disk_is_an_error(go, tmp_path, monkeypatch):
     write_folders(tmp_path / "archive")
     go()  # the decoded images are in the cache now
