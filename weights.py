@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import asdict
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -101,8 +102,9 @@ def promote(run: Path, data: FaceData, *, machine: Machine, shipped: Path | None
     """Put the best weights of `run` in the place of the shipped ones if they are better; a line that says so.
 
     Both are scored on the run's validation images without copies of train images. The shipped file is
-    replaced by a better one, or where it was trained on another dataset, and then kept as
-    replaced_weights.pth in the run's folder. Runs on the demo faces or with --limit never replace it.
+    replaced by a better one, or where it was trained on another dataset, and then kept in the run's folder as
+    replaced_weights.pth (with -2, -3... where that holds older ones). Runs on the demo faces or with --limit
+    never replace it.
     """
     shipped = shipped or Path(SHIPPED)
     model, content = load_weights(run / "best.pth", machine=machine)
@@ -130,7 +132,14 @@ def promote(run: Path, data: FaceData, *, machine: Machine, shipped: Path | None
             reason = f"the old ones reach {theirs:.4f}"
         else:
             reason = "the old ones were trained on another dataset"
-        write_file(run / "replaced_weights.pth", shipped.read_bytes())
-        reason += f"; they are kept as {run / 'replaced_weights.pth'}"
+        kept = free_name(run / "replaced_weights.pth")
+        write_file(kept, shipped.read_bytes())
+        reason += f"; they are kept as {kept}"
     save_weights(shipped, model, ours, config=config, data=data, half=True)
     return f"{shipped} is replaced: {ours.unseen.accuracy:.4f} without copies, {reason}"
+
+
+def free_name(path: Path) -> Path:
+    """`path`, or where that is taken the first free one of its name with -2, -3..."""
+    numbered = (path.with_stem(f"{path.stem}-{number}") for number in count(2))
+    return next(each for each in chain([path], numbered) if not each.exists())

@@ -105,6 +105,19 @@ def test_the_better_weights_are_shipped_and_the_old_ones_kept(data, tmp_path):
         assert (tmp_path / "shipped.pth").read_bytes() == new
 
 
+def test_kept_weights_are_never_overwritten(data, tmp_path):
+    write_run(tmp_path / "run", data)
+    for number in range(3):
+        write_run(tmp_path / str(number), data, always=6 - number)
+        content = torch.load(tmp_path / str(number) / "best.pth", weights_only=True)
+        torch.save({**content, "dataset": {**content["dataset"], "fingerprint": "x"}}, tmp_path / "shipped.pth")
+        old = (tmp_path / "shipped.pth").read_bytes()
+        name = f"replaced_weights{'' if number == 0 else f'-{number + 1}'}.pth"
+        assert f"kept as {tmp_path / 'run' / name}" in promoted(tmp_path, data, "run")
+        assert (tmp_path / "run" / name).read_bytes() == old
+    assert len(list((tmp_path / "run").glob("replaced_weights*.pth"))) == 3
+
+
 def test_shipped_weights_carry_the_score_of_their_rounded_numbers(data, tmp_path):
     write_run(tmp_path / "run", data)
     promoted(tmp_path, data, "run")
