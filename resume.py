@@ -1,5 +1,6 @@
 """Going on with a run that was stopped: its last.pth, and whether it fits the data and machine at hand."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ from config import Config, from_dict, read_config
 from dataset import FaceData
 from distill import target_sources
 from ranks import Ranks
-from trainer import LAST, ranks_on
+from trainer import LAST, made_on, ranks_on
 from utils import Machine, UserError, read_checkpoint, versions
 
 
@@ -19,11 +20,11 @@ def read_last(run: Path, flags: dict[str, Any] | None = None) -> tuple[Config, d
     """
     path, content = run / "last.pth", None
     try:
-        if path.exists():
+        if os.path.exists(path):
             content = read_checkpoint(path, LAST)
             return from_dict(content["config"] | (flags or {}), str(path)), content
         path = run / "config.json"
-        if path.exists():
+        if os.path.exists(path):
             return from_dict(read_config(str(path)) | (flags or {}), str(path)), None
     except ValueError as error:
         raise UserError(f"{path} does not fit this version of the code: {error}; start a new run") from error
@@ -43,9 +44,10 @@ def check_resume(last: dict[str, Any], data: FaceData, config: Config, machine: 
             f"the run's targets were made with other {' and '.join(changed)} than these: name the files it began with "
             f"by {', '.join(f'--{name}' for name in changed)}"
         )
-    before, now = (last["machine"], last["versions"]["torch"]), (ranks_on(machine, ranks), versions()["torch"])
-    if before != now:
+    here = f"{ranks_on(machine, ranks)} with torch {versions()['torch']}"
+    places = dict.fromkeys(f"{each['machine']} with torch {each['versions']['torch']}" for each in made_on(last))
+    if others := [place for place in places if place != here]:
         print(
-            f"note: the run began on {before[0]} with torch {before[1]}, this is {now[0]} with torch {now[1]}: "
-            f"from here on its weights are not bit for bit the same"
+            f"note: the run was trained on {' and on '.join(others)}, this is {here}: "
+            f"its weights are not bit for bit those of a run on one machine"
         )

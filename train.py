@@ -199,7 +199,9 @@ def fit(
     if trainer.feed.place != "host":
         print(f"training images are {trainer.feed}")
     if resume:
-        trainer.restore(resume)
+        ranks.in_turn(lambda: trainer.restore(resume))
+    if not trainer.done:
+        trainer.sign()
     if ranks.first:
         for stray in run.glob(".*.tmp"):
             stray.unlink()  # of a write that was killed

@@ -18,7 +18,7 @@ from feed import Feed
 from losses import make_loss
 from optim import WeightAverage, make_optimizer, make_scheduler, recalibrate
 from ranks import Ranks
-from utils import Machine, compiled, write_checkpoint, write_file
+from utils import Machine, UserError, compiled, versions, write_checkpoint, write_file
 
 
 @dataclass
@@ -41,6 +41,7 @@ class Trainer:
     best: float | None = None  # of the stop metric; larger is better
     stale: int = 0  # epochs since the best one
     history: list[dict[str, Any]] = field(default_factory=list)
+    made_on: list[dict[str, Any]] = field(default_factory=list)  # machines and versions that trained it, each once
     # Not kept
     stopped: bool = False  # whether Ctrl-C was pressed, be it in the last epoch, which then is done all the same
 
@@ -98,7 +99,7 @@ class Trainer:
             "config": asdict(self.config),
             "fingerprint": self.data.fingerprint,
             "targets": self.sources,
-            "machine": ranks_on(self.machine, self.ranks),
+            "made_on": self.made_on,
             "progress": {name: getattr(self, name) for name in PROGRESS},
             **{key: part.state_dict() for key, part in self.parts().items()},
         })  # fmt: skip
@@ -106,16 +107,31 @@ class Trainer:
         write_file(self.run / "metrics.jsonl", lines.encode())
 
     def restore(self, content: dict[str, Any]) -> None:
-        """Go back to the state in last.pth's `content`."""
-        fused = [group["fused"] for group in self.optimizer.param_groups]
-        for key, part in self.parts().items():
-            part.load_state_dict(content[key])
-        for group, own in zip(self.optimizer.param_groups, fused, strict=True):
-            group["fused"] = own  # this machine's, not that of the one before
-        for name in PROGRESS:
-            setattr(self, name, content["progress"][name])
+        """Go back to the state in last.pth's `content`. Raises UserError where this code makes another network."""
+        try:
+            optimizer = content["optimizer"]
+            groups = zip(optimizer["param_groups"], self.optimizer.param_groups, strict=True)
+            # This machine's, before loading, which puts the counts of steps where the fused optimizer wants them
+            groups = [group | {"fused": own["fused"]} for group, own in groups]
+            content = content | {"optimizer": optimizer | {"param_groups": groups}}
+            for key, part in self.parts().items():
+                part.load_state_dict(content[key])
+            for name in PROGRESS:
+                setattr(self, name, content["progress"][name])
+        except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"{self.run / 'last.pth'} does not fit the network {self.config.model!r} and the optimizer of this "
+                f"code: {str(error).splitlines()[0]}; go on with the code it was begun with, or start a new run"
+            ) from error
+        self.made_on = list(made_on(content))
         if not self.ranks.first:
             self.loss_sum, self.correct = 0.0, 0  # the first process holds the sums of all
+
+    def sign(self) -> None:
+        """Enter this machine and these versions into what the run was made on."""
+        here = {"machine": ranks_on(self.machine, self.ranks), "versions": versions()}
+        if here not in self.made_on:
+            self.made_on.append(here)
 
     def recalibrate(self) -> None:
         """Set the batch norm of what is kept by as many plain training images as asked for, others in each epoch."""
@@ -142,7 +158,6 @@ LAST = (
     "config",
     "fingerprint",
     "targets",
-    "machine",
     "versions",
     "progress",
     "state_dict",
@@ -150,6 +165,13 @@ LAST = (
     "scheduler",
 )  # in every last.pth
 PROGRESS = ("epoch", "step", "seconds", "rate", "loss_sum", "correct", "best", "stale", "history")
+
+
+def made_on(last: dict[str, Any]) -> list[dict[str, Any]]:
+    """The machines, in words, and versions that trained the run whose last.pth holds `last`."""
+    if "made_on" in last:
+        return last["made_on"]
+    return [{"machine": last["machine"], "versions": last["versions"]}]  # written before resumed runs kept all
 
 
 def ranks_on(machine: Machine, ranks: Ranks) -> str:

@@ -119,16 +119,20 @@ def row(runs: list[Run]) -> str:
 
 def machines(folders: Sequence[Path]) -> list[str]:
     """Lines that say where the runs were made, as far as their last.pth is there."""
-    from utils import read_checkpoint
+    from trainer import made_on
+    from utils import counted, read_checkpoint
 
     lines: dict[str, int] = {}
     for folder in folders:
         if (folder / "last.pth").exists():
-            content = read_checkpoint(folder / "last.pth", ("machine", "versions"))
-            versions = " ".join(f"{name} {value}" for name, value in content["versions"].items())
-            line = f"{content['machine']}; {versions}"
+            places = made_on(read_checkpoint(folder / "last.pth", ("versions",)))
+            line = ", then on ".join(f"{each['machine']}; {in_words(each['versions'])}" for each in places)
             lines[line] = lines.get(line, 0) + 1
-    return [f"{count} runs on {line}" for line, count in lines.items()]
+    return [f"{counted(count, 'run')} on {line}" for line, count in lines.items()]
+
+
+def in_words(versions: dict[str, str]) -> str:
+    return " ".join(f"{name} {value}" for name, value in versions.items())
 
 
 def run(args: argparse.Namespace) -> int:

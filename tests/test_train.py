@@ -19,6 +19,7 @@ from model import build_model
 from ranks import Ranks
 from resume import check_resume, read_last
 from train import fit
+from trainer import made_on
 from utils import UserError, pick_machine, seed_everything
 from val import Metrics, Scores
 from weights import load_weights
@@ -296,6 +297,52 @@ def test_a_run_of_another_version_is_refused_by_the_knob_it_has(archive, tmp_pat
         read_last(tmp_path / "run")
 
 
+@pytest.mark.parametrize(
+    ("key", "change"),
+    [
+        ("state_dict", lambda state: state | {next(iter(state)): torch.zeros(3)}),
+        ("optimizer", lambda state: state | {"param_groups": state["param_groups"][:1]}),
+        ("progress", lambda state: {}),
+    ],
+)
+def test_a_run_of_another_network_is_refused(archive, tmp_path, key, change):
+    run_fit(tmp_path / "run", epochs=1)
+    content = read_last(tmp_path / "run")[1]
+    with pytest.raises(UserError, match=r"last\.pth does not fit the network .* of this code: .* start a new run"):
+        run_fit(tmp_path / "run", resume={**content, key: change(content[key])}, epochs=2)
+
+
+def test_the_optimizer_goes_on_as_this_machine_has_it(archive, tmp_path):
+    trainer = run_fit(tmp_path / "run", epochs=1, optimizer="adam")
+    content = read_last(tmp_path / "run")[1]
+    own, loaded = trainer.optimizer.param_groups[0]["fused"], []
+    for group in content["optimizer"]["param_groups"]:
+        group["fused"] = not group["fused"]
+    trainer.optimizer.register_load_state_dict_pre_hook(lambda _, state: loaded.append(state["param_groups"]))
+    trainer.restore(content)
+    assert [group["fused"] for group in (*loaded[0], *trainer.optimizer.param_groups)] == [own] * 4
+
+
+def test_a_run_keeps_all_that_it_was_trained_on(archive, tmp_path, monkeypatch, capsys):
+    cut_in_mid_epoch(monkeypatch)
+    run_fit(tmp_path / "run", epochs=2)
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    content = read_last(tmp_path / "run")[1]
+    (here,) = made_on(content)
+    content["made_on"] = [{**here, "machine": "a laptop"}]
+    run_fit(tmp_path / "run", resume=content, epochs=2)
+    content = read_last(tmp_path / "run")[1]
+    assert made_on(content) == [{**here, "machine": "a laptop"}, here]
+    content["made_on"][1]["machine"] = "a server"
+    run_fit(tmp_path / "run", resume=content, epochs=2)  # nothing is left to train
+    content = read_last(tmp_path / "run")[1]
+    assert [each["machine"] for each in made_on(content)] == ["a laptop", "a server"]
+    data, machine = load(Config(data="archive", cache="cache")), pick_machine("cpu", "fp32")
+    check_resume(content, data, Config(), machine, Ranks())
+    assert "was trained on a laptop with torch" in (said := capsys.readouterr().out) and "and on a server" in said
+
+
 def test_other_data_are_refused_and_another_machine_is_said(archive, capsys):
     data, machine = load(Config(data="archive", cache="cache")), pick_machine("cpu", "fp32")
     last = {"fingerprint": "0123", "machine": str(machine), "versions": {"torch": "2.0"}, "targets": LABELS_ALONE}
@@ -303,7 +350,8 @@ def test_other_data_are_refused_and_another_machine_is_said(archive, capsys):
         check_resume(last, data, Config(), machine, Ranks())
     last["fingerprint"] = data.fingerprint
     check_resume(last, data, Config(), machine, Ranks())
-    assert f"with torch 2.0, this is {machine} with torch {torch.__version__}" in capsys.readouterr().out
+    said = f"trained on {machine} with torch 2.0, this is {machine} with torch {torch.__version__}"
+    assert said in capsys.readouterr().out
     check_resume({**last, "versions": {"torch": str(torch.__version__)}}, data, Config(), machine, Ranks())
     assert not capsys.readouterr().out
 
