@@ -10,8 +10,8 @@ meta), of files their `ferplus.file_key` ("files"). It is no part of the fingerp
 import hashlib
 import json
 import os
+import secrets
 import shutil
-import tempfile
 import time
 from array import array
 from pathlib import Path
@@ -76,7 +76,8 @@ def build_cache(source: Source, folder: Path) -> dict[str, Any]:
         for stray in folder.parent.glob("half-*"):  # of a decoding that was killed
             if time.time() - stray.stat().st_mtime > STRAY_SECONDS:
                 shutil.rmtree(stray, ignore_errors=True)
-        half = Path(tempfile.mkdtemp(prefix="half-", dir=folder.parent))
+        half = folder.parent / f"half-{secrets.token_hex(8)}"  # mkdtemp's would be closed to other users
+        half.mkdir()
         try:
             meta = write_cache(source, half)
             if there := read_meta(folder):  # another process was quicker

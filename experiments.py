@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
     from plan import Size, seconds, steps
     from report import write_report
     from stages import Stages, Stopped, in_words, seconds_per_image
-    from utils import locked, pick_machine
+    from utils import UserError, locked, pick_machine
 
     wanted = given(GROUPINGS, args.groupings, args.experts)
     preset = PRESETS[args.preset]
@@ -105,7 +105,10 @@ def run(args: argparse.Namespace) -> int:
     folder, out = Path(config.runs, f"study-{args.name}"), Path(args.out, args.name)
     total = in_words(sum(dict(plan).values()))
     print(f"{len(plan)} stages, kept in {folder}; about {total} if all are to be trained", flush=True)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be made ({error.strerror}); name another folder with --runs") from error
     with locked(folder):
         study = Study(size, wanted, Stages(folder / "stages", data, machine, plan=plan))
         try:

@@ -13,6 +13,7 @@ import random
 import shutil
 import struct
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
@@ -225,6 +226,8 @@ def versions() -> dict[str, str]:
 
 # --- Weight files ---
 
+WAITS = (0.1, 0.3, 1.0, 3.0) if os.name == "nt" else ()  # seconds between tries to replace a file
+
 
 def write_file(path: Path, data: bytes) -> None:
     """Replace `path` by `data` at once: a kill or a full disk leaves the old file whole. Raises UserError."""
@@ -234,14 +237,27 @@ def write_file(path: Path, data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        replace_file(temporary, path)
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise UserError(
             f"{path} could not be written ({error.strerror}); what stood there is untouched. "
-            f"Free some space, or write to another place"
+            f"Free some space, close what has it open, or write to another place"
         ) from error
+
+
+def replace_file(source: Path, target: Path) -> None:
+    """Move `source` in the place of `target`. Raises OSError.
+
+    On Windows a file that another program has open, a table or a virus scanner, can't be replaced: it is tried again.
+    """
+    for seconds in WAITS:
+        try:
+            return os.replace(source, target)
+        except PermissionError:
+            time.sleep(seconds)
+    os.replace(source, target)
 
 
 def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
@@ -342,6 +358,6 @@ def new_run_folder(runs: str, name: str) -> Path:
 def run_folder(name: str) -> Path:
     """The folder of a run that is there. Raises UserError."""
     folder = Path(name)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # Path.is_dir raises for a name that is too long
         raise UserError(f"{name}: no such folder; a run's folder is needed, such as runs/NAME")
     return folder

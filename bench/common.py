@@ -48,12 +48,20 @@ def run_cell(script: str, cell: dict[str, Any], *, prefix: Sequence[str] = ()) -
 def take_turns(
     script: str, cells: dict[Any, dict[str, Any]], rounds: int, *, label: str = "cells"
 ) -> dict[Any, list[dict[str, Any]]]:
-    """The results of every cell, one per round; the cells take turns, so that a slow minute hits them all."""
+    """The results of every cell, one per round; the cells take turns, so that a slow minute hits them all.
+
+    Raises UserError where one fails.
+    """
     from tqdm import tqdm  # late, as every import that --help need not wait for
+
+    from utils import UserError
 
     results: dict[Any, list[dict[str, Any]]] = {key: [] for key in cells}
     for key in tqdm(list(cells) * rounds, label, disable=None, leave=False):
-        results[key].append(run_cell(script, cells[key]))
+        try:
+            results[key].append(run_cell(script, cells[key]))
+        except CellError as error:
+            raise UserError(f"{Path(script).name} --one {json.dumps(cells[key])} failed:\n{error}") from error
     return results
 
 

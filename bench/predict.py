@@ -139,10 +139,11 @@ def measure(cell: dict[str, Any]) -> dict[str, float]:
 
 def files_of(data: str, faces: int) -> Iterator[tuple[str, bytes]]:
     """Name and bytes of the images to predict: PublicTest of the zip `data`, or drawn faces. Raises UserError."""
+    from source_zip import open_zip
     from utils import UserError
 
     if data:
-        with zipfile.ZipFile(data) as archive:
+        with open_zip(Path(data)) as archive:
             names = [name for name in archive.namelist() if Path(name).name.startswith("PublicTest_")]
             if not names:
                 raise UserError(f"--data {data}: holds no PublicTest_* images; name FER2013's archive.zip")

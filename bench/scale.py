@@ -12,6 +12,7 @@ not). A million images take 2.3 GB of disk, twice that while they are built.
 
 import argparse
 import json
+import os
 import shutil
 import statistics
 import subprocess
@@ -196,6 +197,8 @@ def growth(sizes: list[int], rows: list[dict[str, Any]]) -> list[str]:
 def run(args: argparse.Namespace) -> int:
     from utils import UserError
 
+    if not os.path.exists("/proc/self/status"):
+        raise UserError("there is no /proc/self/status, which tells the memory that is held: this needs Linux")
     prefix, rlimit, words = find_limit(args.memory_limit)
     print("\n".join(header()))
     print(f"TheModel, batch {Config().batch_size}, {args.steps} steps on cpu; memory limit in training: {words}")

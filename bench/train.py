@@ -102,7 +102,8 @@ def our_loop(cell: dict[str, Any]) -> list[float]:
     from train import StopRequest, train_epoch
     from utils import pick_machine
 
-    with tempfile.TemporaryDirectory(dir=Path(cell["folder"]).parent) as folder:
+    # Windows keeps the cache, which the trainer has open, until this process ends
+    with tempfile.TemporaryDirectory(dir=Path(cell["folder"]).parent, ignore_cleanup_errors=True) as folder:
         config = Config(model=cell["model"], data=cell["zip"], cache=f"{folder}/cache", device=cell["device"])
         machine = pick_machine(config.device, config.precision, config.threads)
         start = time.perf_counter()
@@ -140,7 +141,7 @@ def write_images(path: str, images: int, folder: Path) -> int:
     from utils import UserError
 
     source = open_dataset(Path(path))
-    if source.kind not in ("folder", "zip"):
+    if source.kind not in ("folder", "zip") or source.part is None:  # a table, or a zip of one
         raise UserError(f"--data {path}: the plain loop reads files; name a folder or a zip of images")
     items = [item for item in source.items() if item.label >= 0 and not item.problem]
     train = [item for item in items if item.split in ("", "train")]
@@ -230,7 +231,7 @@ def augment_share(models: list[str], images: int, device: str) -> None:
         for name, value in list(vars(module).items()):
             if inspect.isfunction(value) and (value.__module__ == "augment" or name == "preprocess"):
                 setattr(module, name, timed(value))
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # as in our_loop
         for model in models:
             config = Config(model=model, cache=f"{folder}/cache", device=device)
             machine = pick_machine(config.device, config.precision, config.threads)
@@ -253,7 +254,7 @@ def run(args: argparse.Namespace) -> int:
     if args.augment_share:
         augment_share(args.models, args.images, device)
         return 0
-    with tempfile.TemporaryDirectory() as top:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as top:
         folder = Path(top, "faces")
         data = args.data or draw_faces(args.images, Path(top, "drawn"))
         count = write_images(data, args.images, folder)

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
+import zipfile
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from dataset import load
 from helpers import REPO, brightness_weights, run_script, write_folders, zip_folder
 from ranks import Ranks
 from stages import macs
-from utils import pick_machine
+from utils import UserError, pick_machine, write_checkpoint
 from val import predict_logits
 from weights import load_weights
 
@@ -133,6 +134,24 @@ def test_train_prints_the_share_of_augmentation(bench):
 
 def test_a_missing_dataset_is_one_line_and_status_2(bench):
     assert bench("train.py", "--data", "nowhere.zip", status=2) == "error: nowhere.zip: no such file or folder.\n"
+
+
+def test_data_that_the_benchmarks_cannot_use_are_refused(bench, tmp_path):
+    (tmp_path / "fer2013.csv").write_text(f"emotion,pixels,Usage\n3,{' '.join(['9'] * 48 * 48)},Training\n")
+    with zipfile.ZipFile(tmp_path / "table.zip", "w") as archive:
+        archive.write(tmp_path / "fer2013.csv", "fer2013.csv")
+    for name in ("fer2013.csv", "table.zip"):
+        text = bench("train.py", "--data", tmp_path / name, status=2)
+        assert text.endswith(f"/{name}: the plain loop reads files; name a folder or a zip of images\n")
+    assert bench("predict.py", "--data", "nowhere.zip", status=2).startswith("error: nowhere.zip: can't be read (")
+
+
+def test_a_process_that_fails_is_told_in_its_words(tmp_path):
+    from bench.common import take_turns
+
+    (tmp_path / "cell.py").write_text("raise SystemExit('the words')")
+    with pytest.raises(UserError, match=r"^cell\.py --one \{\"a\": 1\} failed:\nthe words$"):
+        take_turns(str(tmp_path / "cell.py"), {"x": {"a": 1}}, 1)
 
 
 @pytest.mark.parametrize("name", ["train.py", "limit.py", "scale.py"])
@@ -617,6 +636,16 @@ def test_runs_on_other_data_are_no_seeds_of_one_row(bench, tmp_path, weights):
     assert [row.split(" | ")[-1] for row in rows] == ["2 (0, 1) |", "1 (2) |"]
     text = bench("results.py", names[0], "--tta", "flip", "--data", data, "--cache", tmp_path / "cache", status=2)
     assert "was trained on other data than" in text
+
+
+def test_results_say_every_machine_that_a_run_was_made_on(bench, tmp_path):
+    first, second = ({"machine": name, "versions": {"torch": torch}} for name, torch in (("a", "2.4"), ("b", "2.5")))
+    each = {"0": {"made_on": [first, second]}, "1": {"made_on": [first, second]}, "2": first}  # the last one is older
+    for seed, content in each.items():
+        write_run(tmp_path / seed, Config(seed=int(seed)), (0.5, 0.25, 60.0))
+        write_checkpoint(tmp_path / seed / "last.pth", content)
+    text = bench("results.py", *(tmp_path / seed for seed in each))
+    assert "\n2 runs on a; torch 2.4, then on b; torch 2.5\n1 run on a; torch 2.4\n" in text
 
 
 def test_results_need_a_finished_run(bench):

@@ -162,6 +162,14 @@ def test_a_changed_file_makes_the_cache_stale(archive, tmp_path):
     assert load_from(archive, tmp_path).fingerprint != first.fingerprint
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such modes")
+def test_a_cache_is_as_open_to_others_as_any_folder(archive, tmp_path):
+    load_from(archive, tmp_path)
+    (tmp_path / "any").mkdir()
+    (folder,) = (tmp_path / "cache").iterdir()
+    assert folder.stat().st_mode == (tmp_path / "any").stat().st_mode
+
+
 def test_a_cache_that_cannot_be_written_says_so(archive, tmp_path):
     (tmp_path / "cache").write_text("a file")
     with pytest.raises(UserError, match=r"decoded images could not be written.*--cache"):

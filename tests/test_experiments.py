@@ -329,6 +329,14 @@ def test_too_few_validation_images_for_a_report_are_refused_beforehand(tmp_path,
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_folders(tmp_path / "archive", train=42, val=70, test=0)
+    (tmp_path / "a-file").touch()
+    assert experiments.main([*SMALL, "--runs", "a-file/runs"]) == 2
+    assert re.search(r"cannot be made \(.*\); name another folder with --runs$", capsys.readouterr().err, re.M)
+
+
 @pytest.mark.parametrize(
     ("name", "groups", "message"),
     [

@@ -108,6 +108,30 @@ def test_a_full_disk_leaves_the_old_file_whole(tmp_path, monkeypatch):
     assert path.read_bytes() == b"old" and [file.name for file in tmp_path.iterdir()] == ["a.pth"]
 
 
+def test_a_file_that_another_program_has_open_is_waited_for(tmp_path, monkeypatch):
+    replace, tries = os.replace, []
+
+    def busy(source, target):
+        tries.append(target)
+        if len(tries) < 3:
+            raise PermissionError(errno.EACCES, "The process cannot access the file")
+        replace(source, target)
+
+    monkeypatch.setattr(utils.os, "replace", busy)
+    with pytest.raises(UserError, match=r"The process cannot access the file.*close what has it open"):
+        write_file(tmp_path / "a.pth", b"new")  # but on Windows this is no question of waiting
+    assert len(tries) == 1 and not list(tmp_path.iterdir())
+    monkeypatch.setattr(utils, "WAITS", (0.0, 0.0, 0.0))
+    write_file(tmp_path / "a.pth", b"new")
+    assert len(tries) == 3 and (tmp_path / "a.pth").read_bytes() == b"new"
+
+
+@pytest.mark.parametrize("name", ["nowhere", "x" * 300])
+def test_a_run_that_is_not_there_is_refused(name):
+    with pytest.raises(UserError, match="no such folder; a run's folder is needed"):
+        utils.run_folder(name)
+
+
 def test_a_run_folder_is_made_once(tmp_path):
     folder = new_run_folder(str(tmp_path / "runs"), "a")
     assert new_run_folder(str(tmp_path / "runs"), "a") == folder  # an empty one is as good as new
