@@ -174,22 +174,19 @@ def load(config: Config) -> FaceData:
     cannot be read, lacks a class in train, or has an empty split; and for votes that are not of this dataset.
     """
     where = config.data or next((place for place in PLACES if os.path.exists(place)), "demo")
-    from demo_faces import DRAWN_MARK  # late: scoring and predicting need no faces drawn
-
     demo = where == "demo" and not os.path.exists(where)
-    drawn = demo or os.path.isfile(os.path.join(where, DRAWN_MARK))  # Path.is_file raises for too long a name
-    if config.votes and drawn:
+    source: Any = DemoSource() if demo else open_dataset(Path(where))
+    if config.votes and source.drawn:
         raise UserError(f"--votes {config.votes}: drawn faces have no votes; name FER2013 with --data. {GET_FER2013}")
     votes = read_votes(Path(config.votes)) if config.votes else None
-    source: Any = DemoSource() if demo else open_dataset(Path(where))
     folder, meta = cached(source, Path(config.cache))
-    return assemble(config, source, folder, meta, votes=votes, demo=drawn)
+    return assemble(config, source, folder, meta, votes=votes, demo=source.drawn)
 
 
 class DemoSource:
     """The drawn faces (demo_faces.py), in the shape of a `sources.Source`."""
 
-    kind, renamed, notes = "demo", {}, []
+    kind, renamed, notes, drawn = "demo", {}, [], True
     path = Path("the built-in drawn faces")
     total = 7 * (DEMO_IDENTITIES + DEMO_VAL_IDENTITIES)
 

@@ -20,7 +20,6 @@ from config import CLASSES, Parser
 from demo_strokes import LINE, Identity, Mouth, Stroke, Upper
 
 SIZE = 48
-DRAWN_MARK = ".drawn-faces"  # a file in a folder of them: weights trained on these are never shipped
 
 # How hard the faces are: weaker expressions and more chance make the classes overlap. Both halves must matter, so
 # that a classifier loses at least 20 points without the mouth. Measure with and without --one-mouth:
@@ -181,7 +180,8 @@ def write_folder(folder: Path, *, identities: int, seed: int, one_mouth: bool = 
 
     Raises UserError where the folder is a file or not empty, or cannot be written.
     """
-    from utils import UserError  # late: drawing needs no torch
+    from source_layout import DRAWN_MARK  # late: drawing needs no torch
+    from utils import UserError
 
     first_val = identities - max(identities // 5, 1)
     try:

@@ -20,6 +20,7 @@ SYNONYMS = {
 SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 CSV_NAMES = ("fer2013.csv", "icml_face_data.csv")
 JUNK = {"__macosx", "thumbs.db", "desktop.ini"}
+DRAWN_MARK = ".drawn-faces"  # a file in a folder of drawn faces: weights trained on these are never shipped
 
 
 @dataclass(frozen=True, slots=True)

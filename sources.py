@@ -22,7 +22,7 @@ import numpy as np
 
 from images import EXTENSIONS, SIZE, BadImage, decode_into, read_file
 from source_csv import open_table, read_rows
-from source_layout import Item, Layout, class_index, input_layout, is_image_name, is_junk, training_layout
+from source_layout import DRAWN_MARK, Item, Layout, class_index, input_layout, is_image_name, is_junk, training_layout
 from source_zip import digest_zip, list_zip, open_entry, open_zip, read_entries
 from utils import UserError, cpu_quota
 
@@ -42,6 +42,7 @@ class Source:
     `kind` is "folder", "zip", "csv", "tar" or "image". `renamed` maps folder names to classes where these are
     spelled otherwise; `notes` are things to tell the user. `total` is the number of items to come, None if only
     reading would tell. Where it is known, `part` lists the items, still without pixels.
+    `drawn` tells faces that demo_faces.py wrote.
     """
 
     path: Path
@@ -52,6 +53,7 @@ class Source:
     notes: list[str] = field(default_factory=list)
     total: int | None = None
     part: "Part | None" = None
+    drawn: bool = False
 
     def key(self) -> str:
         """Return a hex digest that changes when the content does; no image is decoded for it.
@@ -165,9 +167,12 @@ def _open_folder(path: Path, *, training: bool) -> Source:
         text = "\n".join(f"{name}\0{files[name].size}\0{files[name].mtime_ns}" for name in sorted(files))
         return hashlib.sha256(text.encode()).hexdigest()
 
-    return _from_layout(
+    source = _from_layout(
         path, "folder", layout, digest, lambda items: (_read_file(files[item.name].path) for item in items)
     )
+    around = Path(os.path.abspath(path)).parent  # of a split of them
+    source.drawn = any(os.path.isfile(folder / DRAWN_MARK) for folder in (path, around))
+    return source
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,7 +251,9 @@ def _open_zip(path: Path, *, training: bool) -> Source:
     def fetch(items: list[Item]) -> Iterator[bytes | BadImage]:
         return read_entries(path, (files[item.name] for item in items), ends)
 
-    return _from_layout(path, "zip", layout, digest, fetch)
+    source = _from_layout(path, "zip", layout, digest, fetch)
+    source.drawn = any(name.rpartition("/")[2] == DRAWN_MARK for name in files)
+    return source
 
 
 def _zip_rows(path: Path, info, workers: int) -> Iterator[Item]:

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -362,7 +363,11 @@ def test_a_folder_of_drawn_faces_is_known_as_such(tmp_path):
     import demo_faces
 
     demo_faces.write_folder(tmp_path / "drawn", identities=3, seed=0)
-    assert load_from(tmp_path / "drawn", tmp_path).demo
+    shutil.make_archive(str(tmp_path / "zipped"), "zip", tmp_path, "drawn")
+    for data in ("drawn", "drawn/train", "zipped.zip"):
+        assert load_from(tmp_path / data, tmp_path).demo
+    (tmp_path / "drawn" / ".drawn-faces").unlink()
+    assert not load_from(tmp_path / "drawn", tmp_path).demo
 
 
 def test_the_demo_is_drawn_where_there_is_no_dataset(tmp_path, monkeypatch):
