@@ -267,7 +267,7 @@ class RandomFaces:
     Every class has a smooth pattern of its own, under noise that makes every image another.
     """
 
-    kind, renamed, notes = "random", {}, []
+    kind, renamed, notes, drawn = "random", {}, [], False
     path = Path("random faces")
 
     def __init__(self, count: int) -> None:
