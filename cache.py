@@ -10,6 +10,7 @@ meta), of files their `ferplus.file_key` ("files"). It is no part of the fingerp
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 import time
@@ -74,7 +75,8 @@ def build_cache(source: Source, folder: Path) -> dict[str, Any]:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         for stray in folder.parent.glob("half-*"):  # of a decoding that was killed
-            if time.time() - stray.stat().st_mtime > STRAY_SECONDS:
+            ours = re.fullmatch("half-[0-9a-f]{16}", stray.name)  # the folder may hold other people's too
+            if ours and time.time() - stray.stat().st_mtime > STRAY_SECONDS:
                 shutil.rmtree(stray, ignore_errors=True)
         half = folder.parent / f"half-{secrets.token_hex(8)}"  # mkdtemp's would be closed to other users
         half.mkdir()

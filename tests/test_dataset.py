@@ -184,6 +184,19 @@ def test_an_aborted_decoding_leaves_nothing(archive, tmp_path, monkeypatch):
     assert not list((tmp_path / "cache").iterdir())
 
 
+def test_old_halves_of_caches_go_and_nothing_else_does(archive, tmp_path):
+    mine, young, old = (
+        tmp_path / "cache" / name for name in ("half-size-faces", f"half-{'a' * 16}", f"half-{'0' * 16}")
+    )
+    for folder in (mine, young, old):
+        folder.mkdir(parents=True)
+        (folder / "raw.bin").write_bytes(b"0")
+    for folder in (mine, old):
+        os.utime(folder, (0, 0))
+    load_from(archive, tmp_path)
+    assert mine.exists() and young.exists() and not old.exists()
+
+
 def test_bad_files_are_named_counted_and_skipped(archive, tmp_path):
     (archive / "train" / "sad" / "empty.png").write_bytes(b"")
     data = load_from(archive, tmp_path)
