@@ -24,6 +24,9 @@ COLUMNS = {"emotion": "emotion", "pixels": "pixels", "usage": "Usage"}
 # read to its end; it is below the limit that the csv module sets itself, 131,072 characters a field.
 MAX_LINE = 100_000
 MAX_ROWS = 10_000_000
+# In front of the table in an archive; the public ones hold three files.
+MAX_MEMBERS = 10_000
+MAX_PASSED = 64 * 2**30  # bytes
 
 # What archives raise where they are opened or read: OSError (gzip's BadGzipFile, bz2, the disk), EOFError (they
 # break off), and the decompressors' and archives' own errors.
@@ -126,10 +129,17 @@ def open_table(path: Path) -> Iterator[tuple[BinaryIO, str]]:
 
 
 def _find_table(archive: tarfile.TarFile, path: Path) -> tarfile.TarInfo:
+    passed = 0
     try:
-        for member in archive:
+        for count, member in enumerate(archive):
             if member.isfile() and member.name.rpartition("/")[2].casefold() in CSV_NAMES:
                 return member
+            passed += member.size
+            if count == MAX_MEMBERS or passed > MAX_PASSED:
+                raise UserError(
+                    f"{path}: holds no {' and no '.join(CSV_NAMES)} among its first {MAX_MEMBERS} files and "
+                    f"{MAX_PASSED // 2**30} GiB. Unpack it and name the table."
+                )
     except ARCHIVE_ERRORS as error:
         raise UserError(f"{path}: truncated or damaged ({error}). Download it again.") from error
     raise UserError(f"{path}: holds no {' and no '.join(CSV_NAMES)}.")

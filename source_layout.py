@@ -215,7 +215,7 @@ def input_layout(files: Iterable[str], *, folder: str = "") -> Layout:
 
     `folder` is the name of the folder around the files at the top.
     """
-    items = []
+    items, learned = [], 0
     labels: dict[str, int] = {}
     for name in without_junk(files):
         if is_image_name(name):
@@ -224,6 +224,8 @@ def input_layout(files: Iterable[str], *, folder: str = "") -> Layout:
                 index = class_index(holder)
                 labels[holder] = -1 if index is None else index
             items.append(Item(name, label=labels[holder]))
+            learned += labels[holder] >= 0 and "train" in name.casefold().split("/")[:-2]
         else:
             items.append(Item(name, problem="not an image file"))
-    return Layout(items, renamed_folders(labels))
+    notes = [f"{learned} images are in train/: networks learn from such, so an accuracy over them is no test"]
+    return Layout(items, renamed_folders(labels), notes if learned else [])

@@ -13,6 +13,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -212,12 +213,16 @@ def _walk(top: Path) -> tuple[dict[str, _File], set[str], dict[str, str]]:
                     folders.add(name)
                     waiting.append((f"{name}/", Path(entry.path), (*above, target)))
                 continue
-            try:
-                status = entry.stat()
-            except OSError:  # a link to nowhere: listed all the same, so that reading it says so
-                status = entry.stat(follow_symlinks=False)
-            files[name] = _File(Path(entry.path), status.st_size, status.st_mtime_ns)
+            files[name] = _File(Path(entry.path), *_size_and_time(entry))
     return files, folders, refused
+
+
+def _size_and_time(entry: os.DirEntry[str]) -> tuple[int, int]:
+    for follow in (True, False):  # a link to nowhere is listed all the same, so that reading it says so
+        with suppress(OSError):
+            status = entry.stat(follow_symlinks=follow)
+            return status.st_size, status.st_mtime_ns
+    return 0, 0  # removed since the folder was listed, which reading it says too
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

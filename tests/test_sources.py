@@ -403,6 +403,19 @@ def test_links_are_followed_but_not_in_circles(tmp_path):
     assert problems(source)["train/sad/nowhere.png"] == "cannot be read (No such file or directory)"
 
 
+def test_a_file_that_goes_while_its_folder_is_listed_is_named(tmp_path, monkeypatch):
+    folder = write_folder(tmp_path / "data", {"a.png": PNGS[0], "b.png": PNGS[1]})
+    scandir = os.scandir
+
+    def then_gone(path):
+        found = list(scandir(path))
+        (folder / "a.png").unlink()
+        return found
+
+    monkeypatch.setattr(os, "scandir", then_gone)
+    assert problems(open_inputs(folder)) == {"a.png": "cannot be read (No such file or directory)"}
+
+
 def test_a_folder_that_cannot_be_listed(tmp_path, monkeypatch):
     def forbidden(path):
         raise PermissionError(13, "Permission denied")
@@ -910,6 +923,15 @@ def test_a_tar_without_the_table(tmp_path):
     assert refused(path).endswith("a.tar.gz: holds no fer2013.csv and no icml_face_data.csv.")
 
 
+@pytest.mark.parametrize(("limit", "value"), [("MAX_MEMBERS", 1), ("MAX_PASSED", 4)])
+def test_a_tar_is_not_searched_without_end(tmp_path, monkeypatch, limit, value):
+    files = {"a": b"hello", "b": b"", "fer2013.csv": table(ROWS)}
+    path = write_tar(tmp_path / "a.tar.gz", files)
+    assert open_dataset(path).kind == "tar" and splits(open_dataset(path))
+    monkeypatch.setattr(source_csv, limit, value)
+    assert "a.tar.gz: holds no fer2013.csv and no icml_face_data.csv among its first" in refused(path)
+
+
 def test_a_tar_that_is_no_tar(tmp_path):
     (tmp_path / "a.tar.gz").write_bytes(b"<html>please log in</html>" * 50)
     assert "a.tar.gz: truncated or not a tar archive (" in refused(tmp_path / "a.tar.gz")
@@ -962,6 +984,16 @@ def test_inputs_of_a_folder_or_zip(make):
         ("contempt/3.png", "", -1, ""),
     ]
     assert source.renamed == {"Happiness": "happy"} and source.total == 4
+
+
+def test_training_images_among_the_inputs_are_told(make):
+    files = {"data/Train/sad/1.png": PNGS[0], "data/val/sad/2.png": PNGS[1], "data/train/3.png": PNGS[2]}
+    told = "1 images are in train/: networks learn from such, so an accuracy over them is no test"
+    assert open_inputs(make(files)).notes == [told]
+
+
+def test_what_no_accuracy_is_of_is_no_training_image(make):
+    assert open_inputs(make({"train/1.png": PNGS[0], "sad/2.png": PNGS[1]})).notes == []
 
 
 def test_a_class_folder_itself_as_input(tmp_path, monkeypatch):
