@@ -103,8 +103,8 @@ def promote(run: Path, data: FaceData, *, machine: Machine, shipped: Path | None
 
     Both are scored on the run's validation images without copies of train images. The shipped file is
     replaced by a better one, or where it was trained on another dataset, and then kept in the run's folder as
-    replaced_weights.pth (with -2, -3... where that holds older ones). Runs on the demo faces or with --limit
-    never replace it.
+    replaced_weights.pth (with -2, -3... where that holds older ones). Where the current folder has none, the run is
+    held to the one beside the code, which stays. Runs on the demo faces or with --limit never replace it.
     """
     shipped = shipped or Path(SHIPPED)
     model, content = load_weights(run / "best.pth", machine=machine)
@@ -113,30 +113,45 @@ def promote(run: Path, data: FaceData, *, machine: Machine, shipped: Path | None
         reason = "the faces are drawn" if data.demo else "the run saw only part of the images (--limit)"
         return f"{shipped} is left as it is: {reason}"
     model.load_state_dict({k: v.half() if v.is_floating_point() else v for k, v in model.state_dict().items()})
+    before = stamp(shipped)
     ours = evaluate(model, data.split("val"), machine=machine)
-    reason = "there was none"
-    if shipped.exists():
+    reason, rival = "there was none", shipped if before else Path(__file__).parent / shipped
+    if rival.exists():
         try:
-            old, old_content = load_weights(shipped, machine=machine)
+            old, old_content = load_weights(rival, machine=machine)
         except UserError as error:
-            return f"{shipped} is left as it is: {error}"
+            return f"{rival} is left as it is: {error}"
         same = old_content["dataset"]["fingerprint"] == data.fingerprint
         part = old_content["config"].get("val_fraction")  # where validation is drawn, another part is other data
         if same and (part == config.val_fraction or not data.drawn_val):
             theirs = evaluate(old, data.split("val"), machine=machine).unseen.accuracy
             if ours.unseen.accuracy <= theirs:
                 return (
-                    f"{shipped} is left as it is: {theirs:.4f} on these validation images without copies, "
+                    f"{rival} is left as it is: {theirs:.4f} on these validation images without copies, "
                     f"this run {ours.unseen.accuracy:.4f}"
                 )
             reason = f"the old ones reach {theirs:.4f}"
         else:
             reason = "the old ones were trained on another dataset"
+        if not before:
+            reason += f"; they stay, as {rival}"
+    if stamp(shipped) != before:  # another run was quicker: its weights are the ones to beat now
+        return promote(run, data, machine=machine, shipped=shipped)
+    if before:
         kept = free_name(run / "replaced_weights.pth")
         write_file(kept, shipped.read_bytes())
         reason += f"; they are kept as {kept}"
     save_weights(shipped, model, ours, config=config, data=data, half=True)
-    return f"{shipped} is replaced: {ours.unseen.accuracy:.4f} without copies, {reason}"
+    return f"{shipped} is {'replaced' if before else 'written'}: {ours.unseen.accuracy:.4f} without copies, {reason}"
+
+
+def stamp(path: Path) -> tuple[int, int] | None:
+    """What changes when the file `path` is replaced; None where there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_size
 
 
 def free_name(path: Path) -> Path:

@@ -105,6 +105,43 @@ def test_the_better_weights_are_shipped_and_the_old_ones_kept(data, tmp_path):
         assert (tmp_path / "shipped.pth").read_bytes() == new
 
 
+def test_a_run_elsewhere_is_held_to_the_weights_beside_the_code(data, tmp_path, monkeypatch):
+    for name, always in (("worse", 6), ("better", 0), ("shipped", 1)):
+        write_run(tmp_path / name, data, always=always)
+    code = tmp_path / "code"
+    code.mkdir()
+    shutil.copy(tmp_path / "worse" / "best.pth", code / "w.pth")
+    old = (code / "w.pth").read_bytes()
+    monkeypatch.setattr(weights, "__file__", str(code / "weights.py"))
+    monkeypatch.setattr(weights, "SHIPPED", "w.pth")
+    assert promote(tmp_path / "worse", data, machine=MACHINE).startswith(f"{code / 'w.pth'} is left as it is: ")
+    assert not (tmp_path / "w.pth").exists()
+    assert f"they stay, as {code / 'w.pth'}" in promote(tmp_path / "better", data, machine=MACHINE)
+    assert (tmp_path / "w.pth").exists() and (code / "w.pth").read_bytes() == old
+    assert not (tmp_path / "better" / "replaced_weights.pth").exists()
+
+
+def test_of_two_runs_that_end_at_once_the_better_is_shipped(data, tmp_path, monkeypatch):
+    for name, always in (("worst", 6), ("worse", 4), ("better", 0)):
+        write_run(tmp_path / name, data, always=always)
+    promoted(tmp_path, data, "worst")
+    scored = []
+
+    def meanwhile(*args, **kwargs):
+        scored.append(evaluate(*args, **kwargs))
+        if len(scored) == 2:  # the other run ends between our scoring and our writing
+            promote_here()
+        return scored[-1]
+
+    def promote_here():
+        monkeypatch.setattr(weights, "evaluate", evaluate)
+        assert "is replaced" in promoted(tmp_path, data, "better")
+
+    monkeypatch.setattr(weights, "evaluate", meanwhile)
+    assert "is left as it is" in promoted(tmp_path, data, "worse")
+    assert len(scored) == 2
+
+
 def test_kept_weights_are_never_overwritten(data, tmp_path):
     write_run(tmp_path / "run", data)
     for number in range(3):
