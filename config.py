@@ -1,7 +1,8 @@
 """Everything a person tunes: edit a default below, or give the flag of the same name.
 
 Precedence, later wins: the defaults below, `--recipe`, `--config run/config.json`, flags.
-This module needs the standard library only, so `--help` answers at once.
+The losses stand in losses.py and are offered from here too. Both need the standard library only, so `--help` answers
+at once.
 """
 
 import argparse
@@ -12,6 +13,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from difflib import get_close_matches
 from typing import Any, NamedTuple, NoReturn
+
+from losses import CrossEntropy, FocalLoss, Loss, class_weights
 
 # The order of the seven outputs, everywhere; FER2013's own numbering, not the alphabetical one of folders.
 CLASSES = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
@@ -214,6 +217,20 @@ GROUPINGS: dict[str, list[list[str]]] = {
 SETTING = ("data", "cache", "device", "threads", "runs", "run")  # where a run is made, not what it is
 # What may differ when a run goes on or is scored; votes and teachers in their place alone, which is checked
 MACHINE_FIELDS = ("data", "cache", "votes", "teachers", "device", "threads")
+
+
+def make_loss(config: Config, counts: Sequence[int]) -> tuple[Loss, str]:
+    """The configured loss per image (reduction "none"), and its name as printed beside every figure.
+
+    `counts` are the training images per class. Training and validation use the same one.
+    """
+    weights = class_weights(config.class_weights, counts)
+    suffix = f", {config.class_weights} class weights" if weights else ""
+    if config.loss == "focal":
+        loss = FocalLoss(gamma=config.focal_gamma, alpha=weights, reduction="none")
+        return loss, f"focal loss (gamma {config.focal_gamma:g}){suffix}"
+    loss = CrossEntropy(smoothing=config.label_smoothing, weight=weights, reduction="none")
+    return loss, f"cross-entropy (smoothing {config.label_smoothing:g}){suffix}"
 
 
 def check_field(name: str, value: Any, kind: type, allowed: Knob) -> None:

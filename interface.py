@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from config import MACHINE_FIELDS, RECIPES, Config, Parser, add_flags, differences
+from config import MACHINE_FIELDS, RECIPES, Config, Parser, add_flags, differences, make_loss
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -96,7 +96,6 @@ def train(
 ) -> int:
     """Fit and report; 0, or 130 where Ctrl-C ended the run early."""
     from dataset import DEMO_NOTE
-    from losses import make_loss
     from train import fit
     from utils import count_params
 
@@ -127,7 +126,7 @@ def report(trainer: Any) -> None:
     print(f"\nbest weights on validation, loss is {trainer.loss_name}:")
     print(f"  official        {summary(scores.official)}")
     print(f"  without copies  {summary(scores.unseen)}")
-    print("\n".join(table(scores.unseen)))
+    print("\n".join(["recall and confusion, without copies:", *table(scores.unseen)]))
     minutes = sum(row["seconds"] for row in trainer.history) / 60
     print(
         f"{len(trainer.history)} epochs in {minutes:.1f} minutes; {run} holds best.pth, last.pth, config.json, "

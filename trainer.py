@@ -11,11 +11,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from config import Config
+from config import Config, make_loss
 from dataset import FaceData
 from distill import Teachers, target_sources
 from feed import Feed
-from losses import make_loss
 from optim import WeightAverage, make_optimizer, make_scheduler, recalibrate
 from ranks import Ranks
 from utils import Machine, UserError, compiled, versions, write_checkpoint, write_file

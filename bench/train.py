@@ -54,7 +54,7 @@ def plain_loop(cell: dict[str, Any]) -> list[float]:
     from torch.utils.data import DataLoader
     from torchvision import datasets, transforms
 
-    from losses import make_loss
+    from config import make_loss
     from model import build_model
 
     config = Config(model=cell["model"], batch_size=cell.get("batch_size", Config.batch_size))

@@ -179,7 +179,7 @@ def test_a_run_writes_what_the_readme_names(trained):
 
 def test_the_first_weights_on_real_data_are_promoted_in_half_precision(trained):
     cwd, out = trained
-    assert "final_weights_new.pth is replaced" in out and "there was none" in out
+    assert "final_weights_new.pth is written" in out and "the old ones were trained on another dataset" in out
     content = torch.load(cwd / "final_weights_new.pth", weights_only=True)
     floats = [value for value in content["state_dict"].values() if value.is_floating_point()]
     assert floats and all(value.dtype is torch.float16 for value in floats)
