@@ -92,6 +92,7 @@ def check_target(target: str, form: str) -> None:
 def open_table(target: str, form: str) -> Iterator[Callable[[list[Row]], None]]:
     """A function that writes rows to `target` at once; the file appears whole when the block ends well, or not at all.
 
+    After Ctrl-C the rows so far are kept beside it, as `target`.part.
     "-" is standard output; that, and what is no regular file (/dev/null, a pipe), is written directly.
     Raises UserError where the target cannot be written, or is an image, a zip or weights by its name.
     """
@@ -122,6 +123,15 @@ def open_table(target: str, form: str) -> Iterator[Callable[[list[Row]], None]]:
                 os.fsync(file.fileno())
                 file.close()
                 os.replace(place, path)
+    except KeyboardInterrupt:
+        if not direct:
+            part = path.with_name(f"{path.name}.part")
+            put(tail)
+            with writing():
+                file.close()
+                os.replace(place, part)
+            print(f"the rows so far stand in {part}", file=sys.stderr)
+        raise
     finally:
         if not stdout:
             with suppress(OSError):  # a full disk was reported when it was met

@@ -545,8 +545,12 @@ def test_ctrl_c_ends_it_with_130(tmp_path, weights):
     process.stdout.readline()
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=300)
-    assert (process.returncode, err) == (130, "stopped\n")
-    assert [path.name for path in tmp_path.iterdir()] == ["test.zip"]
+    part = tmp_path / "t.csv.part"
+    assert (process.returncode, err) == (130, f"the rows so far stand in {part}\nstopped\n")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["t.csv.part", "test.zip"]
+    with part.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert 0 < len(rows) < 2000 and all(row["prediction"] in CLASSES for row in rows)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
