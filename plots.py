@@ -20,6 +20,11 @@ INK, GREY, FAINT = "#222222", "#6b6b6b", "#d9d9d9"
 MAX_CUTS = 12  # more changes of the learning rate than this are a smooth schedule: said in words, not drawn
 
 
+def plainly(text: str) -> str:
+    """`text` as matplotlib shows it letter by letter: what stands between two $ would be a formula."""
+    return text.replace("$", r"\$")
+
+
 def curves(history: list[dict], path: Path, *, title: str) -> None:
     """Write a PNG with two panels, loss and accuracy against epochs, to `path`.
 
@@ -44,7 +49,7 @@ def curves(history: list[dict], path: Path, *, title: str) -> None:
         lines["accuracy"].append(("val (without copies)", GREEN, (0, (4, 1.5)), unseen))
 
     figure = Figure(figsize=(11.5, 4.8), dpi=DPI, layout="constrained")
-    figure.suptitle(title, fontsize=13, fontweight="bold", color=INK)
+    figure.suptitle(plainly(title), fontsize=13, fontweight="bold", color=INK)
     panels = dict(zip(lines, figure.subplots(1, 2), strict=True))
     look = {"linewidth": 1.8, "marker": "o" if len(history) <= 15 else None, "markersize": 3.5}
     for quantity, axes in panels.items():
@@ -95,7 +100,7 @@ def confusion(matrix, path: Path, *, title: str, classes=CLASSES) -> None:
 
     side = 0.86 * size
     figure = Figure(figsize=(side + 4.0, side + 1.7), dpi=DPI, layout="constrained")
-    figure.suptitle(title, fontsize=13, fontweight="bold", color=INK)
+    figure.suptitle(plainly(title), fontsize=13, fontweight="bold", color=INK)
     cells, bars = figure.subplots(1, 2, width_ratios=(side, 1.9), sharey=True)
     colours = _cell_colours(share)
     cells.imshow(colours, aspect="equal")
@@ -143,7 +148,7 @@ def contact_sheet(images, labels, path: Path, *, title: str, per_class: int = 10
     def write(x: float, y: float, text: str, **style) -> None:
         figure.text(x / width, 1 - y / height, text, **{"color": INK, "va": "center", **style})
 
-    write(gap + 6, top / 2, title, fontsize=11, fontweight="bold")
+    write(gap + 6, top / 2, plainly(title), fontsize=11, fontweight="bold")
     for index, name in enumerate(CLASSES):
         members = np.flatnonzero(labels == index)
         y = top + index * step

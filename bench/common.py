@@ -189,6 +189,24 @@ def check_same(run: Path, config: Config) -> None:
         raise UserError(f"{run} holds a run with other knobs ({'; '.join(other)}): name another folder with --runs")
 
 
+def machines(folders: Sequence[Path]) -> list[str]:
+    """Lines that say where the runs were made, as far as their last.pth is there."""
+    from trainer import made_on
+    from utils import counted, read_checkpoint
+
+    lines: dict[str, int] = {}
+    for folder in folders:
+        if (folder / "last.pth").exists():
+            places = made_on(read_checkpoint(folder / "last.pth", ("versions",)))
+            line = ", then on ".join(f"{each['machine']}; {in_words(each['versions'])}" for each in places)
+            lines[line] = lines.get(line, 0) + 1
+    return [f"{counted(count, 'run')} on {line}" for line, count in lines.items()]
+
+
+def in_words(versions: dict[str, str]) -> str:
+    return " ".join(f"{name} {value}" for name, value in versions.items())
+
+
 # --- The network as it is written everywhere ---
 
 

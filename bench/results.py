@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # before bench/, which has a train.py too
 
-from bench.common import ROOT, config_of, finished, flags_of, history, identity
+from bench.common import ROOT, config_of, finished, flags_of, history, identity, machines
 from config import RECIPES, TTA, Config, Parser, combine
 
 Pair = tuple[float, float]  # accuracy in %, official and without copies
@@ -115,24 +115,6 @@ def row(runs: list[Run]) -> str:
     cells = [f"`{config.model}`, {params / 1e6:.1f}M", f"`{command_of(config)}`", *figures,
              f"{statistics.mean(run.minutes for run in runs):.0f}", f"{len(runs)} ({seeds})"]  # fmt: skip
     return f"| {' | '.join(cells)} |"
-
-
-def machines(folders: Sequence[Path]) -> list[str]:
-    """Lines that say where the runs were made, as far as their last.pth is there."""
-    from trainer import made_on
-    from utils import counted, read_checkpoint
-
-    lines: dict[str, int] = {}
-    for folder in folders:
-        if (folder / "last.pth").exists():
-            places = made_on(read_checkpoint(folder / "last.pth", ("versions",)))
-            line = ", then on ".join(f"{each['machine']}; {in_words(each['versions'])}" for each in places)
-            lines[line] = lines.get(line, 0) + 1
-    return [f"{counted(count, 'run')} on {line}" for line, count in lines.items()]
-
-
-def in_words(versions: dict[str, str]) -> str:
-    return " ".join(f"{name} {value}" for name, value in versions.items())
 
 
 def run(args: argparse.Namespace) -> int:

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # before bench/, which has a train.py too
 
-from bench.common import MAX_SEEDS, finished, header, train_once, typed_knobs
+from bench.common import MAX_SEEDS, finished, header, machines, train_once, typed_knobs
 from config import RECIPES, Config, Parser, from_dict
 from stats import bootstrap, interval
 
@@ -199,6 +199,14 @@ def table(parts: list[Part], results: Results, seeds: int, unseen: Any) -> list[
     return lines
 
 
+def places(runs: list[Path]) -> list[str]:
+    """Lines that say where `runs` were made, and a warning where that is not the same for all."""
+    lines = machines(runs)
+    if len(lines) > 1:
+        lines.append("note: runs of several machines, precisions or versions are compared: a gain may come from that")
+    return lines
+
+
 # --- All runs ---
 
 
@@ -233,6 +241,7 @@ def run(args: argparse.Namespace) -> int:
             print(f"seed {seed} done: accuracy in % after the last epoch, gains in points with 95 % intervals, over "
                   f"images without copies; means over the seeds so far: {seed + 1}")  # fmt: skip
             print("\n".join(table(parts, results, seed + 1, unseen)))
+            print("\n".join(places([folder for other, _, folder in cells if other <= seed])))
         sys.stdout.flush()
     return 0
 

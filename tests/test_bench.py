@@ -648,6 +648,17 @@ def test_results_say_every_machine_that_a_run_was_made_on(bench, tmp_path):
     assert "\n2 runs on a; torch 2.4, then on b; torch 2.5\n1 run on a; torch 2.4\n" in text
 
 
+def test_a_study_of_runs_from_several_machines_says_so(tmp_path):
+    from bench import study
+
+    for seed, machine in enumerate(("cpu, float32", "cpu, bfloat16")):
+        (tmp_path / str(seed)).mkdir()
+        write_checkpoint(tmp_path / str(seed) / "last.pth", {"machine": machine, "versions": {"torch": "2.5"}})
+    runs = [tmp_path / "0", tmp_path / "1"]
+    assert study.places(runs[:1]) == ["1 run on cpu, float32; torch 2.5"]
+    assert len(study.places(runs)) == 3 and study.places(runs)[2].startswith("note: runs of several machines")
+
+
 def test_results_need_a_finished_run(bench):
     text = bench("results.py", "nowhere", status=2)
     assert text == "error: none of these folders holds a finished run; name some, such as runs/NAME\n"

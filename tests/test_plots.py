@@ -80,6 +80,13 @@ def test_curves_has_two_panels_with_units(tmp_path, figures):
     assert "a run" in texts(figures[0])
 
 
+def test_a_name_with_dollars_is_no_formula(tmp_path, figures):
+    plots.curves(rows(3), tmp_path / "curves.png", title="lr$_$0.1")
+    plots.confusion(np.eye(7), tmp_path / "confusion.png", title="lr$_$0.1")
+    plots.contact_sheet(faces(7), np.arange(7), tmp_path / "sheet.png", title="lr$_$0.1")
+    assert all(r"lr\$_\$0.1" in texts(figure) for figure in figures)
+
+
 def test_curves_shows_train_val_and_val_without_copies(tmp_path, figures):
     plots.curves(rows(20), tmp_path / "curves.png", title="")
     loss, accuracy = ([line.get_label() for line in axes.lines] for axes in figures[0].axes)
