@@ -1,6 +1,6 @@
 """Our prediction of a zip against the usual way: images/s, decoding alone, peak memory, start of the process.
 
-    python bench/predict.py [--data archive.zip] [--rounds 5] [--models TheModel ImprovedFER2013Model]
+    python bench/predict.py [--data archive.zip] [--rounds 5] [--models TheModel EmotionResNet-small]
 
 The usual way is what people write in an afternoon: Pillow, torchvision's transforms, batches stacked and run in float32
 under no_grad, softmax, a CSV with a row per image; from files unpacked beforehand, with the best batch size (a pilot
@@ -278,7 +278,7 @@ def main() -> int:
     parser = Parser("bench/predict.py", __doc__.splitlines()[0])
     parser.add_argument("--data", default="", metavar="ZIP", help="FER2013's archive.zip (default: drawn faces)")
     parser.add_argument("--rounds", type=int, default=5, help="processes per cell (5)")
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=["TheModel", "ImprovedFER2013Model"])
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=["TheModel", "EmotionResNet-small"])
     parser.add_argument("--images", type=int, default=FACES, help=f"faces to draw without --data ({FACES})")
     parser.add_argument("--large", type=int, default=LARGE, help=f"images of the larger zip, at least ({LARGE})")
     parser.add_argument("--one", type=json.loads, help=argparse.SUPPRESS)  # one cell in this process
