@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # before bench/, which has a train.py too
 
-from bench.common import MAX_SEEDS, header, train_once, typed_knobs
+from bench.common import MAX_SEEDS, header, machines, train_once, typed_knobs
 from config import MODELS, RECIPES, Config, Parser
 from stats import interval
 
@@ -24,11 +24,13 @@ def run(args: argparse.Namespace) -> int:
     model = {"model": args.model} if args.model else {}
     print(f"{name} {' '.join(args.rest)}: validation accuracy in %, official / without copies")
     gaps: list[tuple[float, float]] = []
+    folders: list[Path] = []
     for seed in range(args.seeds):
         row = []
         for precision in ("fp32", "bf16"):
             knobs = {"data": args.data, **model, "seed": seed, "precision": precision, **args.knobs}
-            last = train_once(Path(args.runs, f"{name}-{precision}-{seed}"), knobs, recipe=args.recipe)[-1]
+            folders.append(Path(args.runs, f"{name}-{precision}-{seed}"))
+            last = train_once(folders[-1], knobs, recipe=args.recipe)[-1]
             row.append((100 * last["val_accuracy"], 100 * last["val_accuracy_unseen"]))
         (official32, unseen32), (official16, unseen16) = row
         gaps.append((official16 - official32, unseen16 - unseen32))
@@ -37,6 +39,8 @@ def run(args: argparse.Namespace) -> int:
     for figure, values in zip(("official", "without copies"), zip(*gaps, strict=True), strict=True):
         mean, half = interval(values)
         print(f"bf16 - fp32, {figure}: {mean:+.2f} points, 95 % interval {mean - half:+.2f} to {mean + half:+.2f}")
+    for line in machines(folders):  # those that were there may be of others than this one
+        print(line)
     return 0
 
 
@@ -50,7 +54,9 @@ def main() -> int:
     parser.add_argument("rest", nargs="*", help="further flags of interface.py, after --")
     args = parser.parse_args()
     args.knobs = typed_knobs(args.rest, taken=("seed", "precision", "data", "model", "runs", "run"))
-    parser.resolve(argparse.Namespace(**args.knobs))  # a value that is not allowed ends the script here
+    model = {"model": args.model} if args.model else {}
+    # A value that is not allowed ends the script here
+    parser.resolve(argparse.Namespace(recipe=args.recipe, **model, **args.knobs))
     from utils import exit_status  # late: --help need not wait for torch
 
     return exit_status(run, args)

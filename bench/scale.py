@@ -1,6 +1,6 @@
 """Datasets bigger than memory: what building, loading and training cost per image, and in memory.
 
-    python bench/scale.py [--sizes 10000 100000 1000000] [--steps 60] [--memory-limit MB] [--folder FOLDER]
+    python bench/scale.py [--sizes 10000 100000 1000000] [--steps 60] [--memory-limit MIB] [--folder FOLDER]
 
 For each size random faces go through the project's own cache (digests, canonical order, memory map); then a fresh
 process opens them with `dataset.load`, trains `--steps` steps of TheModel on random images of the whole set, and scores
@@ -31,7 +31,7 @@ from config import Config, Parser
 
 POLL_SECONDS = 0.05
 DRAWN_ALONE = 20_000  # random faces that are drawn and thrown away, to know what drawing costs
-MB = 2**20
+MIB = 2**20
 
 
 class Peak:
@@ -91,7 +91,7 @@ def train(cell: dict[str, Any]) -> dict[str, float]:
     if cell["rlimit"]:
         import resource
 
-        resource.setrlimit(resource.RLIMIT_DATA, (cell["rlimit"] * MB,) * 2)
+        resource.setrlimit(resource.RLIMIT_DATA, (cell["rlimit"] * MIB,) * 2)
     import torch._dynamo  # noqa: F401 (the first optimizer imports it: no part of the measured growth)
 
     import demo_faces  # noqa: F401 (load imports it late)
@@ -108,11 +108,11 @@ def train(cell: dict[str, Any]) -> dict[str, float]:
     held = anonymous()
     with Peak() as training:
         trainer = new_trainer(config, data, machine, Path(cell["cache"]))
-        steps = train_steps(trainer, cell["steps"])
+        steps, images = train_steps(trainer, cell["steps"]), len(data.split("train"))  # a batch is a near-equal part
         start = time.perf_counter()
         evaluate(trainer.kept, data.split("val"), machine=machine, loss=trainer.loss)
         score_seconds = time.perf_counter() - start
-    return {"load": load_seconds, "step": statistics.median(steps) / config.batch_size, "score": score_seconds,
+    return {"load": load_seconds, "step": statistics.median(steps) * trainer.steps / images, "score": score_seconds,
             "above": loading.bytes - before, "held": held - before,
             "peak": max(loading.bytes, training.bytes)}  # fmt: skip
 
@@ -121,7 +121,7 @@ def train(cell: dict[str, Any]) -> dict[str, float]:
 
 
 def find_limit(megabytes: int) -> tuple[list[str], int, str]:
-    """How a process is held to `megabytes`: the command before its own, its RLIMIT_DATA in MB or 0, and in words.
+    """How a process is held to `megabytes`: the command before its own, its RLIMIT_DATA in MiB or 0, and in words.
 
     Control groups are systemd's, or belong to whatever runs this container: they are asked for, never edited.
     """
@@ -131,7 +131,7 @@ def find_limit(megabytes: int) -> tuple[list[str], int, str]:
     for prefix in (scope, [*scope[:1], "--user", *scope[1:]]):
         if shutil.which("systemd-run") and subprocess.run([*prefix, "true"], capture_output=True).returncode == 0:
             return prefix, 0, f"MemoryMax={megabytes}M of a systemd scope, page cache included"
-    return [], megabytes, f"RLIMIT_DATA {megabytes} MB of private memory (systemd gives no scope here)"
+    return [], megabytes, f"RLIMIT_DATA {megabytes} MiB of private memory (systemd gives no scope here)"
 
 
 # --- The table ---
@@ -160,10 +160,10 @@ COLUMNS = (
     "load ms",
     "train ms",
     "score ms",
-    "peak MB",
-    "build MB",
-    "load MB",
-    "held MB",
+    "peak MiB",
+    "build MiB",
+    "load MiB",
+    "held MiB",
 )
 
 
@@ -173,8 +173,8 @@ def line(size: int, row: dict[str, Any]) -> str:
     cells = [f"{size:,}", f"{row['building'] / images * 1e6:.1f}", f"{row['drawing'] / images * 1e6:.1f}"]
     if "peak" in row:
         cells += [f"{row['load'] * 1e3:.0f}", f"{row['step'] * 1e3:.3f}", f"{row['score'] * 1e3:.0f}",
-                  f"{row['peak'] / MB:.0f}", f"{row['build_above'] / MB:.1f}",
-                  f"{row['above'] / MB:.1f}", f"{row['held'] / MB:.1f}"]  # fmt: skip
+                  f"{row['peak'] / MIB:.0f}", f"{row['build_above'] / MIB:.1f}",
+                  f"{row['above'] / MIB:.1f}", f"{row['held'] / MIB:.1f}"]  # fmt: skip
     else:
         cells.append(f"  training did not fit into the limit: {row['failed']}")
     return "".join(f"{cell:>11}" for cell in cells)
@@ -221,7 +221,7 @@ def main() -> int:
     parser = Parser("bench/scale.py", __doc__.splitlines()[0])
     parser.add_argument("--sizes", type=int, nargs="+", default=[10_000, 100_000, 1_000_000], help="training images")
     parser.add_argument("--steps", type=int, default=60, help="of training (60)")
-    parser.add_argument("--memory-limit", type=int, default=0, metavar="MB", help="hold training to this (no limit)")
+    parser.add_argument("--memory-limit", type=int, default=0, metavar="MIB", help="hold training to this (no limit)")
     parser.add_argument("--folder", default="", help="where the images are built (default: the temporary folder)")
     parser.add_argument("--one", type=json.loads, help=argparse.SUPPRESS)  # one cell in this process
     args = parser.parse_args()

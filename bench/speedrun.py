@@ -111,8 +111,8 @@ def plain_rate(args: argparse.Namespace, config: Config, device: str) -> tuple[f
     with tempfile.TemporaryDirectory() as top:
         folder = Path(top, "faces")
         count = write_images(args.data, args.images, folder)
-        cell = {"model": config.model, "batch_size": config.batch_size, "variant": "float32", "device": device,
-                "folder": f"{folder}/train", "zip": f"{folder}.zip", "images": count}  # fmt: skip
+        cell = {"model": config.model, "width": config.width, "batch_size": config.batch_size, "variant": "float32",
+                "device": device, "folder": f"{folder}/train", "zip": f"{folder}.zip", "images": count}  # fmt: skip
         rates = {workers: run_cell(str(PLAIN), {**cell, "workers": workers})["steady"] for workers in tried}
     best = max(rates, key=rates.get)
     return rates[best], f"{best} workers (the best of {', '.join(map(str, tried))})"

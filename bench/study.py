@@ -55,6 +55,7 @@ MORE: dict[str, dict[str, Any]] = {
     "class weights": {"class_weights": "effective"},
     "clipping": {"clip": 1.0},
 }
+OF_AUGMENTATION = ("window", "erasing", "tones", "flip", "moves")  # parts that do nothing without it
 FIGURES = ("official", "unseen")
 HEAD = ("official", "gain (over seeds)", "without copies", "gain (over seeds)", "gain (over images)", "minutes")
 WIDTHS = (10, 28, 17, 28, 28, 9)
@@ -90,6 +91,7 @@ Results = dict[tuple[str, int], Result]  # by str(part) and seed
 def parts_of(config: Config, only: list[str]) -> tuple[list[Part], list[Part]]:
     """The parts to study in the recipe that `config` is, and those that would change nothing."""
     parts, idle, defaults = [], [], Config()
+    needed = {"SGD": config.optimizer == "sgd", **dict.fromkeys(OF_AUGMENTATION, config.augment)}
     for table, added in ((LESS, False), (MORE, True)):
         for name, knobs in table.items():
             first = next(iter(knobs))
@@ -97,7 +99,7 @@ def parts_of(config: Config, only: list[str]) -> tuple[list[Part], list[Part]]:
             # A rule or a file is there or not, whatever the numbers that go with it
             deciding = [first] if isinstance(value, str) else knobs
             changed = any(getattr(config, knob) != knobs[knob] for knob in deciding)
-            fits = value == getattr(defaults, first) if added else changed
+            fits = value == getattr(defaults, first) if added else changed and needed.get(name, True)
             if not only or name in only:
                 (parts if fits else idle).append(Part(name, knobs, added))
     return parts, idle

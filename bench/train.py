@@ -57,7 +57,8 @@ def plain_loop(cell: dict[str, Any]) -> list[float]:
     from config import make_loss
     from model import build_model
 
-    config = Config(model=cell["model"], batch_size=cell.get("batch_size", Config.batch_size))
+    knobs = {name: cell[name] for name in ("width", "batch_size") if name in cell}
+    config = Config(model=cell["model"], **knobs)
     channels_last, bfloat16 = PLAIN[cell["variant"]]
     layout = torch.channels_last if channels_last else torch.contiguous_format
     device, workers = torch.device(cell["device"]), cell["workers"]
@@ -153,9 +154,9 @@ def write_images(path: str, images: int, folder: Path) -> int:
     chosen |= {name: ("val", label) for label, name in others.items()}
     opened = zipfile.ZipFile(path) if source.kind == "zip" else None
     with zipfile.ZipFile(f"{folder}.zip", "w") as archive:
-        for name, (split, label) in chosen.items():
+        for number, (name, (split, label)) in enumerate(chosen.items()):
             data = opened.read(name) if opened else Path(path, name).read_bytes()
-            file = folder / split / CLASSES[label] / Path(name).name
+            file = folder / split / CLASSES[label] / f"{number:06}-{Path(name).name}"  # two may have one name
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(data)
             archive.writestr(f"{split}/{CLASSES[label]}/{file.name}", data)

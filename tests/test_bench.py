@@ -125,11 +125,41 @@ def test_train_finds_the_same_images_in_a_folder_and_in_a_zip(tmp_path):
         assert made[0].fingerprint == made[1].fingerprint and made[0].split("train").counts() == [5] * 7
 
 
+def test_train_keeps_images_of_one_name_apart(tmp_path):
+    from bench.train import write_images
+
+    folder = write_folders(tmp_path / "archive", train=7, val=7, test=0)
+    for file in list(folder.glob("train/*/*.png")):
+        (file.parent / "more").mkdir()
+        shutil.copy(file, file.parent / "more")
+    assert write_images(str(folder), 14, tmp_path / "out") == len(list(tmp_path.glob("out/train/*/*.png"))) == 14
+
+
 def test_train_prints_the_share_of_augmentation(bench):
     text = bench("train.py", "--augment-share", "--images", 14, "--models", "TheModel")
     assert re.search(
         r"^TheModel: preprocessing and augmentation take [\d.]+ ms of a step of [\d.]+ ms: [\d.]+%$", text, re.M
     )
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="elsewhere the parent's peak is not told apart")
+def test_memory_of_a_process_is_not_its_parents():
+    held = np.ones(2**26, np.uint8)
+    code = f"import sys; sys.path.insert(0, {str(REPO)!r}); from bench.predict import peak_memory; print(peak_memory())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    from bench.predict import peak_memory
+
+    assert peak_memory() > held.nbytes > int(done.stdout) > 2**20
+
+
+def test_both_ways_predict_on_the_cpu(monkeypatch, tmp_path):
+    import predict as script
+    from bench import predict
+
+    asked = []
+    monkeypatch.setattr(script, "predict", lambda args: asked.append(args) or 0)
+    predict.our_way({"zip": "faces.zip", "weights": "w.pth", "table": "t.csv"})
+    assert [args.config.device for args in asked] == ["cpu"]
 
 
 def test_a_missing_dataset_is_one_line_and_status_2(bench):
@@ -219,7 +249,7 @@ def test_scale_reports_time_and_memory_of_a_size(bench):
 
 def test_scale_says_which_limit_was_in_force_and_that_training_did_not_fit(bench):
     text = bench("scale.py", "--sizes", 600, "--steps", 2, "--memory-limit", 100)
-    assert re.search(r"memory limit in training: (RLIMIT_DATA 100 MB|MemoryMax=100M)", text)
+    assert re.search(r"memory limit in training: (RLIMIT_DATA 100 MiB|MemoryMax=100M)", text)
     assert "training did not fit into the limit: " in text
 
 
@@ -359,12 +389,25 @@ def test_precision_pairs_runs_of_both_formats(calls, monkeypatch, capsys):
 
     argv = ["precision.py", "--data", "demo", "--seeds", "2", "--runs", "runs", "--", "--epochs", "3"]
     monkeypatch.setattr("sys.argv", argv)
+    monkeypatch.setattr(precision, "machines", lambda folders: [f"{len(folders)} runs on two cores"])
     assert precision.main() == 0
     made = [(args.config.precision, args.config.seed, args.config.epochs) for args in calls]
     assert made == [("fp32", 0, 3), ("bf16", 0, 3), ("fp32", 1, 3), ("bf16", 1, 3)]
     text = capsys.readouterr().out
     assert "seed 1  fp32 50.00 / 25.00  bf16 50.00 / 25.00  difference +0.00 / +0.00" in text
     assert "bf16 - fp32, without copies: +0.00 points, 95 % interval +0.00 to +0.00" in text
+    assert text.splitlines()[-1] == "4 runs on two cores"
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [["--recipe", "nano", "--", "--label-smoothing", "0.1"], ["--model", "EmotionResNet-nano", "--", "--width", "1.5"]],
+)
+def test_precision_takes_knobs_that_its_recipe_or_network_allows(calls, monkeypatch, flags):
+    from bench import precision
+
+    monkeypatch.setattr("sys.argv", ["precision.py", "--data", "demo", "--seeds", "2", *flags])
+    assert precision.main() == 0 and len(calls) == 4
 
 
 # --- What batch norm's statistics are worth ---
@@ -484,8 +527,11 @@ def test_study_takes_the_parts_that_change_something():
     assert len(names) + len(unchanged) == len(LESS) + len(MORE)
     for part in parts:
         Config(**{**asdict(config), **part.knobs})  # its knobs are there and allowed
-    names = {str(part) for part in parts_of(Config(optimizer="adamw", lr=0.001, shift=0.0), [])[0]}
-    assert "without SGD" not in names and "without moves" in names
+    for optimizer in ("adam", "adamw"):
+        names = {str(part) for part in parts_of(Config(optimizer=optimizer, lr=0.001, shift=0.0), [])[0]}
+        assert "without SGD" not in names and "without moves" in names
+    names = {str(part) for part in parts_of(replace(config, augment=False), [])[0]}
+    assert "without mixup" in names and not {"without window", "without flip", "without moves"} & names
     parts, idle = parts_of(config, ["mixup"])
     assert [str(part) for part in (*parts, *idle)] == ["without mixup", "with mixup"]
     assert parts[0].folder("small", 2) == "small-without-mixup-2"
@@ -568,12 +614,13 @@ def test_speedrun_takes_the_best_workers_of_the_plain_loop(monkeypatch):
 
     def run_cell(script, cell):
         assert Path(script).name == "train.py" and cell["model"] == "EmotionResNet-nano" and cell["images"] == 9
+        assert cell["width"] == 1.5
         return {"first": 1.0, "steady": {0: 50.0, 1: 80.0, 4: 70.0}[cell["workers"]]}
 
     monkeypatch.setattr(speedrun, "run_cell", run_cell)
     monkeypatch.setattr(speedrun, "write_images", lambda data, images, folder: 9)
     args = Namespace(data="archive.zip", images=9, workers=[0, 1, 4])
-    config = Config(model="EmotionResNet-nano")
+    config = Config(model="EmotionResNet-nano", width=1.5)
     assert speedrun.plain_rate(args, config, "cpu") == (80.0, "1 workers (the best of 0, 1, 4)")
 
 
