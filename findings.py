@@ -36,8 +36,8 @@ class Gap(NamedTuple):
 
     @property
     def seeds_sign(self) -> int:
-        """1 or -1 where the interval over seeds leaves out zero, else 0."""
-        if self.seeds is None:
+        """1 or -1 where the interval over seeds leaves out zero, else 0: also where few seeds agree by chance."""
+        if self.seeds is None or not self.seeds[1]:
             return 0
         mean, half = self.seeds
         return (mean - half > 0) - (mean + half < 0)

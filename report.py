@@ -75,9 +75,9 @@ def curves_caption(found: Findings) -> str:
     lines = ", a line for each seed" if len(found.study.seeds) > 1 else ""
     return (
         f"Loss and accuracy per epoch{lines}. Training figures are measured in passing, on augmented images: windows "
-        "of faces, but whole ones in the last fifth of a stage, where the figures may step. Validation figures are "
-        "without copies. A stage of a mixture may train and score a part of it only, so its figures need not be "
-        f"comparable.{soft}"
+        "of faces, but whole ones in the last fifth of a stage, its last epoch at least, where the figures may step. "
+        "Validation figures are without copies. A stage of a mixture may train and score a part of it only, so its "
+        f"figures need not be comparable.{soft}"
     )
 
 

@@ -139,9 +139,10 @@ def _meaning(gain: int, its_gain: int, ahead: Gap, name: str) -> str:
             here = "With these trainings the" if ahead.unsure else "The"
             return f"{here} mixture's gain is more than {name} brings."
         if ahead.sign < 0:
-            return f"What the mixture gains, {name} gains too, and more."
+            more = "with these trainings more" if ahead.unsure else "more"
+            return f"What the mixture gains, {name} gains too, and {more}."
         if its_gain > 0:
-            return f"What the mixture gains, {name} gains too, as far as these images can tell."
+            return f"The mixture is not shown to gain more than {name}, which gains too."
         return f"Whether the mixture gains more than {name} is left open."
     if its_gain > 0:
         return f"The mixture is not shown to gain anything, {name} is."

@@ -153,11 +153,11 @@ def pair_table(found: Findings, pairs: Sequence[PairResult], against: str) -> Ta
                 "would be McNemar's exact test, up to Monte Carlo error)")  # fmt: skip
     else:
         test = "McNemar's exact test (with several seeds it would be the sign-flip test, which is the same for one)"
+    alike = ", without width where all seeds agree, which does not make it sure either" if several else ""
     caption = (
         f"Images of a pair of classes that are taken for the other class, without copies{over_seeds(found)}; the "
         f"difference with its 95 % interval over images (paired bootstrap: without width where no image changed, which "
-        f"does not make it sure){student(found)}; p of {test}; adjusted by Holm "
-        f"for {len(pairs)} pairs"
+        f"does not make it sure){student(found)}{alike}; p of {test}; adjusted by Holm for {len(pairs)} pairs"
     )
     return Table(caption, [*head, "p", "adjusted p"], [pair_row(one) for one in pairs])
 

@@ -64,5 +64,5 @@ def _seeds(gap: Gap) -> str:
     if gap.seeds is None:
         return "; one seed cannot say whether another training would show it"
     if gap.unsure:
-        return f"; the interval over seeds, {span(gap.seeds, 2)}, does not: other trainings may not show it"
+        return f"; the interval over seeds, {span(gap.seeds, 2)}, does not bear it out: other trainings may not show it"
     return f"; the interval over seeds, {span(gap.seeds, 2)}, bears it out"
