@@ -9,7 +9,7 @@ import argparse
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from difflib import get_close_matches
 from typing import Any, NamedTuple, NoReturn
@@ -216,7 +216,7 @@ GROUPINGS: dict[str, list[list[str]]] = {
 
 SETTING = ("data", "cache", "device", "threads", "runs", "run")  # where a run is made, not what it is
 # What may differ when a run goes on or is scored; votes and teachers in their place alone, which is checked
-MACHINE_FIELDS = ("data", "cache", "votes", "teachers", "device", "threads")
+MACHINE_FIELDS = ("data", "cache", "votes", "teachers", "device", "threads", "compile")
 
 
 def make_loss(config: Config, counts: Sequence[int]) -> tuple[Loss, str]:
@@ -239,6 +239,8 @@ def check_field(name: str, value: Any, kind: type, allowed: Knob) -> None:
         value = float(value)
     if type(value) is not kind:
         raise ValueError(f"{name}: {value!r} is not of type {kind.__name__}")
+    if kind is str and "\0" in value:
+        raise ValueError(f"{name}: {value!r} holds a zero character, which no path has")
     if allowed.choices and value not in allowed.choices:
         raise ValueError(f"{name}: {value!r} is not one of {', '.join(allowed.choices)}")
     if kind in (int, float) and not allowed.low <= value <= allowed.high:
@@ -269,14 +271,26 @@ class Parser(argparse.ArgumentParser):
         own = {name: value for name, value in vars(args).items() if name not in knobs}
         flags = {name: value for name, value in vars(args).items() if name in knobs}
         try:
-            config, said = combine(flags, recipe=own.pop("recipe", ""), config_path=own.pop("config", ""))
+            config, said = combine(flags, recipe=own.pop("recipe", ""), config_path=own.pop("config", None))
         except ValueError as error:
             self.error(str(error))
         return argparse.Namespace(config=config, flags=flags, said=said, **own)
 
 
-def add_flags(parser: argparse.ArgumentParser, names: Sequence[str] = ()) -> None:
-    """Give `parser` one flag per field of Config, or per name in `names`; what is not typed is not set."""
+def filled(text: str) -> str:
+    """A flag's value that names something; an empty one, of a shell's variable that is not set, is refused."""
+    if not text:
+        raise argparse.ArgumentTypeError("it is empty: name something, or leave the flag out")
+    return text
+
+
+def add_flags(
+    parser: argparse.ArgumentParser, names: Sequence[str] = (), *, defaults: Mapping[str, str] | None = None
+) -> None:
+    """Give `parser` one flag per field of Config, or per name in `names`; what is not typed is not set.
+
+    `defaults` are words for those that the script has a default of its own for.
+    """
     for spec in fields(Config):
         if names and spec.name not in names:
             continue
@@ -288,7 +302,7 @@ def add_flags(parser: argparse.ArgumentParser, names: Sequence[str] = ()) -> Non
             options |= {"type": spec.type, "metavar": spec.type.__name__.upper()}
         if allowed.choices:
             options |= {"choices": allowed.choices, "metavar": None}
-        shown = f"{spec.default}" if spec.default != "" else "empty"
+        shown = (defaults or {}).get(spec.name) or f"{spec.default}" or "empty"
         text = f"{allowed.help} (default: {shown})".replace("%", "%%")
         parser.add_argument(f"--{spec.name.replace('_', '-')}", help=text, **options)
 
@@ -308,7 +322,7 @@ def read_config(path: str) -> dict[str, Any]:
             values = json.load(file)
     except OSError as error:
         raise ValueError(f"config: {path}: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # the latter from brackets in brackets, thousands deep
         raise ValueError(f"config: {path} is not JSON: {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"config: {path} holds no JSON object")
@@ -316,7 +330,7 @@ def read_config(path: str) -> dict[str, Any]:
     return values
 
 
-def combine(flags: dict[str, Any], *, recipe: str = "", config_path: str = "") -> tuple[Config, list[str]]:
+def combine(flags: dict[str, Any], *, recipe: str = "", config_path: str | None = None) -> tuple[Config, list[str]]:
     """The Config of a run by the precedence above, and lines that say what a recipe or file changed.
 
     `flags` holds only what was typed. Raises ValueError for a value, key or file that is not allowed.
@@ -324,7 +338,7 @@ def combine(flags: dict[str, Any], *, recipe: str = "", config_path: str = "") -
     defaults, said, values = asdict(Config()), [], {}
     for origin, layer in (
         (f"recipe {recipe}", RECIPES[recipe] if recipe else {}),
-        (config_path, read_config(config_path) if config_path else {}),
+        (config_path, {} if config_path is None else read_config(config_path)),
     ):
         changed = [
             f"{key} {value} (config.py: {defaults[key]})" for key, value in layer.items() if value != defaults[key]

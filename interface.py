@@ -9,15 +9,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from config import MACHINE_FIELDS, RECIPES, Config, Parser, add_flags, differences, make_loss
+from config import MACHINE_FIELDS, RECIPES, Config, Parser, add_flags, differences, filled, make_loss
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The typed flags. A typo, a value that is not allowed, or an unreadable --config exits with status 2."""
     parser = Parser("interface.py", "Train a network on FER2013 or on your own faces.")
     parser.add_argument("--recipe", choices=tuple(RECIPES), default="", help="a named set of knobs, see README")
-    parser.add_argument("--config", default="", metavar="FILE", help="knobs from a run's config.json")
-    parser.add_argument("--resume", default="", metavar="RUN", help="go on with this run's folder")
+    parser.add_argument("--config", type=filled, metavar="FILE", help="knobs from a run's config.json")
+    parser.add_argument("--resume", type=filled, metavar="RUN", help="go on with this run's folder")
     add_flags(parser)
     typed = parser.parse_args(argv)
     args = parser.resolve(typed)
@@ -97,7 +97,7 @@ def train(
     """Fit and report; 0, or 130 where Ctrl-C ended the run early."""
     from dataset import DEMO_NOTE
     from train import fit
-    from utils import count_params
+    from utils import count_params, quoted
 
     changed = ", ".join(f"{key} {value}" for key, value in differences(config).items()) or "nothing"
     print(f"{config.model}, {count_params(model):,} parameters; run {run}; differs from config.py: {changed}")
@@ -108,7 +108,8 @@ def train(
           f"* is a new best")  # fmt: skip
     trainer = fit(model, data, config, run=run, machine=machine, resume=last, ranks=ranks)
     if not trainer.done:
-        print(f"stopped in epoch {trainer.epoch + 1}, nothing is lost; go on with: python interface.py --resume {run}")
+        print(f"stopped in epoch {trainer.epoch + 1}, nothing is lost; "
+              f"go on with: python interface.py --resume {quoted(run)}")  # fmt: skip
         return 130
     ranks.first_does(lambda: report(trainer))
     return 0
@@ -117,7 +118,7 @@ def train(
 def report(trainer: Any) -> None:
     """Score the best weights, draw the figures, promote the weights, and say what to do next."""
     from dataset import DEMO_NOTE
-    from utils import UserError
+    from utils import UserError, quoted
     from val import summary, table
     from weights import SHIPPED, find_weights, promote
 
@@ -139,7 +140,7 @@ def report(trainer: Any) -> None:
         used = f"uses {find_weights(SHIPPED)}"
     except UserError:
         used = f"needs a {SHIPPED}, and there is none yet"
-    print(f"`python predict.py` {used}; this run's weights: python predict.py --weights {run / 'best.pth'}")
+    print(f"`python predict.py` {used}; this run's weights: python predict.py --weights {quoted(run / 'best.pth')}")
 
 
 def draw(trainer: Any) -> Any:

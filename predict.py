@@ -22,7 +22,7 @@ from itertools import islice, repeat
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
-from config import CLASSES, TTA, TTA_HELP, Config, Parser, add_flags
+from config import CLASSES, TTA, TTA_HELP, Config, Parser, add_flags, filled
 from tables import Row, open_table, refusing
 
 # A face in FER2013 fills a square of 48x48. Further from that an image is rather a photo with a face somewhere in it.
@@ -34,7 +34,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The typed flags. A typo, or a value that is not allowed, exits with status 2."""
     parser = Parser("predict.py", "Name the emotion in images of faces.")
     parser.add_argument("paths", nargs="*", metavar="PATH", help="images, folders, zips (default: test/ or test.zip)")
-    parser.add_argument("--weights", default="", metavar="FILE", help="weights to use (default: the shipped ones)")
+    parser.add_argument("--weights", type=filled, metavar="FILE", help="weights to use (default: the shipped ones)")
     parser.add_argument("--top-k", type=int, default=1, metavar="K", help="name the K likeliest emotions (default: 1)")
     parser.add_argument("--csv", default="", metavar="FILE", help="write a table; - is standard output")
     parser.add_argument("--json", default="", metavar="FILE", help="write a JSON array; - is standard output")

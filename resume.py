@@ -9,20 +9,28 @@ from dataset import FaceData
 from distill import target_sources
 from ranks import Ranks
 from trainer import LAST, made_on, ranks_on
-from utils import Machine, UserError, read_checkpoint, versions
+from utils import Machine, UserError, quoted, read_checkpoint, versions
+
+REACHED = ("best.pth", "metrics.jsonl")  # written after the first last.pth
 
 
 def read_last(run: Path, flags: dict[str, Any] | None = None) -> tuple[Config, dict[str, Any] | None]:
     """The Config of a stopped run, with `flags` over it, and the content of its last.pth.
 
     The content is None for a run that was killed between making its folder and the first last.pth.
-    Raises UserError where the folder holds no run, or one of another version.
+    Raises UserError where the folder holds no run, one of another version, or one whose last.pth was removed.
     """
     path, content = run / "last.pth", None
     try:
         if os.path.exists(path):
             content = read_checkpoint(path, LAST)
             return from_dict(content["config"] | (flags or {}), str(path)), content
+        if reached := [name for name in REACHED if os.path.exists(run / name)]:
+            raise UserError(
+                f"{path} is gone, without which the run can't go on; {' and '.join(reached)} "
+                f"{'is' if len(reached) == 1 else 'are'} untouched. Put it back, or start a new run with "
+                f"--config {quoted(run / 'config.json')}"
+            )
         path = run / "config.json"
         if os.path.exists(path):
             return from_dict(read_config(str(path)) | (flags or {}), str(path)), None

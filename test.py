@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from config import TTA, TTA_HELP, Config, Parser, add_flags
+from config import TTA, TTA_HELP, Config, Parser, add_flags, filled
 from tables import check_target
 
 
@@ -20,7 +20,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "once as the split stands and once without the images that also stand in train.",
     )
     parser.add_argument("--split", choices=("val", "test"), default="test", help="what is scored (default: test)")
-    parser.add_argument("--weights", default="", metavar="FILE", help="weights to score (default: the shipped ones)")
+    parser.add_argument("--weights", type=filled, metavar="FILE", help="weights to score (default: the shipped ones)")
     parser.add_argument("--json", default="", metavar="FILE", help="write the same figures to this file too")
     parser.add_argument("--tta", choices=TTA, default="none", help=TTA_HELP)
     add_flags(parser, names=("data", "cache", "votes", "device", "precision", "threads"))

@@ -10,8 +10,10 @@ import os
 import pickle
 import platform
 import random
+import shlex
 import shutil
 import struct
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -25,6 +27,7 @@ from config import CLASSES
 
 # What torch.load raises, seen on files with bytes changed or cut off
 DAMAGE = (RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError, AssertionError, struct.error)
+COMPILERS = ("torch._dynamo", "torch._inductor")  # what torch.compile raises is of their modules
 FORMAT = 1  # of the weight files; raised when their keys change meaning
 
 
@@ -49,6 +52,11 @@ def exit_status(run: Callable[..., int], *args: Any) -> int:
             print(f"error: {error}", file=sys.stderr)
         return 2
     except (MemoryError, RuntimeError) as error:
+        if type(error).__module__.startswith(COMPILERS):
+            said = plain(" ".join(str(error).split())[:200])
+            print(f"error: torch.compile failed ({said}): leave --compile out; a run that was begun goes on with "
+                  "--resume RUN --no-compile", file=sys.stderr)  # fmt: skip
+            return 2
         if not is_out_of_memory(error):
             raise
         details = str(error).partition("\n")[0] or type(error).__name__
@@ -193,8 +201,8 @@ def channels_last(images: torch.Tensor) -> torch.Tensor:
 def compiled(model: torch.nn.Module, machine: Machine) -> torch.nn.Module:
     """`model` through torch.compile, or as it is, with a line that says why, where there is no compiler for it."""
     if machine.device.type == "cpu":
-        names = [os.environ.get("CXX", ""), "g++", "clang++", "c++", "cl"]
-        missing = "" if any(name and shutil.which(name) for name in names) else "a C++ compiler"
+        name = os.environ.get("CXX", {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++"))  # as torch has it
+        missing = "" if shutil.which(name) else f"a C++ compiler, {name or 'and CXX is empty'}"
     else:
         missing = "" if importlib.util.find_spec("triton") else "triton"
     if missing:
@@ -277,7 +285,7 @@ def read_checkpoint(path: Path, needed: tuple[str, ...] = ("model", "state_dict"
         content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise UserError(
-            f"{path}: {error.strerror}; train one with `python interface.py`, or name another with --weights"
+            f"{path}: {error.strerror}; train one with `python interface.py`, or name another file"
         ) from error
     except pickle.UnpicklingError as error:
         raise UserError(
@@ -311,6 +319,11 @@ def plain(name: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
 
 
+def quoted(path: Path | str) -> str:
+    """`path` as one word of a command that is to be pasted into a shell."""
+    return subprocess.list2cmdline([str(path)]) if os.name == "nt" else shlex.quote(str(path))
+
+
 # --- Run folders ---
 
 
@@ -332,7 +345,7 @@ def locked(folder: Path) -> Iterator[None]:
 
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError) as error:
-            raise UserError(f"{folder} is in use by another process; wait for it or choose another --run") from error
+            raise UserError(f"{folder} is in use by another process; wait for it or choose another name") from error
         except OSError as error:
             raise UserError(f"{folder} cannot be locked: {error.strerror}; choose another place with --runs") from error
         yield
@@ -348,7 +361,7 @@ def new_run_folder(runs: str, name: str) -> Path:
             return folder
         raise UserError(
             f"{folder} exists already: choose another name with --run, "
-            f"or go on with it: python interface.py --resume {folder}"
+            f"or go on with it: python interface.py --resume {quoted(folder)}"
         ) from error
     except OSError as error:
         raise UserError(f"{folder} cannot be made: {error.strerror}") from error

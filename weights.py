@@ -110,7 +110,7 @@ def promote(run: Path, data: FaceData, *, machine: Machine, shipped: Path | None
     model, content = load_weights(run / "best.pth", machine=machine)
     config = Config(**content["config"])
     if data.demo or config.limit:
-        reason = "the faces are drawn" if data.demo else "the run saw only part of the images (--limit)"
+        reason = "the faces are drawn" if data.demo else f"the run was made with --limit {config.limit}"
         return f"{shipped} is left as it is: {reason}"
     model.load_state_dict({k: v.half() if v.is_floating_point() else v for k, v in model.state_dict().items()})
     before = stamp(shipped)

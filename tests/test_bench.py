@@ -422,7 +422,7 @@ def test_recalibrate_scores_before_and_after_and_keeps_what_is_asked_for(bench, 
     check_header(text)
     assert "then of 70 plain images\n" in text
     assert re.search(r"one  [\d.]+ / [\d.]+, then [\d.]+ / [\d.]+\n", text)
-    assert "is left as it is: the run saw only part of the images" in text
+    assert "is left as it is: the run was made with --limit 35" in text
     before, after = (torch.load(tmp_path / name / "best.pth", weights_only=True) for name in ("one", "two"))
     changed = {key for key, value in before["state_dict"].items() if not torch.equal(value, after["state_dict"][key])}
     assert changed and all(key.rsplit(".")[-1].startswith(("running_", "num_batches")) for key in changed)

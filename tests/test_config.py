@@ -147,6 +147,8 @@ def test_later_layers_win_and_what_a_recipe_changes_is_said(tmp_path, monkeypatc
         ('{"epoch": 3}', "unknown epoch; known are data"),
         ("[1]", "holds no JSON object"),
         ("{", "is not JSON"),
+        ("[" * 100_000, "is not JSON"),
+        ('{"run": "a\\u0000b"}', r"run: 'a\\x00b' holds a zero character"),
         ('{"epochs": 0}', "epochs: 0 is not between"),
     ],
 )
@@ -177,6 +179,8 @@ def test_every_recipe_is_a_valid_config():
         (["--lr", "fast"], "error: argument --lr: invalid float value: 'fast'"),
         (["--model", "resnet"], "error: argument --model: invalid choice: 'resnet'"),
         (["--resume", "runs/a", "--lr", "1"], "error: --resume goes on with the run's own knobs"),
+        (["--resume", ""], "error: argument --resume: it is empty: name something, or leave the flag out"),
+        (["--config", ""], "error: argument --config: it is empty"),
     ],
 )
 def test_a_wrong_call_ends_with_one_line_and_status_2(tmp_path, typed, message):

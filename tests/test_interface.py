@@ -244,7 +244,7 @@ def test_a_limited_run_never_replaces_the_weights(trained):
     before = (cwd / "final_weights_new.pth").read_bytes()
     done = run_script("interface.py", *QUICK, "--epochs", "1", "--limit", "35", "--run", "limited", cwd=cwd)
     assert done.returncode == 0, done.stderr
-    assert "is left as it is: the run saw only part of the images (--limit)" in done.stdout
+    assert "is left as it is: the run was made with --limit 35" in done.stdout
     assert (cwd / "final_weights_new.pth").read_bytes() == before
 
 

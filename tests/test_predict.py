@@ -316,6 +316,7 @@ def test_weights_that_give_no_numbers_are_refused(go, tmp_path, weights):
         ["--top-k", "8"],
         ["--threads", "-1"],
         ["--csv", "-", "--json", "-"],
+        ["--weights", ""],
         ["--precision", "fp64"],
     ],
 )

@@ -140,7 +140,9 @@ def test_a_full_disk_is_an_error(go, tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir() if "t.json" in path.name] == []
 
 
-@pytest.mark.parametrize("typo", [["--spilt", "val"], ["--split", "train"], ["--threads", "-1"], ["--data"]])
+@pytest.mark.parametrize(
+    "typo", [["--spilt", "val"], ["--split", "train"], ["--threads", "-1"], ["--weights", ""], ["--data"]]
+)
 def test_a_typo_exits_with_2_and_names_it(typo, capsys):
     with pytest.raises(SystemExit) as stopped:
         script.main(typo)

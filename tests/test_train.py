@@ -288,6 +288,19 @@ def test_a_run_killed_before_its_first_state_begins_anew(tmp_path):
     assert (config.epochs, config.threads, content) == (3, 2, None)
 
 
+@pytest.mark.parametrize("kept", [("best.pth",), ("metrics.jsonl",), ("best.pth", "metrics.jsonl")])
+def test_a_run_whose_state_was_removed_is_not_begun_anew_over_its_weights(archive, tmp_path, kept):
+    run_fit(tmp_path / "my run", epochs=1)
+    for name in {"last.pth", "best.pth", "metrics.jsonl"} - set(kept):
+        (tmp_path / "my run" / name).unlink()
+    verb = "is" if len(kept) == 1 else "are"
+    with pytest.raises(UserError) as raised:
+        read_last(tmp_path / "my run")
+    said = str(raised.value)
+    assert "last.pth is gone" in said and f"{' and '.join(kept)} {verb} untouched" in said
+    assert said.endswith(f"--config '{tmp_path}/my run/config.json'")
+
+
 def test_a_run_of_another_version_is_refused_by_the_knob_it_has(archive, tmp_path):
     run_fit(tmp_path / "run", epochs=1)
     content = torch.load(tmp_path / "run" / "last.pth", weights_only=True)

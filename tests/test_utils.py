@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -45,7 +46,7 @@ def test_a_truncated_checkpoint_is_refused(tmp_path, share):
 
 
 def test_a_missing_checkpoint_says_what_to_do(tmp_path):
-    with pytest.raises(UserError, match=r"none\.pth: No such file.*python interface\.py.*--weights"):
+    with pytest.raises(UserError, match=r"none\.pth: No such file.*python interface\.py.*name another file"):
         read_checkpoint(tmp_path / "none.pth")
 
 
@@ -271,9 +272,37 @@ def test_threads_are_no_more_than_the_container_may_use(monkeypatch):
 
 def test_without_a_compiler_the_network_is_left_as_it_is(monkeypatch, capsys):
     monkeypatch.setattr(shutil, "which", lambda name: None)
+    monkeypatch.delenv("CXX", raising=False)
+    name = {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
     model = torch.nn.Linear(2, 2)
     assert compiled(model, pick_machine("cpu", "fp32")) is model
-    assert capsys.readouterr().out == "note: --compile is skipped, it needs a C++ compiler\n"
+    assert capsys.readouterr().out == f"note: --compile is skipped, it needs a C++ compiler, {name}\n"
+
+
+def test_the_compiler_is_looked_for_where_torch_takes_it_from(monkeypatch, capsys):
+    monkeypatch.setattr(shutil, "which", lambda name: name == "g++")
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    model = torch.nn.Linear(2, 2)
+    assert compiled(model, pick_machine("cpu", "fp32")) is model
+    assert capsys.readouterr().out == "note: --compile is skipped, it needs a C++ compiler, no-such-compiler\n"
+    monkeypatch.setenv("CXX", "")
+    assert compiled(model, pick_machine("cpu", "fp32")) is model
+    assert "a C++ compiler, and CXX is empty" in capsys.readouterr().out
+
+
+def test_a_compiler_that_fails_is_an_error_that_says_how_to_go_on(capsys):
+    def fail():
+        raise torch._dynamo.exc.BackendCompilerFailed(print, RuntimeError("g++:\n  no"), None)
+
+    assert utils.exit_status(fail) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: torch.compile failed (") and "g++: no" in said and said.count("\n") == 1
+    assert said.endswith("leave --compile out; a run that was begun goes on with --resume RUN --no-compile\n")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="quotes of a Unix shell")
+def test_a_path_in_a_command_is_one_word():
+    assert utils.quoted("runs/one") == "runs/one" and utils.quoted(Path("my runs/it's")) == """'my runs/it'"'"'s'"""
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")

@@ -164,7 +164,7 @@ def test_shipped_weights_carry_the_score_of_their_rounded_numbers(data, tmp_path
 
 def test_limited_and_demo_runs_are_never_shipped(data, tmp_path):
     write_run(tmp_path / "limited", data, limit=35)
-    assert "only part of the images (--limit)" in promoted(tmp_path, data, "limited")
+    assert "the run was made with --limit 35" in promoted(tmp_path, data, "limited")
     write_run(tmp_path / "demo", data)
     object.__setattr__(data, "demo", True)
     assert "the faces are drawn" in promoted(tmp_path, data, "demo")
