@@ -45,7 +45,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--groupings", nargs="+", choices=KNOWN, default=list(KNOWN), metavar="NAME",
                         help=f"those to compare: {', '.join(KNOWN)} (default: all)")  # fmt: skip
     parser.add_argument("--experts", type=int, default=3, metavar="N",
-                        help=f"{EXPERTS[0]} to {EXPERTS[-1]}, where groups are not by hand (default: 3)")  # fmt: skip
+                        help=f"{EXPERTS[0]} to {EXPERTS[-1]}, where groups are not by hand, and of that many the size "
+                        "of the ensemble and of the wide network (default: 3)")  # fmt: skip
     parser.add_argument("--seeds", type=int, metavar="N", help="seeds 0 to N - 1 (default: the size's)")
     parser.add_argument("--epochs", dest="lengths", type=int, nargs=4, metavar=("BASE", "EXPERT", "GATE", "TOGETHER"),
                         help="of each kind of stage (default: the size's)")  # fmt: skip
@@ -53,7 +54,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
                         help="experts and gates begin anew, and experts get the single network's epochs")  # fmt: skip
     parser.add_argument("--name", help="of the study (default: quick, medium or full)")
     parser.add_argument("--out", default="reports", metavar="FOLDER", help="where the report's folder goes")
-    add_flags(parser, names=("data", "cache", "limit", "device", "precision", "threads", "runs"))
+    names = ("data", "cache", "limit", "device", "precision", "threads", "runs")
+    add_flags(parser, names=names, defaults={"limit": "the size's"})
     args = parser.parse_args(argv)
     args.typed = list(sys.argv[1:] if argv is None else argv)
     args.groupings = list(dict.fromkeys(args.groupings))
@@ -62,6 +64,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--seeds and --epochs: 1 or more")
     if args.experts not in EXPERTS:
         parser.error(f"--experts {args.experts}: {EXPERTS[0]} to {EXPERTS[-1]} are allowed, as there are emotions")
+    if args.experts == len(CLASSES) and "random" in args.groupings:
+        parser.error(f"--experts {args.experts}: with one emotion each there is nothing to draw for `random`: "
+                     "leave it out of --groupings")  # fmt: skip
     if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", args.name):
         parser.error(f"--name {args.name!r}: it names folders: letters, digits, . _ and - only, and no . at the start")
     return parser.resolve(args)
@@ -105,10 +110,11 @@ def run(args: argparse.Namespace) -> int:
     folder, out = Path(config.runs, f"study-{args.name}"), Path(args.out, args.name)
     total = in_words(sum(dict(plan).values()))
     print(f"{len(plan)} stages, kept in {folder}; about {total} if all are to be trained", flush=True)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{folder} cannot be made ({error.strerror}); name another folder with --runs") from error
+    for made, flag in ((folder, "--runs"), (out, "--out")):
+        try:
+            made.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{made} cannot be made ({error.strerror}); name another folder with {flag}") from error
     with locked(folder):
         study = Study(size, wanted, Stages(folder / "stages", data, machine, plan=plan))
         try:

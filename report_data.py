@@ -65,6 +65,11 @@ class Configuration:
         return self.kind == "mixture" and self.name.partition("-")[0] == "random"
 
     @property
+    def is_clustered(self) -> bool:
+        """Whether it is a mixture for the study's clusters: of confusions on the images that are scored."""
+        return self.kind == "mixture" and self.name.partition("-")[0] == "clusters"
+
+    @property
     def experts(self) -> list[str]:
         """A name for each expert: its classes, with a number where another has the same."""
         names = ["all classes" if len(group) == len(CLASSES) else " + ".join(group) for group in self.groups]

@@ -157,23 +157,25 @@ def sized(found: Findings) -> list[Result]:
 
 
 def unequal(found: Findings, one: Result) -> list[str]:
-    """How far `one` is from the size of the best mixture, in what it comes nearest to it of the single controls."""
+    """How far a control is from the size of the best mixture: an ensemble, or the single one that comes nearest."""
     best, larger = found.best.configuration, sized(found)
-    if one not in larger:
+    ensemble = one.configuration.kind == "ensemble"
+    if one not in larger and not ensemble:
         return []
     parts = []
     for field, name in (("parameters", "parameters"), ("macs", "MACs")):
-        wanted = getattr(best, field)
-        sizes = [getattr(each.configuration, field) for each in larger]
-        own = getattr(one.configuration, field)
+        wanted, own = getattr(best, field), getattr(one.configuration, field)
+        sizes = [own] if ensemble else [getattr(each.configuration, field) for each in larger]
         nearest = min(sizes, key=lambda size: max(size / wanted, wanted / size))
         if own == nearest and not 1 / MORE <= own / wanted <= MORE:
             parts.append((name, f"{100 * abs(1 - own / wanted):.0f} % {'fewer' if own < wanted else 'more'} {name}"))
     if not parts:
         return []
+    figures = listed([part for _, part in parts])
+    if ensemble:
+        return [f"It has {figures} than the mixture."]
     what = listed([name for name, _ in parts])
-    return [f"It comes nearest to the mixture in {what} of the single controls, but has "
-            f"{listed([part for _, part in parts])}."]  # fmt: skip
+    return [f"It comes nearest to the mixture in {what} of the single controls, but has {figures}."]
 
 
 def controls_counted(found: Findings) -> list[str]:

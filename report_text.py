@@ -109,7 +109,7 @@ def limits(found: Findings) -> list[str]:
     if study.copies.any():
         agrees = "points the same way" if official.mean * gap.images.mean > 0 else "does not point the same way"
         said.append(f"With the copies the gain is {official.mean:+.2f} points, which {agrees}.")
-    return [*said, *length(found), *single_draw(found), verdict_on_size(found)]
+    return [*said, *length(found), *fitted_groups(found), *single_draw(found), verdict_on_size(found)]
 
 
 def length(found: Findings) -> list[str]:
@@ -131,6 +131,16 @@ def length(found: Findings) -> list[str]:
     one = found.longer
     return [f"{said}{named(one)}, with {one.configuration.epochs} epochs, is what tells length from structure, and the "
             f"mixture is {words[ahead[one.configuration.name].sign]}."]  # fmt: skip
+
+
+def fitted_groups(found: Findings) -> list[str]:
+    """That clusters were made of what is scored, where a mixture has them."""
+    fitted = [named(one) for one in found.results if one.configuration.is_clustered]
+    if not fitted:
+        return []
+    return [f"The groups of {listed(fitted)} were made of the first single network's confusions on the very images "
+            f"that are scored{', for all seeds' if len(found.study.seeds) > 1 else ''}: no p-value and no interval "
+            f"allows for that, so their figures may be too good."]  # fmt: skip
 
 
 def single_draw(found: Findings) -> list[str]:

@@ -66,10 +66,15 @@ class Stages:
         here, made_on = str(self.machine), []
         if (run / "stage.json").exists():
             made_on = check_mark(run, mark)
+        elif final.exists():
+            raise UserError(f"{run / 'stage.json'} is gone, which says what the stage is made of: remove {run}")
         if final.exists():
             self.say(f"{note}: is there")
         else:
-            run.mkdir(parents=True, exist_ok=True)
+            try:
+                run.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise UserError(f"{run} cannot be made ({error.strerror}): what stands there is no stage") from error
             made_on += [here] if here not in made_on else []
             write_json(run / "stage.json", mark | {"machines": made_on})
             last = read_last(run)[1] if (run / "last.pth").exists() else None
@@ -84,8 +89,11 @@ class Stages:
         self.machines += [each for each in made_on if each not in self.machines]
         for name_of in ("last.pth", "best.pth"):  # the last epoch is what counts
             (run / name_of).unlink(missing_ok=True)
-        self.histories[name] = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-        return load_weights(final, machine=self.machine)[0]
+        try:
+            self.histories[name] = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+            return load_weights(final, machine=self.machine)[0]
+        except (OSError, ValueError, UserError) as error:
+            raise UserError(f"{run} is damaged ({error}): remove it, and the stage is trained anew") from error
 
     def start(self, behind: float) -> str:
         """Start the clock of a stage, of which the share `behind` is done; the words for how long all takes from here.
@@ -124,11 +132,12 @@ def check_mark(run: Path, mark: dict[str, Any]) -> list[str]:
     """The machines on which the stage in `run` was made. Raises UserError where that is not of what `mark` says."""
     try:
         there = json.loads((run / "stage.json").read_text(encoding="utf-8"))
-    except ValueError as error:
+        made_on = there["machines"]
+    except (ValueError, LookupError, TypeError) as error:
         raise UserError(f"{run / 'stage.json'} is damaged ({error}): remove {run}") from error
     other = [key for key in mark if there.get(key) != mark[key]]
     if not other:
-        return list(there["machines"])
+        return list(made_on)
     if "config" in other:
         before, now = there.get("config") or {}, mark["config"]
         other += [f"{key} {before.get(key)}, now {now[key]}" for key in now if before.get(key) != now[key]]

@@ -293,6 +293,7 @@ def test_a_study_that_is_killed_twice_ends_as_if_it_was_not(scratch, tmp_path):
         (["--quick", "--seeds", "0"], "--seeds and --epochs: 1 or more"),
         (["--quick", "--experts", "1"], "--experts 1: 2 to 7 are allowed"),
         (["--quick", "--experts", "8"], "--experts 8: 2 to 7 are allowed"),
+        (["--quick", "--experts", "7"], "--experts 7: with one emotion each there is nothing to draw for `random`"),
         (["--quick", "--name", "../up"], "--name '../up': it names folders: letters, digits, . _ and - only"),
         (["--quick", "--name", ".hidden"], "--name '.hidden': it names folders"),
         (["--quick", "--name", ""], "--name '': it names folders"),
@@ -329,12 +330,52 @@ def test_too_few_validation_images_for_a_report_are_refused_beforehand(tmp_path,
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_folder_that_cannot_be_made_is_refused(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("flag", ["--runs", "--out"])
+def test_a_folder_that_cannot_be_made_is_refused_before_training(tmp_path, monkeypatch, capsys, flag):
     monkeypatch.chdir(tmp_path)
     write_folders(tmp_path / "archive", train=42, val=70, test=0)
     (tmp_path / "a-file").touch()
-    assert experiments.main([*SMALL, "--runs", "a-file/runs"]) == 2
-    assert re.search(r"cannot be made \(.*\); name another folder with --runs$", capsys.readouterr().err, re.M)
+    assert experiments.main([*SMALL, flag, "a-file/folder"]) == 2
+    assert re.search(rf"cannot be made \(.*\); name another folder with {flag}$", capsys.readouterr().err, re.M)
+    assert not list(tmp_path.glob("runs/*/*"))
+
+
+def test_the_help_names_a_default_of_its_own(capsys):
+    with pytest.raises(SystemExit):
+        experiments.main(["--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "0 is all (default: the size's)" in said
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda stage: (stage / "metrics.jsonl").unlink(), "is damaged (.*metrics.jsonl.*): remove it, and the stage"),
+        (lambda stage: (stage / "metrics.jsonl").write_text("{"), "is damaged (.*): remove it, and the stage"),
+        (lambda stage: (stage / "final.pth").write_bytes(b"PK"), "is damaged (.*final.pth .*): remove it, and the sta"),
+        (lambda stage: (stage / "stage.json").write_text("{"), "stage.json is damaged (.*): remove "),
+        (lambda stage: (stage / "stage.json").write_text("{}"), "stage.json is damaged ('machines'): remove "),
+        (lambda stage: (stage / "stage.json").write_text("[]"), "stage.json is damaged (.*): remove "),
+        (lambda stage: (stage / "stage.json").unlink(), "stage.json is gone, which says what the stage is made of"),
+    ],
+)
+def test_a_damaged_stage_is_named(study, tmp_path, monkeypatch, capsys, damage, message):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(study[0], tmp_path, dirs_exist_ok=True)
+    damage(tmp_path / "runs/study-quick/stages/0-single-0")
+    assert experiments.main([*WHOLE]) == 2
+    said = capsys.readouterr().err
+    pattern = re.escape(message).replace(r"\.\*", ".*")
+    assert re.search(f"^error: .*0-single-0.*{pattern}", said, re.M), said
+
+
+def test_a_file_in_the_place_of_the_stages_is_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_folders(tmp_path / "archive", train=42, val=70, test=0)
+    (tmp_path / "runs/study-quick").mkdir(parents=True)
+    (tmp_path / "runs/study-quick/stages").touch()
+    assert experiments.main([*SMALL]) == 2
+    assert "what stands there is no stage" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -221,6 +221,18 @@ def test_groups_that_are_drawn_are_not_taken_for_those_of_all_seeds(tmp_path, se
     assert found.gate.load == pytest.approx(found.best.configuration.gate[0][found.study.unseen].mean(0))
 
 
+@pytest.mark.parametrize("seeds", [(0,), (0, 1)])
+def test_groups_made_of_what_is_scored_are_said_to_be(said, seeds):
+    kinds = {"single": KINDS["single"], "clusters": ("mixture", False, GROUPS)}
+    text = said(kinds=kinds, images=200, seeds=seeds)
+    later = ", for all seeds" if len(seeds) > 1 else ""
+    assert (
+        "The groups of “clusters <network>” were made of the first single network's confusions on the very images "
+        f"that are scored{later}: no p-value and no interval allows for that, so their figures may be too good." in text
+    )
+    assert "were made of the first single network's confusions" not in said(images=200, seeds=seeds)
+
+
 def test_lacking_controls_are_named(said):
     text = said(kinds={name: KINDS[name] for name in ("single", "soft")})
     assert "Whether an ensemble of as many networks or a single network of the same size gains as much" in text
@@ -425,6 +437,9 @@ def test_a_control_that_is_of_another_size_than_the_mixture_is_called_so(said):
     about = {"soft": {"parameters": 940_000, "macs": 58_000_000}, "half": {"parameters": 600_000, "macs": 56_000_000}}
     text = said(kinds=kinds, gains={"soft": 0.5}, images=300, about=about)
     assert "of the single controls, but has" not in text, "5 % are let pass"
+    about = {"soft": {"parameters": 800_000, "macs": 84_000_000}, "ensemble": {"parameters": 1_000_000}}
+    text = said(kinds=LONGER, gains={"soft": 0.5}, images=300, about=about)
+    assert "It has 25 % more parameters than the mixture. The mixture is" in text
     text = said(kinds=LONGER, gains={"soft": 0.5}, images=300, about={"wide": {"parameters": 300_000}})
     assert "but has" not in text and "Whether a single network of the same size gains as much was not" in text
 
