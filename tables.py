@@ -96,6 +96,8 @@ def open_table(target: str, form: str) -> Iterator[Callable[[list[Row]], None]]:
     "-" is standard output; that, and what is no regular file (/dev/null, a pipe), is written directly.
     Raises UserError where the target cannot be written, or is an image, a zip or weights by its name.
     """
+    from utils import replace_file
+
     check_target(target, form)
     path, stdout = Path(os.path.realpath(target)), target == "-"  # a link stays one: its file is replaced
     direct = stdout or (os.path.exists(path) and not os.path.isfile(path))  # Path.exists raises for some names
@@ -122,14 +124,14 @@ def open_table(target: str, form: str) -> Iterator[Callable[[list[Row]], None]]:
             with writing():
                 os.fsync(file.fileno())
                 file.close()
-                os.replace(place, path)
+                replace_file(place, path)
     except KeyboardInterrupt:
         if not direct:
             part = path.with_name(f"{path.name}.part")
             put(tail)
             with writing():
                 file.close()
-                os.replace(place, part)
+                replace_file(place, part)
             print(f"the rows so far stand in {part}", file=sys.stderr)
         raise
     finally:

@@ -74,6 +74,8 @@ def prepare(args: argparse.Namespace) -> Task:
 
     out = args.json
     check_target(args.json, "json")
+    if out == "-":
+        raise UserError("--json -: standard output has the figures as lines already; name a file")
     if out and (os.path.isdir(out) or not os.path.isdir(os.path.dirname(os.path.abspath(out)))):
         raise UserError(f"--json {out}: a folder, or a file in a folder that is not there; name another file")
     config: Config = args.config

@@ -481,6 +481,23 @@ def test_a_full_disk_is_an_error(go, tmp_path, flag):
     assert not Path("/dev/full").is_file()
 
 
+def test_a_table_that_a_virus_scanner_holds_is_waited_for(go, tmp_path, monkeypatch):
+    replace, tries = os.replace, []
+
+    def busy(source, target):
+        tries.append(target)
+        if len(tries) < 3:
+            raise PermissionError(13, "The process cannot access the file")
+        replace(source, target)
+
+    save(tmp_path / "a.png")
+    monkeypatch.setattr("utils.os.replace", busy)
+    monkeypatch.setattr("utils.WAITS", (0.0, 0.0, 0.0))  # as on Windows
+    status, _, err = go("a.png", "--csv", "t.csv")
+    assert (status, err, len(tries)) == (0, "", 3)
+    assert (tmp_path / "t.csv").read_text().startswith(COLUMNS) and not list(tmp_path.glob(".t.csv*"))
+
+
 def test_a_table_that_breaks_off_leaves_the_old_one_whole(tmp_path, weights):
     save_test_set(tmp_path / "test", 30)
     (tmp_path / "t.csv").write_text("the old one")

@@ -109,10 +109,10 @@ def test_drawn_faces_have_no_test_split(go, few_faces):
     assert (status, err) == (2, "error: the built-in drawn faces has no test split; use one of: --split val\n")
 
 
-@pytest.mark.parametrize("target", ["no/t.json", "."])
-def test_a_json_file_that_cannot_be_made_stops_before_any_work(go, target):
-    status, out, err = go("--json", target)
-    assert (status, out) == (2, "") and f"error: --json {target}: a folder, or a file in a folder" in err
+def test_figures_are_not_written_to_a_file_called_minus(go, tmp_path):
+    status, out, err = go("--json", "-")
+    assert (status, out) == (2, "") and err.startswith("error: --json -: standard output has the figures as lines")
+    assert not (tmp_path / "-").exists()
 
 
 @pytest.mark.parametrize("target", ["archive.zip", "final_weights_new.pth"])
