@@ -164,7 +164,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "rotation": 8.0,
         "zoom": 0.05,
     },
-    # EmotionResNet-small, in an hour and a half on two cores.
+    # EmotionResNet-small, in one and a half to two and a half hours on two cores.
     "small": {
         **SGD_COSINE,
         **MUCH_AUGMENTATION,
