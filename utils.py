@@ -170,7 +170,7 @@ def has_fast_bf16(device: str) -> bool:
 def keep_freed_memory() -> None:
     """Make glibc keep freed memory: by default each large tensor is page-faulted anew at every step.
 
-    What it brings: README, "What makes it fast". Elsewhere (musl, macOS, Windows) nothing is done.
+    What it brings: docs/speed.md, "How it came about". Elsewhere (musl, macOS, Windows) nothing is done.
     """
     if platform.libc_ver()[0] != "glibc":
         return

@@ -1,4 +1,4 @@
-"""Every command in the README's code blocks is run, on a small dataset; pictures and links to files are there."""
+"""Every command in the README's code blocks is run, on a small dataset; what it and docs/ point to is there."""
 
 import ast
 import json
@@ -11,9 +11,11 @@ import sys
 import pytest
 from PIL import Image
 
+from config import RECIPES, Config
 from helpers import REPO, faces, write_folders, zip_folder
 
 TEXT = (REPO / "README.md").read_text(encoding="utf-8")
+PAGES = {page: page.read_text(encoding="utf-8") for page in [REPO / "README.md", *sorted((REPO / "docs").glob("*.md"))]}
 LINES = [line for block in re.findall(r"```bash\n(.*?)```", TEXT, re.S) for line in block.splitlines() if line]
 # Left to others: installing, the tests themselves, and .ci/run, which does both.
 RUN = [line for line in LINES if "pip install" not in line]
@@ -79,16 +81,43 @@ def test_the_two_commands_are_there():
     assert "python -m pip install -r requirements-dev.txt && python -m pytest" in LINES
 
 
-def test_what_the_readme_points_to_is_there():
-    targets = [target for target in re.findall(r"\]\(([^)#]+)\)", TEXT) if not target.startswith("http")]
-    assert targets and all((REPO / target).exists() for target in targets), targets
+def anchors(page):
+    """The names by which links find the headings of `page`, as GitHub makes them."""
+    titles = re.findall(r"^#+ (.*)", PAGES[page], re.M)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
-def test_commands_in_the_results_table_are_valid_calls():
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_what_a_page_points_to_is_there(page):
+    targets = [target for target in re.findall(r"\]\(([^)]+)\)", PAGES[page]) if not target.startswith("http")]
+    assert targets
+    for target in targets:
+        path, _, anchor = target.partition("#")
+        file = (page.parent / path).resolve() if path else page
+        assert file.exists(), target
+        assert not anchor or anchor in anchors(file), target
+
+
+def test_every_page_is_found_from_the_readme():
+    assert all(f"(docs/{page.name})" in TEXT for page in PAGES if page.parent.name == "docs")
+
+
+def test_commands_on_the_pages_are_valid_calls():
     import interface
 
-    calls = re.findall(r"`python interface\.py([^`]*)`", TEXT)
+    calls = [call for text in PAGES.values() for call in re.findall(r"`python interface\.py([^`]*)`", text)]
     assert any("--recipe" in call for call in calls)
     for call in calls:
         if "--help" not in call and "--config" not in call:
             interface.parse(shlex.split(call))
+
+
+def test_scripts_that_the_pages_name_are_there():
+    named = {name for text in PAGES.values() for name in re.findall(r"python ([\w/]+\.py)", text)}
+    assert {"interface.py", "bench/results.py"} <= named
+    assert all((REPO / name).exists() for name in named), named
+
+
+def test_recipes_of_the_readme_are_those_of_config():
+    rows = re.findall(r"^\| `(\w+)` \| `([\w-]+)` \|", TEXT, re.M)
+    assert dict(rows) == {name: recipe.get("model", Config().model) for name, recipe in RECIPES.items()}
