@@ -509,3 +509,15 @@ def test_the_votes_of_fer2013(tmp_path):
             wanted = [float(row[emotion]) for emotion in EMOTIONS_BY_CLASS]
             same = np.flatnonzero(split.digests == np.frombuffer(digest_of(image.tobytes()), DIGEST)[0])
             assert wanted in split.votes[same].tolist(), name
+
+
+def test_the_digest_is_of_what_a_run_sees(tmp_path):
+    """FER2013 with and without its PrivateTest images is one dataset, and its votes are one."""
+    whole = write_folders(tmp_path / "whole", train=70, val=28, test=14)
+    votes = write_files_form(whole, tmp_path / "votes.csv")
+    part = write_folders(tmp_path / "part", train=70, val=28, test=14)
+    for file in part.rglob("PrivateTest_*"):
+        file.unlink()
+    with_test, without = load_from(whole, tmp_path, votes), load_from(part, tmp_path, votes)
+    assert with_test.split("test").votes.any() and "test" not in without.splits
+    assert (with_test.votes, with_test.fingerprint) == (without.votes, without.fingerprint)
