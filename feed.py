@@ -16,6 +16,7 @@ from dataset import Split
 from utils import Machine
 
 CHUNK = 65_536  # images sent to a GPU at a time where the dataset does not fit: 151 MB
+DRAWN = 8192  # images whose augmentation is drawn at a time where it does: the first step need not wait for an epoch's
 GPU_SHARE = 0.5  # of the GPU's free memory that the dataset may take; the network needs the rest
 
 
@@ -35,8 +36,8 @@ class Feed:
     """The batches of a training split for the processor at hand; `place` says where its images are kept.
 
     "host": each batch is gathered from the mapped array. "device": the GPU holds every image, and a batch is
-    an index into them. "chunks": the GPU holds CHUNK images of the epoch's order at a time, the next ones
-    are gathered meanwhile. All give the same batches.
+    an index into them; what is done to DRAWN images is drawn while the ones before are trained on. "chunks": the GPU
+    holds CHUNK images of the epoch's order at a time, the next ones are gathered meanwhile. All give the same batches.
     """
 
     def __init__(self, split: Split, config: Config, machine: Machine, *, place: str = "") -> None:
@@ -63,7 +64,7 @@ class Feed:
             for rows in parts:
                 yield self.gather(rows, epoch)
             return
-        groups = grouped(parts, sum(map(len, parts)) if self.place == "device" else CHUNK)
+        groups = grouped(parts, DRAWN if self.place == "device" else CHUNK)
         load = self.index if self.place == "device" else self.gather
         device = self.machine.device
         begin = partial(torch.cuda.set_device, device) if device.type == "cuda" else None

@@ -22,6 +22,14 @@ def at_target(terms: Any, targets: Any) -> Any:
     return terms.gather(1, targets[:, None])[:, 0] if targets.ndim == 1 else (terms * targets).sum(1)
 
 
+def per_class(weights: Sequence[float], like: Any) -> Any:
+    """`weights` as a tensor (C,) beside `like`, filled in there: a copy from the host would wait for a GPU."""
+    tensor = like.new_empty(len(weights))
+    for at, weight in enumerate(weights):
+        tensor[at].fill_(weight)
+    return tensor
+
+
 @dataclass(frozen=True, kw_only=True)
 class FocalLoss:
     """Focal loss, -alpha (1 - p)^gamma log p of the true class (arXiv 1708.02002, equation 5).
@@ -42,7 +50,7 @@ class FocalLoss:
         terms = -(missing**self.gamma) * log_p
         if self.alpha is not None:
             scalar = isinstance(self.alpha, int | float)
-            terms = terms * (self.alpha if scalar else logits.new_tensor(self.alpha))
+            terms = terms * (self.alpha if scalar else per_class(self.alpha, logits))
         return reduce(at_target(terms, targets), self.reduction)
 
 
@@ -61,7 +69,7 @@ class CrossEntropy:
     def __call__(self, logits: Any, targets: Any) -> Any:
         terms = -logits.log_softmax(1)
         if self.weight is not None:
-            terms = terms * logits.new_tensor(self.weight)
+            terms = terms * per_class(self.weight, logits)
         true = at_target(terms, targets)
         return reduce((1 - self.smoothing) * true + self.smoothing * terms.mean(1), self.reduction)
 

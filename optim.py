@@ -28,11 +28,25 @@ def make_optimizer(model: nn.Module, config: Config, machine: Machine) -> torch.
     vectors = [weight for weight in trained if weight.ndim <= 1]
     groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     sound = config.optimizer != "sgd" or machine.dtype is not torch.float16
-    shared: dict[str, Any] = {"lr": config.lr, "fused": sound and machine.device.type in ("cpu", "cuda")}
+    # None, not False: torch then still goes through all weights at once where it can
+    fused = True if sound and machine.device.type in ("cpu", "cuda") else None
+    shared: dict[str, Any] = {"lr": config.lr, "fused": fused}
     if config.optimizer == "sgd":
         return torch.optim.SGD(groups, momentum=0.9, nesterov=True, **shared)
     rule = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer]
     return rule(groups, **shared)
+
+
+def lay_out_as_weights(optimizer: torch.optim.Optimizer) -> None:
+    """Give what `optimizer` remembers of each weight the weight's layout in memory, from wherever it was loaded.
+
+    Fused rules go through both side by side as they lie there: with another layout, as a run of an Apple GPU has it,
+    every weight would get another one's momentum.
+    """
+    for weight, state in optimizer.state.items():
+        for name, value in state.items():
+            if isinstance(value, torch.Tensor) and value.shape == weight.shape:
+                state[name] = torch.empty_like(weight, dtype=value.dtype).copy_(value)
 
 
 def make_scheduler(optimizer: torch.optim.Optimizer, config: Config, steps: int) -> Any:

@@ -24,9 +24,8 @@ from ranks import Ranks
 from trainer import Trainer
 from utils import Machine, UserError, channels_last
 from val import Scores, evaluate
-from weights import save_weights
 
-SAVE_SECONDS = 30.0  # on a GPU, where an epoch takes seconds, last.pth is written at most this often
+SAVE_SECONDS = 30.0  # on a GPU, where an epoch takes seconds, best.pth and last.pth are written at most this often
 
 
 class StopRequest:
@@ -218,8 +217,7 @@ def fit(
             trainer.recalibrate()
             scores = evaluate(trainer.kept, data.split("val"), machine=machine, loss=trainer.loss, ranks=ranks)
             end_epoch(trainer, scores, rate, trainer.seconds + time.perf_counter() - start)
-            due = time.monotonic() - saved > SAVE_SECONDS
-            if machine.device.type == "cpu" or trainer.done or trainer.stale == 0 or due:  # best.pth is never ahead
+            if trainer.done or time.monotonic() - saved >= save_seconds(machine):
                 trainer.save()
                 saved = time.monotonic()
             agreed(ranks, bad=False, stop=request)
@@ -227,6 +225,11 @@ def fit(
             trainer.save()
         trainer.stopped = request.wanted or request.asked
     return trainer
+
+
+def save_seconds(machine: Machine) -> float:
+    """How long after a save an epoch's end is saved again: always on a CPU, whose epochs take long."""
+    return 0.0 if machine.device.type == "cpu" else SAVE_SECONDS
 
 
 def end_epoch(trainer: Trainer, scores: Scores, rate: float, seconds: float) -> None:
@@ -248,8 +251,7 @@ def end_epoch(trainer: Trainer, scores: Scores, rate: float, seconds: float) -> 
     trainer.history.append(row)
     if best:
         trainer.best, trainer.stale = value, 0
-        if trainer.ranks.first:
-            save_weights(trainer.run / "best.pth", trainer.kept, scores, config=config, data=trainer.data)
+        trainer.hold(scores)
     else:
         trainer.stale += 1
     if config.schedule == "plateau":

@@ -15,9 +15,11 @@ from config import Config, make_loss
 from dataset import FaceData
 from distill import Teachers, target_sources
 from feed import Feed
-from optim import WeightAverage, make_optimizer, make_scheduler, recalibrate
+from optim import WeightAverage, lay_out_as_weights, make_optimizer, make_scheduler, recalibrate
 from ranks import Ranks
 from utils import Machine, UserError, compiled, versions, write_checkpoint, write_file
+from val import Scores
+from weights import weight_file
 
 
 @dataclass
@@ -42,6 +44,7 @@ class Trainer:
     history: list[dict[str, Any]] = field(default_factory=list)
     made_on: list[dict[str, Any]] = field(default_factory=list)  # machines and versions that trained it, each once
     # Not kept
+    held: dict[str, Any] | None = None  # the best weights, from their epoch to the next `save`
     stopped: bool = False  # whether Ctrl-C was pressed, be it in the last epoch, which then is done all the same
 
     def __post_init__(self) -> None:
@@ -89,10 +92,18 @@ class Trainer:
         }
         return {key: part for key, part in parts.items() if part is not None}
 
+    def hold(self, scores: Scores) -> None:
+        """Keep the weights as they are, the best so far, until they are saved."""
+        if self.ranks.first:
+            self.held = weight_file(self.kept, scores, config=self.config, data=self.data)
+
     def save(self) -> None:
-        """Write last.pth, everything needed to go on, and metrics.jsonl."""
+        """Write best.pth where there is a new one, last.pth, everything needed to go on, and metrics.jsonl."""
         if not self.ranks.first:
             return
+        if self.held:
+            write_checkpoint(self.run / "best.pth", self.held)
+            self.held = None
         write_checkpoint(self.run / "last.pth", {
             "model": self.config.model,
             "config": asdict(self.config),
@@ -115,6 +126,7 @@ class Trainer:
             content = content | {"optimizer": optimizer | {"param_groups": groups}}
             for key, part in self.parts().items():
                 part.load_state_dict(content[key])
+            lay_out_as_weights(self.optimizer)
             for name in PROGRESS:
                 setattr(self, name, content["progress"][name])
         except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:

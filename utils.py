@@ -141,6 +141,7 @@ def pick_machine(device: str, precision: str, threads: int = 0) -> Machine:
     if precision == "auto":
         precision = "bf16" if has_fast_bf16(device) else "fp32"
     if device == "cuda":  # with its number: torch.cuda.set_device holds for one thread only
+        torch.backends.cudnn.allow_tf32 = False  # float32 means float32: by default convolutions keep 10 bits of it
         return Machine(torch.device(device, torch.cuda.current_device()), DTYPES[precision])
     return Machine(torch.device(device), DTYPES[precision])
 
@@ -208,7 +209,7 @@ def compiled(model: torch.nn.Module, machine: Machine) -> torch.nn.Module:
     if missing:
         print(f"note: --compile is skipped, it needs {missing}")
         return model
-    return torch.compile(model)
+    return torch.compile(model, dynamic=False)  # two batch sizes and two windows: four graphs, each for its sizes
 
 
 def seed_everything(seed: int, *, deterministic: bool = False) -> None:

@@ -21,14 +21,21 @@ SHIPPED = "final_weights_new.pth"
 def save_weights(
     path: Path, model: FaceNet, scores: Scores, *, config: Config, data: FaceData, half: bool = False
 ) -> None:
-    """Write the network with all that is needed to use it: plain types and tensors only.
+    """Write the `weight_file` of a network. Raises UserError where that can't be done."""
+    write_checkpoint(path, weight_file(model, scores, config=config, data=data, half=half))
+
+
+def weight_file(
+    model: FaceNet, scores: Scores, *, config: Config, data: FaceData, half: bool = False
+) -> dict[str, Any]:
+    """The network with all that is needed to use it, for `write_checkpoint`: plain types and copied tensors only.
 
     `scores` are its figures on the validation images of `data`. `half` stores floats in 16 bits.
     """
-    state = {name: value.detach().cpu() for name, value in model.state_dict().items()}
+    state = {name: value.detach().to("cpu", copy=True) for name, value in model.state_dict().items()}
     if half:
         state = {name: value.half() if value.is_floating_point() else value for name, value in state.items()}
-    write_checkpoint(path, {
+    return {
         "model": model.name,
         "arguments": model.arguments,
         "state_dict": state,
@@ -37,7 +44,7 @@ def save_weights(
         "metrics": scores.plain(),
         "dataset": {"source": Path(data.source).name, "fingerprint": data.fingerprint, "demo": data.demo,
                     "votes": data.votes, "limit": config.limit, "train": data.split("train").counts()},
-    })  # fmt: skip
+    }  # fmt: skip
 
 
 def names_of_files(config: Config) -> dict[str, str]:

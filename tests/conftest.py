@@ -1,4 +1,4 @@
-"""Set up before any test is imported: the repo on the path, and one torch thread per worker."""
+"""Set up before any test is imported: the repo on the path, one torch thread per worker, and no GPU."""
 
 import os
 import sys
@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 os.environ["OMP_NUM_THREADS"] = "1"  # several workers with many threads each fight over the cores
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # what is equal bit for bit is so on the CPU; two processes need two GPUs
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 

@@ -3,7 +3,9 @@ import math
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import config
 from config import CLASSES, Config, CrossEntropy, FocalLoss, class_weights, combine, make_loss
@@ -188,3 +190,20 @@ def test_a_wrong_call_ends_with_one_line_and_status_2(tmp_path, typed, message):
     assert done.returncode == 2
     assert done.stderr.startswith(message) and done.stderr.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("loss", [FocalLoss(alpha=[1.0, 2.0, 3.0]), CrossEntropy(weight=[1.0, 2.0, 3.0])])
+def test_class_weights_are_not_copied_from_the_host_at_each_step(loss):
+    """A GPU would wait for that. Fake tensors show every operation of one, and do none."""
+    called = []
+
+    class Record(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            called.append(str(function))
+            return function(*args, **(kwargs or {}))
+
+    with FakeTensorMode():
+        logits, targets = torch.empty(4, 3, device="cuda"), torch.empty(4, dtype=torch.int64, device="cuda")
+        with Record():
+            loss(logits, targets)
+    assert called and not [name for name in called if "copy" in name or "lift" in name]

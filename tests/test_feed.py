@@ -89,3 +89,13 @@ def test_a_gpu_holds_what_takes_under_half_of_its_free_memory(monkeypatch, free,
 def test_the_place_is_said():
     said = [str(Feed(split(), Config(), CPU, place=place)) for place in ("device", "chunks")]
     assert said[0].startswith("held by the GPU (0 MB, under 50%") and said[1].startswith("streamed to the GPU")
+
+
+def test_what_a_gpu_does_to_the_images_it_holds_is_drawn_in_parts(monkeypatch):
+    monkeypatch.setattr(feed, "DRAWN", 5)
+    drawn, draw = [], feed.draw
+    monkeypatch.setattr(
+        feed, "draw", lambda config, rows, **named: drawn.append(len(rows)) or draw(config, rows, **named)
+    )
+    batches = list(Feed(split(), Config(), CPU, place="device").batches(PARTS, epoch=2))
+    assert [len(batch.images) for batch in batches] == [3, 2, 3, 1, 3] and drawn == [5, 4, 3]

@@ -14,7 +14,7 @@ import torch
 
 from helpers import REPO, csv_of_folders, run_script, write_folders, zip_folder
 
-QUICK = ("--model", "ImprovedFER2013Model", "--threads", "1")
+QUICK = ("--model", "ImprovedFER2013Model", "--threads", "1", "--device", "cpu")
 
 
 def state(path):

@@ -19,7 +19,8 @@ from ranks import Ranks, joined, rank_of_environment, reporting_loss
 from utils import UserError
 
 # What one process and several must agree on: nothing that is drawn or averaged per process
-EXACT = ("--model", "TheModel", "--dropout", "0", "--precision", "fp32", "--batch-size", "16", "--threads", "1")
+EXACT = ("--model", "TheModel", "--dropout", "0", "--precision", "fp32", "--batch-size", "16", "--threads", "1",
+         "--device", "cpu")  # fmt: skip
 
 
 def free_port() -> int:

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import train
+import trainer as trainer_module
 import utils
 from config import CLASSES, MACHINE_FIELDS, Config
 from dataset import load
@@ -527,3 +528,51 @@ def test_what_is_scored_and_kept_has_the_statistics_of_plain_images(archive, tmp
     weights = dict(without.kept.named_parameters())
     assert same(weights, dict(trainer.kept.named_parameters()))  # training itself does not notice
     assert not same(dict(without.kept.named_buffers()), dict(trainer.kept.named_buffers()))
+
+
+def test_a_state_of_another_layout_goes_on_as_if_it_had_this_one(archive, tmp_path, monkeypatch):
+    """As a run of an Apple GPU has it: fused rules walk weights and momentum side by side as they lie in memory."""
+    knobs = {"model": "EmotionResNet-nano", "optimizer": "adam", "schedule": "constant", "precision": "fp32"}
+    whole = run_fit(tmp_path / "whole", **knobs)
+    cut_in_mid_epoch(monkeypatch)
+    run_fit(tmp_path / "cut", **knobs)
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    last = read_last(tmp_path / "cut")[1]
+    for state in last["optimizer"]["state"].values():
+        for name, value in state.items():
+            state[name] = value.contiguous()
+    assert same(whole.model.state_dict(), run_fit(tmp_path / "cut", resume=last, **knobs).model.state_dict())
+
+
+@pytest.mark.parametrize(("metric", "best"), [("accuracy", [True, False, False]), ("loss", [True, True, True])])
+def test_where_epochs_are_short_the_best_weights_wait_for_the_next_save(archive, tmp_path, monkeypatch, metric, best):
+    knobs = {"epochs": 3, "stop_metric": metric, "precision": "fp32"}
+    usual = run_fit(tmp_path / "usual", **knobs)
+    assert [row["best"] for row in usual.history] == best
+    written = []
+    write = trainer_module.write_checkpoint
+    monkeypatch.setattr(train, "save_seconds", lambda machine: math.inf)
+    monkeypatch.setattr(
+        trainer_module, "write_checkpoint", lambda path, content: written.append(path.name) or write(path, content)
+    )
+    rare = run_fit(tmp_path / "rare", **knobs)
+    assert written == ["last.pth", "best.pth", "last.pth"] and rare.held is None
+    kept = [torch.load(tmp_path / name / "best.pth", weights_only=True) for name in ("usual", "rare")]
+    assert same(kept[0]["state_dict"], kept[1]["state_dict"]) and kept[0]["metrics"] == kept[1]["metrics"]
+
+
+def test_best_weights_that_wait_are_not_moved_by_training(archive, tmp_path):
+    trainer = run_fit(tmp_path / "run", epochs=1)
+    scores = train.evaluate(trainer.kept, trainer.data.split("val"), machine=trainer.machine)
+    trainer.hold(scores)
+    before = {name: value.clone() for name, value in trainer.held["state_dict"].items()}
+    with torch.no_grad():
+        for weight in trainer.model.parameters():
+            weight += 1
+    assert same(before, trainer.held["state_dict"])
+
+
+@pytest.mark.parametrize(("device", "seconds"), [("cpu", 0.0), ("cuda", train.SAVE_SECONDS)])
+def test_every_epoch_is_saved_on_a_cpu_and_some_on_a_gpu(device, seconds):
+    assert train.save_seconds(utils.Machine(torch.device(device), torch.float32)) == seconds
