@@ -316,7 +316,9 @@ def from_dict(values: dict[str, Any], where: str) -> Config:
 
 
 def read_config(path: str) -> dict[str, Any]:
-    """The values in a run's config.json, checked; ValueError says what is wrong with the file."""
+    """The values in a config.json, or in that of a run's folder, checked; ValueError says what is wrong with it."""
+    if os.path.isdir(path):
+        path = os.path.join(path, "config.json")
     try:
         with open(path, encoding="utf-8") as file:
             values = json.load(file)
@@ -340,6 +342,7 @@ def combine(flags: dict[str, Any], *, recipe: str = "", config_path: str | None 
         (f"recipe {recipe}", RECIPES[recipe] if recipe else {}),
         (config_path, {} if config_path is None else read_config(config_path)),
     ):
+        layer = {key: value for key, value in layer.items() if key != "run"}  # a new run has a name of its own
         changed = [
             f"{key} {value} (config.py: {defaults[key]})" for key, value in layer.items() if value != defaults[key]
         ]

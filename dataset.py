@@ -5,6 +5,7 @@
 
 import hashlib
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -20,11 +21,13 @@ from config import CLASSES, Config, Parser, add_flags
 from ferplus import Votes, agreement, match, read_votes
 from images import SIZE
 from sources import Item, Source, open_dataset
-from utils import UserError, exit_status, plain
+from utils import UserError, exit_status, plain, quoted
 
 DEMO_IDENTITIES, DEMO_VAL_IDENTITIES = 400, 100  # 2,800 and 700 drawn faces: minutes on two cores
 PASS = 65_536  # digests looked at together, 1 MB
 VAL_SEED = 2013  # of the drawn validation part: the same for every run, so that runs compare on the same images
+# Zips of FER2013 that are not called as expected: as other tools save it, or as a browser names the second copy
+ALIKE = re.compile(r".*(archive|fer[-_ ]?2013).*\.zip", re.IGNORECASE)
 PLACES = ("archive", "archive.zip", "fer2013.csv", "icml_face_data.csv", "fer2013.tar.gz")
 GET_FER2013 = (
     "Get FER2013 as archive.zip from https://www.kaggle.com/datasets/msambare/fer2013 "
@@ -173,14 +176,41 @@ def load(config: Config) -> FaceData:
     Decodes on the first call and reads the cache afterwards. Raises UserError for a dataset that
     cannot be read, lacks a class in train, or has an empty split; and for votes that are not of this dataset.
     """
-    where = config.data or next((place for place in PLACES if os.path.exists(place)), "demo")
-    demo = where == "demo" and not os.path.exists(where)
-    source: Any = DemoSource() if demo else open_dataset(Path(where))
+    where, notes = find(config)
+    source: Any = DemoSource() if is_demo(where) else open_dataset(Path(where))
     if config.votes and source.drawn:
         raise UserError(f"--votes {config.votes}: drawn faces have no votes; name FER2013 with --data. {GET_FER2013}")
     votes = read_votes(Path(config.votes)) if config.votes else None
     folder, meta = cached(source, Path(config.cache))
+    meta = meta | {"notes": [*notes, *meta["notes"]]}
     return assemble(config, source, folder, meta, votes=votes, demo=source.drawn)
+
+
+def find(config: Config) -> tuple[str, list[str]]:
+    """What `load` reads: a path, or "demo", and a line where one of several was taken.
+
+    Raises UserError where nothing has a name that is looked for, but something in this folder looks like a dataset.
+    """
+    if config.data:
+        return config.data, []
+    there = [place for place in PLACES if os.path.exists(place)]
+    if there:
+        others = ", ".join(there[1:])
+        return there[0], [f"{there[0]} is read, not {others}, which is here too: --data chooses"] if others else []
+    alike = sorted(name for name in os.listdir() if ALIKE.fullmatch(name))
+    if os.path.isdir("train"):
+        alike.append(".")
+    if alike:
+        raise UserError(
+            f"no dataset here has one of the names that are looked for ({', '.join(PLACES)}), but this looks like one: "
+            f"give --data {quoted(alike[0])}, or --data demo for the drawn faces"
+        )
+    return "demo", []
+
+
+def is_demo(where: str) -> bool:
+    """Whether `where` means the drawn faces."""
+    return where == "demo" and not os.path.exists(where)
 
 
 class DemoSource:

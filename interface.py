@@ -118,7 +118,7 @@ def train(
 def report(trainer: Any) -> None:
     """Score the best weights, draw the figures, promote the weights, and say what to do next."""
     from dataset import DEMO_NOTE
-    from utils import UserError, quoted
+    from utils import UserError, counted, quoted
     from val import summary, table
     from weights import SHIPPED, find_weights, promote
 
@@ -130,8 +130,8 @@ def report(trainer: Any) -> None:
     print("\n".join(["recall and confusion, without copies:", *table(scores.unseen)]))
     minutes = sum(row["seconds"] for row in trainer.history) / 60
     print(
-        f"{len(trainer.history)} epochs in {minutes:.1f} minutes; {run} holds best.pth, last.pth, config.json, "
-        f"metrics.jsonl, curves.png, confusion.png"
+        f"{counted(len(trainer.history), 'epoch')} in {minutes:.1f} minutes; {run} holds best.pth, last.pth, "
+        f"config.json, metrics.jsonl, curves.png, confusion.png"
     )
     print(promote(run, data, machine=machine))
     if data.demo:

@@ -42,10 +42,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--strict", action="store_true", help="exit with status 2 if any file had to be skipped")
     parser.add_argument("--tta", choices=TTA, default="none", help=TTA_HELP)
     add_flags(parser, names=("device", "precision", "threads"))
-    args = parser.resolve(parser.parse_intermixed_args(argv))
+    typed = list(sys.argv[1:] if argv is None else argv)
+    end = typed.index("--") if "--" in typed else len(typed)
+    args = parser.resolve(parser.parse_intermixed_args(typed[:end]))
+    args.paths = [*args.paths, *typed[end + 1 :]]  # argparse takes names after -- that begin with a dash for flags
     if not 1 <= args.top_k <= len(CLASSES):
         parser.error(f"argument --top-k: {args.top_k} is not between 1 and {len(CLASSES)}")
-    if args.csv and args.csv == args.json:
+    if args.csv and args.json and os.path.realpath(args.csv) == os.path.realpath(args.json):
         parser.error(f"argument --json: {args.json} is where --csv writes; name another file")
     return args
 

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from fnmatch import fnmatch
 from functools import partial
 from itertools import chain, repeat
 from pathlib import Path
@@ -14,6 +15,9 @@ from typing import NamedTuple, TextIO
 
 from config import CLASSES
 
+# What a table must not take the place of, by the name: besides images, zips and weights, sources and datasets
+SOURCES = (".py", ".md", ".ipynb", ".toml", ".tar", ".gz", ".tgz")
+DATASETS = ("fer2013*.csv", "icml_face_data*.csv", "ferplus*.csv")
 COLUMNS = ("file", "prediction", "probability", *CLASSES, "true", "note", "problem")
 
 
@@ -80,11 +84,12 @@ FORMS = {"csv": (csv_line, ",".join(COLUMNS) + "\n", "", ""), "json": (json_line
 
 
 def check_target(target: str, form: str) -> None:
-    """Raise UserError where `target` is an image, a zip or weights by its name: a typo must not overwrite these."""
+    """Raise UserError where `target` is an image, a dataset, weights or code by its name: no typo overwrites these."""
     from images import EXTENSIONS
     from utils import UserError
 
-    if Path(target).suffix.lower() in (*EXTENSIONS, ".zip", ".pth"):
+    name = Path(target).name.lower()
+    if Path(name).suffix in (*EXTENSIONS, *SOURCES, ".zip", ".pth") or any(fnmatch(name, each) for each in DATASETS):
         raise UserError(f"--{form} {target}: the table would take the place of that file; name a .{form} file")
 
 
@@ -94,7 +99,7 @@ def open_table(target: str, form: str) -> Iterator[Callable[[list[Row]], None]]:
 
     After Ctrl-C the rows so far are kept beside it, as `target`.part.
     "-" is standard output; that, and what is no regular file (/dev/null, a pipe), is written directly.
-    Raises UserError where the target cannot be written, or is an image, a zip or weights by its name.
+    Raises UserError where the target cannot be written, or `check_target` refuses it.
     """
     from utils import replace_file
 

@@ -68,7 +68,7 @@ def score(args: argparse.Namespace) -> int:
 
 def prepare(args: argparse.Namespace) -> Task:
     """Load weights and data, and say what they are. Raises UserError."""
-    from dataset import load
+    from dataset import GET_FER2013, find, is_demo, load
     from utils import UserError, pick_machine
     from weights import SHIPPED, describe, find_weights, load_weights
 
@@ -89,6 +89,11 @@ def prepare(args: argparse.Namespace) -> Task:
         config = replace(config, val_fraction=fraction)
     except ValueError as error:
         raise UserError(f"{path}: {error}; these weights were not written by this project") from error
+    if not config.data and is_demo(find(config)[0]) and not content["dataset"]["demo"]:
+        raise UserError(
+            f"there is no dataset in this folder, and {path} was trained on real faces: name one with --data (the "
+            f"drawn faces are --data demo). {GET_FER2013}"
+        )
     data = load(config)
     print("\n".join(data.describe()))
     trained_on = content["dataset"]["fingerprint"]

@@ -296,6 +296,11 @@ def read_checkpoint(path: Path, needed: tuple[str, ...] = ("model", "state_dict"
     except DAMAGE as error:
         raise UserError(f"{path} cannot be read: truncated, or no weight file; copy or train it again") from error
     lacking = [key for key in ("format", *needed) if not isinstance(content, dict) or key not in content]
+    if lacking and isinstance(content, dict) and "progress" in content:
+        raise UserError(
+            f"{path} is the state of a run, to go on with by --resume {quoted(path.parent)}; its best weights are in "
+            f"best.pth beside it"
+        )
     if lacking:
         raise UserError(
             f"{path} is no weight file of this project, or of another version: it lacks {', '.join(lacking)}"

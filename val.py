@@ -81,8 +81,11 @@ def forward(model: nn.Module, images: Tensor, *, machine: Machine, tta: str = "n
 
     The batch is padded to one of three sizes. In batches of one size the same image gives the same logits, bit for
     bit; between the sizes too on the CPU tried. With test-time augmentation (`tta`, see `views`) they are the
-    logarithms of the mean probabilities. Raises UserError where the logits are not finite.
+    logarithms of the mean probabilities. Raises UserError where the logits are not finite, and ValueError for images
+    of another shape or dtype: the network would take them, and name something else.
     """
+    if images.dtype is not torch.uint8 or images.ndim != 3:
+        raise ValueError(f"images: (B, 48, 48) uint8 are needed, not {tuple(images.shape)} {images.dtype}")
     size = next(size for size in (*SIZES, len(images)) if size >= len(images))
     padded = torch.zeros((size, *images.shape[1:]), dtype=torch.uint8)
     padded[: len(images)] = images

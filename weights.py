@@ -54,10 +54,13 @@ def names_of_files(config: Config) -> dict[str, str]:
 
 
 def find_weights(name: str, *, flag: str = "--weights") -> Path:
-    """The file `name`, looked for in the current folder and then beside this code. Raises UserError, with `flag`."""
+    """The file `name`, looked for in the current folder and then beside this code; a run's folder is its best.pth.
+
+    Raises UserError, with `flag`.
+    """
     for path in (Path(name), Path(__file__).parent / name):
         if os.path.exists(path):  # Path.exists raises for a name that is too long
-            return path
+            return path / "best.pth" if os.path.isfile(path / "best.pth") else path
     raise UserError(f"{name}: no such weight file; train one with `python interface.py`, or name another with {flag}")
 
 

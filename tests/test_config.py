@@ -1,5 +1,6 @@
 import json
 import math
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -190,6 +191,15 @@ def test_a_wrong_call_ends_with_one_line_and_status_2(tmp_path, typed, message):
     assert done.returncode == 2
     assert done.stderr.startswith(message) and done.stderr.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_a_runs_config_is_found_in_its_folder_and_gives_no_name(tmp_path):
+    values = asdict(Config(epochs=7, run="before"))
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    for path in (tmp_path, tmp_path / "config.json"):
+        made, said = combine({}, config_path=str(path))
+        assert (made.epochs, made.run) == (7, "") and "before" not in said[0]
+    assert combine({"run": "after"}, config_path=str(tmp_path))[0].run == "after"
 
 
 @pytest.mark.parametrize("loss", [FocalLoss(alpha=[1.0, 2.0, 3.0]), CrossEntropy(weight=[1.0, 2.0, 3.0])])

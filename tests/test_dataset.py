@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shutil
 
 import numpy as np
@@ -381,6 +382,38 @@ def test_a_folder_of_drawn_faces_is_known_as_such(tmp_path):
         assert load_from(tmp_path / data, tmp_path).demo
     (tmp_path / "drawn" / ".drawn-faces").unlink()
     assert not load_from(tmp_path / "drawn", tmp_path).demo
+
+
+@pytest.mark.parametrize("name", ["fer2013.zip", "archive (1).zip", "FER-2013.ZIP", "msambare-fer2013-archive.zip"])
+def test_a_dataset_under_another_name_is_no_reason_to_draw_faces(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    zip_folder(write_folders(tmp_path / "elsewhere" / "faces"), tmp_path / name)
+    with pytest.raises(UserError, match=r"looks like one: give --data '?" + re.escape(name)):
+        load(Config())
+    assert not load(Config(data=name)).demo
+
+
+def test_train_in_this_folder_is_no_reason_to_draw_faces(tmp_path, monkeypatch):
+    monkeypatch.chdir(write_folders(tmp_path / "faces"))
+    with pytest.raises(UserError, match=r"looks like one: give --data \., or --data demo for the drawn faces"):
+        load(Config())
+    assert not load(Config(data=".")).demo
+
+
+def test_of_two_datasets_the_one_read_is_said(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = write_folders(tmp_path / "archive")
+    assert not load(Config()).notes
+    zip_folder(folder, tmp_path / "archive.zip")
+    assert load(Config()).notes == ["archive is read, not archive.zip, which is here too: --data chooses"]
+    assert not load(Config(data="archive.zip")).notes
+
+
+@pytest.mark.parametrize("name", ["faces.zip", "test.zip"])
+def test_the_demo_is_drawn_beside_other_zips(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).touch()
+    assert dataset.find(Config()) == ("demo", [])
 
 
 def test_the_demo_is_drawn_where_there_is_no_dataset(tmp_path, monkeypatch):

@@ -465,7 +465,10 @@ def test_a_table_that_cannot_be_written_stops_before_any_work(go, tmp_path, targ
     assert (status, out) == (2, "") and f"error: --csv {target} could not be written ({reason})" in err
 
 
-@pytest.mark.parametrize("target", ["b.PNG", "test.zip", "final_weights_new.pth"])
+TAKEN = ["b.PNG", "test.zip", "final_weights_new.pth", "fer2013.csv", "FERplus_votes.csv", "predict.py", "a/README.md"]
+
+
+@pytest.mark.parametrize("target", TAKEN)
 def test_a_table_does_not_take_the_place_of_inputs_or_weights(go, tmp_path, target):
     save(tmp_path / "a.png")
     status, _, err = go("a.png", "--json", target)
@@ -516,6 +519,23 @@ def test_a_table_that_breaks_off_leaves_the_old_one_whole(tmp_path, weights):
     assert "error: --csv t.csv could not be written (File too large)" in done.stderr
     assert (tmp_path / "t.csv").read_text() == "the old one"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["t.csv", "test"]
+
+
+@pytest.mark.parametrize("other", ["t.csv", "./t.csv", "folder/../t.csv"])
+def test_two_tables_in_one_file_are_refused_before_any_work(tmp_path, monkeypatch, capsys, other):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(SystemExit) as stopped:
+        predict.main(["a.png", "--csv", "t.csv", "--json", other])
+    assert stopped.value.code == 2 and f"argument --json: {other} is where --csv writes" in capsys.readouterr().err
+
+
+def test_names_that_begin_with_a_dash_stand_after_two_dashes(go, tmp_path, weights, capsys):
+    for name in ("-a.png", "b.png", "--csv/c.png"):
+        save(tmp_path / name)
+    flags = ["--weights", str(weights), "--device", "cpu", "--precision", "fp32"]
+    assert predict.main(["b.png", *flags, "--", "-a.png", "--csv"]) == 0
+    assert named(capsys.readouterr().out) == ["b.png", "-a.png", "--csv/c.png"]
 
 
 def test_a_link_stays_a_link_and_a_device_a_device(go, tmp_path):

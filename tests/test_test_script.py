@@ -99,14 +99,44 @@ def few_faces(monkeypatch):
 
 
 def test_drawn_faces_are_called_drawn(go, few_faces):
-    status, out, _ = go("--split", "val")
+    status, out, _ = go("--split", "val", "--data", "demo")
     assert status == 0 and "data: the built-in drawn faces" in out
     assert "these faces are DRAWN by this project" in out.splitlines()[-1]
 
 
 def test_drawn_faces_have_no_test_split(go, few_faces):
-    status, _, err = go()
+    status, _, err = go("--data", "demo")
     assert (status, err) == (2, "error: the built-in drawn faces has no test split; use one of: --split val\n")
+
+
+def test_weights_of_real_faces_are_not_scored_on_drawn_ones_unasked(go):
+    status, out, err = go("--split", "val")
+    assert status == 2 and "data:" not in out
+    assert re.match(r"error: there is no dataset in this folder, and \S+ was trained on real faces: name one", err)
+
+
+def test_weights_of_drawn_faces_are_scored_on_them(go, few_faces, tmp_path, weights):
+    content = read_checkpoint(weights)
+    content["dataset"]["demo"] = True
+    write_checkpoint(tmp_path / "demo.pth", content)
+    status, out, _ = go("--split", "val", weights=tmp_path / "demo.pth")
+    assert status == 0 and "data: the built-in drawn faces" in out
+
+
+def test_a_runs_folder_stands_for_its_best_weights(go, tmp_path, weights):
+    zip_folder(write_folders(tmp_path / "archive"), tmp_path / "archive.zip")
+    run = tmp_path / "runs" / "one"
+    run.mkdir(parents=True)
+    (run / "best.pth").write_bytes(weights.read_bytes())
+    status, out, _ = go("--split", "val", weights=run)
+    assert status == 0 and out.startswith(f"weights {run / 'best.pth'}: ")
+
+
+def test_the_state_of_a_run_is_told_from_weights(go, tmp_path):
+    write_checkpoint(tmp_path / "last.pth", {"model": "TheModel", "state_dict": {}, "progress": {}})
+    status, _, err = go("--split", "val", weights=tmp_path / "last.pth")
+    assert status == 2 and "last.pth is the state of a run, to go on with by --resume" in err
+    assert "its best weights are in best.pth beside it" in err
 
 
 def test_figures_are_not_written_to_a_file_called_minus(go, tmp_path):
@@ -115,7 +145,7 @@ def test_figures_are_not_written_to_a_file_called_minus(go, tmp_path):
     assert not (tmp_path / "-").exists()
 
 
-@pytest.mark.parametrize("target", ["archive.zip", "final_weights_new.pth"])
+@pytest.mark.parametrize("target", ["archive.zip", "final_weights_new.pth", "README.md"])
 def test_a_json_file_takes_no_place_of_data_or_weights(go, target):
     status, out, err = go("--json", target)
     assert (status, out) == (2, "") and f"error: --json {target}: the table would take the place of that file" in err

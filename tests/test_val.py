@@ -146,3 +146,9 @@ def test_test_time_augmentation_averages_probabilities(tta):
     assert not torch.allclose(alone.softmax(1), mean, atol=1e-5)
     mirrored = forward(model, images.flip(2), machine=MACHINE, tta="flip")
     torch.testing.assert_close(mirrored, forward(model, images, machine=MACHINE, tta="flip"), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("images", [torch.zeros(2, 48, 48), torch.zeros(2, 1, 48, 48, dtype=torch.uint8)])
+def test_images_of_another_kind_are_refused(images):
+    with pytest.raises(ValueError, match=r"images: \(B, 48, 48\) uint8 are needed, not \(2, "):
+        forward(torch.nn.Identity(), images, machine=MACHINE)
