@@ -109,7 +109,7 @@ def describe(path: Path, content: dict[str, Any], *, tta: str = "none") -> str:
 
 
 def promote(run: Path, data: FaceData, *, machine: Machine, shipped: Path | None = None) -> str:
-    """Put the best weights of `run` in the place of the shipped ones if they are better; a line that says so.
+    """Put the best weights of `run` in the place of the shipped ones if they are better; a line with both figures.
 
     Both are scored on the run's validation images without copies of train images. The shipped file is
     replaced by a better one, or where it was trained on another dataset, and then kept in the run's folder as
@@ -129,12 +129,12 @@ def promote(run: Path, data: FaceData, *, machine: Machine, shipped: Path | None
     if rival.exists():
         try:
             old, old_content = load_weights(rival, machine=machine)
+            theirs = evaluate(old, data.split("val"), machine=machine).unseen.accuracy
         except UserError as error:
             return f"{rival} is left as it is: {error}"
         same = old_content["dataset"]["fingerprint"] == data.fingerprint
         part = old_content["config"].get("val_fraction")  # where validation is drawn, another part is other data
         if same and (part == config.val_fraction or not data.drawn_val):
-            theirs = evaluate(old, data.split("val"), machine=machine).unseen.accuracy
             if ours.unseen.accuracy <= theirs:
                 return (
                     f"{rival} is left as it is: {theirs:.4f} on these validation images without copies, "
@@ -142,7 +142,7 @@ def promote(run: Path, data: FaceData, *, machine: Machine, shipped: Path | None
                 )
             reason = f"the old ones reach {theirs:.4f}"
         else:
-            reason = "the old ones were trained on another dataset"
+            reason = f"the old ones reach {theirs:.4f}, perhaps knowing them: they were trained on another dataset"
         if not before:
             reason += f"; they stay, as {rival}"
     if stamp(shipped) != before:  # another run was quicker: its weights are the ones to beat now

@@ -1,3 +1,4 @@
+import re
 import shutil
 
 import pytest
@@ -192,7 +193,21 @@ def test_weights_of_another_dataset_are_replaced(data, tmp_path):
     content = torch.load(tmp_path / "shipped.pth", weights_only=True)
     change(tmp_path / "shipped.pth", dataset={**content["dataset"], "fingerprint": "other"})
     shutil.copytree(tmp_path / "run", tmp_path / "again")
-    assert "trained on another dataset; they are kept as" in promoted(tmp_path, data, "again")
+    said = promoted(tmp_path, data, "again")
+    assert "trained on another dataset; they are kept as" in said
+    ours, theirs = re.findall(r"[01]\.\d{4}", said)  # of the same weights
+    assert ours == theirs
+
+
+def test_a_shipped_network_that_gives_no_numbers_is_left_alone(data, tmp_path):
+    write_run(tmp_path / "run", data)
+    promoted(tmp_path, data, "run")
+    content = torch.load(tmp_path / "shipped.pth", weights_only=True)
+    state = {name: value * torch.nan for name, value in content["state_dict"].items()}
+    change(tmp_path / "shipped.pth", state_dict=state, dataset={**content["dataset"], "fingerprint": "other"})
+    before = (tmp_path / "shipped.pth").read_bytes()
+    assert "is left as it is: the network gives numbers that are not finite" in promoted(tmp_path, data, "run")
+    assert (tmp_path / "shipped.pth").read_bytes() == before
 
 
 def test_a_buffer_of_another_type_is_read_as_the_networks(tmp_path, weights):
