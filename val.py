@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from config import CLASSES
 from dataset import Split, preprocess
+from images import SIZE
 from losses import CrossEntropy, Loss
 from ranks import Ranks
 from utils import Machine, UserError, channels_last
@@ -84,8 +85,8 @@ def forward(model: nn.Module, images: Tensor, *, machine: Machine, tta: str = "n
     logarithms of the mean probabilities. Raises UserError where the logits are not finite, and ValueError for images
     of another shape or dtype: the network would take them, and name something else.
     """
-    if images.dtype is not torch.uint8 or images.ndim != 3:
-        raise ValueError(f"images: (B, 48, 48) uint8 are needed, not {tuple(images.shape)} {images.dtype}")
+    if images.dtype is not torch.uint8 or images.shape[1:] != (SIZE, SIZE):
+        raise ValueError(f"images: (B, {SIZE}, {SIZE}) uint8 are needed, not {tuple(images.shape)} {images.dtype}")
     size = next(size for size in (*SIZES, len(images)) if size >= len(images))
     padded = torch.zeros((size, *images.shape[1:]), dtype=torch.uint8)
     padded[: len(images)] = images

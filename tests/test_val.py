@@ -148,7 +148,11 @@ def test_test_time_augmentation_averages_probabilities(tta):
     torch.testing.assert_close(mirrored, forward(model, images, machine=MACHINE, tta="flip"), atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("images", [torch.zeros(2, 48, 48), torch.zeros(2, 1, 48, 48, dtype=torch.uint8)])
-def test_images_of_another_kind_are_refused(images):
-    with pytest.raises(ValueError, match=r"images: \(B, 48, 48\) uint8 are needed, not \(2, "):
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [((2, 48, 48), torch.float32), ((2, 1, 48, 48), torch.uint8), ((2, 64, 64), torch.uint8), ((2,), torch.uint8)],
+)
+def test_images_of_another_kind_are_refused(shape, dtype):
+    images = torch.zeros(shape, dtype=dtype)
+    with pytest.raises(ValueError, match=r"images: \(B, 48, 48\) uint8 are needed, not \(2,"):
         forward(torch.nn.Identity(), images, machine=MACHINE)
