@@ -142,7 +142,10 @@ def promote(run: Path, data: FaceData, *, machine: Machine, shipped: Path | None
                 )
             reason = f"the old ones reach {theirs:.4f}"
         else:
-            reason = f"the old ones reach {theirs:.4f}, perhaps knowing them: they were trained on another dataset"
+            reason = (
+                f"where the old ones reach {theirs:.4f}, perhaps knowing these images: "
+                f"the old ones were trained on another dataset"
+            )
         if not before:
             reason += f"; they stay, as {rival}"
     if stamp(shipped) != before:  # another run was quicker: its weights are the ones to beat now
