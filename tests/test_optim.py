@@ -184,3 +184,10 @@ def test_a_network_without_batch_norm_is_left_alone():
     before = model.eval()(pixels)
     recalibrate(model, np.zeros((3, 48, 48), dtype=np.uint8), machine=MACHINE)
     assert torch.equal(model(pixels), before)
+
+
+def test_what_is_not_fused_is_left_to_torch():
+    """None, not False, which would also keep torch from going through all weights at once."""
+    half, single = (Machine(torch.device("cpu"), dtype) for dtype in (torch.float16, torch.float32))
+    groups = [make_optimizer(nn.Linear(2, 2), Config(optimizer="sgd"), each).param_groups for each in (half, single)]
+    assert [[group["fused"] for group in each] for each in groups] == [[None] * 2, [True] * 2]

@@ -312,3 +312,22 @@ def test_a_compiled_network_gives_the_same():
     assert network is not model
     for size in (3, 4):
         torch.testing.assert_close(network(torch.ones(size, 2)), model(torch.ones(size, 2)))
+
+
+def test_a_graph_is_made_for_each_size(monkeypatch):
+    asked = {}
+    monkeypatch.setattr(utils.shutil, "which", lambda name: name)
+    monkeypatch.setattr(torch, "compile", lambda model, **named: asked.update(named) or model)
+    compiled(torch.nn.Linear(2, 2), pick_machine("cpu", "fp32"))
+    assert asked == {"dynamic": False}
+
+
+def test_float32_on_cuda_is_float32(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    before = torch.backends.cudnn.allow_tf32
+    try:
+        torch.backends.cudnn.allow_tf32 = True
+        assert pick_machine("cuda", "fp32").dtype is torch.float32 and not torch.backends.cudnn.allow_tf32
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
