@@ -396,6 +396,20 @@ def test_a_figure_replaces_the_old_one_and_is_the_same_each_time(tmp_path):
     check_png(path)
 
 
+def test_rare_colours_stay_what_they_are(tmp_path):
+    figure, random = Figure(figsize=(8, 6)), np.random.default_rng(0)
+    axes = figure.subplots()
+    for colour, marker in plots_inside.SIGNS + plots_inside.OTHERS:
+        axes.scatter(*random.normal(size=(2, 200)), s=12, color=colour, marker=marker, alpha=0.75, linewidths=0)
+        axes.scatter([], [], color=colour, marker=marker, label=colour)
+    axes.legend()
+    figure.savefig(tmp_path / "drawn.png")
+    plots.write_png(figure, tmp_path / "written.png")
+    pictures = (Image.open(tmp_path / name).convert("RGB") for name in ("drawn.png", "written.png"))
+    drawn, written = (np.asarray(picture, int) for picture in pictures)
+    assert np.abs(written - drawn).max() < 40, "a mark is in another colour"
+
+
 def test_a_figure_that_cannot_be_written_is_the_users_error(tmp_path):
     with pytest.raises(UserError, match=r"confusion\.png"):
         plots.confusion(np.eye(7), tmp_path / "missing" / "confusion.png", title="")
