@@ -94,7 +94,7 @@ class Config:
     # Machine
     device: str = knob("auto", "where to compute", choices=("auto", "cuda", "mps", "cpu"))
     precision: str = knob("auto", "format of the heavy products; auto is bf16 where it is native", choices=PRECISIONS)
-    compile: bool = knob(False, "torch.compile the network; on the CPUs tried it is slower, see README")
+    compile: bool = knob(False, "torch.compile the network; on the CPUs tried it is slower, see docs/speed.md")
     threads: int = knob(0, "CPU threads; 0 is one per core", 0, 4096)
     seed: int = knob(0, "start of every random draw", 0, 2**31 - 1)
     deterministic: bool = knob(False, "CUDA: the same result bit for bit, slower; the CPU always is")
