@@ -285,6 +285,7 @@ def write_png(figure, path: Path) -> None:
 
     drawn, packed = io.BytesIO(), io.BytesIO()
     figure.savefig(drawn, format="png")
-    image = Image.open(drawn).convert("RGB").quantize(128, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    spread = {"method": Image.Quantize.MAXCOVERAGE, "kmeans": 1, "dither": Image.Dither.NONE}
+    image = Image.open(drawn).convert("RGB").quantize(128, **spread)
     image.save(packed, "PNG", optimize=True)
     write_file(path, packed.getvalue())
