@@ -135,6 +135,7 @@ def pick_machine(device: str, precision: str, threads: int = 0) -> Machine:
         )
     if device == "cpu":
         keep_freed_memory()
+    if device == "cpu" or threads:
         torch.set_num_threads(threads or min(torch.get_num_threads(), cpu_quota()))
     if precision == "fp16" and device == "cpu":
         raise UserError("--precision fp16: small gradients vanish in it on a CPU; use bf16 or fp32")
@@ -142,6 +143,7 @@ def pick_machine(device: str, precision: str, threads: int = 0) -> Machine:
         precision = "bf16" if has_fast_bf16(device) else "fp32"
     if device == "cuda":  # with its number: torch.cuda.set_device holds for one thread only
         torch.backends.cudnn.allow_tf32 = False  # float32 means float32: by default convolutions keep 10 bits of it
+        torch.backends.cudnn.benchmark = True  # the quickest algorithm for each size; `seed_everything` may undo it
         return Machine(torch.device(device, torch.cuda.current_device()), DTYPES[precision])
     return Machine(torch.device(device), DTYPES[precision])
 

@@ -260,6 +260,14 @@ def test_a_containers_share_of_the_processor_is_read(tmp_path, files, cores):
     assert cpu_quota(str(tmp_path)) == (cores or os.cpu_count())
 
 
+def on_a_gpu(monkeypatch):
+    """Let torch believe that there is a GPU; its settings are as before after the test."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    for name in ("allow_tf32", "benchmark"):
+        monkeypatch.setattr(torch.backends.cudnn, name, getattr(torch.backends.cudnn, name))
+
+
 def test_threads_are_no_more_than_the_container_may_use(monkeypatch):
     set_to = []
     monkeypatch.setattr(torch, "set_num_threads", set_to.append)
@@ -268,6 +276,10 @@ def test_threads_are_no_more_than_the_container_may_use(monkeypatch):
     pick_machine("cpu", "fp32")
     pick_machine("cpu", "fp32", threads=5)  # who asks for a number gets it
     assert set_to == [3, 5]
+    on_a_gpu(monkeypatch)
+    pick_machine("cuda", "fp32")  # there torch's own number stays, unless another is asked for
+    pick_machine("cuda", "fp32", threads=2)
+    assert set_to == [3, 5, 2]
 
 
 def test_without_a_compiler_the_network_is_left_as_it_is(monkeypatch, capsys):
@@ -323,11 +335,20 @@ def test_a_graph_is_made_for_each_size(monkeypatch):
 
 
 def test_float32_on_cuda_is_float32(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    before = torch.backends.cudnn.allow_tf32
+    on_a_gpu(monkeypatch)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    assert pick_machine("cuda", "fp32").dtype is torch.float32 and not torch.backends.cudnn.allow_tf32
+
+
+def test_on_cuda_the_quickest_algorithm_is_looked_for_unless_runs_must_repeat(monkeypatch):
+    on_a_gpu(monkeypatch)
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
+    pick_machine("cuda", "fp32")
+    assert torch.backends.cudnn.benchmark
+    utils.seed_everything(0)
+    assert torch.backends.cudnn.benchmark
     try:
-        torch.backends.cudnn.allow_tf32 = True
-        assert pick_machine("cuda", "fp32").dtype is torch.float32 and not torch.backends.cudnn.allow_tf32
+        utils.seed_everything(0, deterministic=True)
+        assert not torch.backends.cudnn.benchmark
     finally:
-        torch.backends.cudnn.allow_tf32 = before
+        torch.use_deterministic_algorithms(False)
