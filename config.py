@@ -54,6 +54,7 @@ class Config:
     # Model
     model: str = knob("TheModel", "network", choices=MODELS)
     width: float = knob(1.0, "EmotionResNet: its channels times this", 0.1, 10.0)
+    pretrained: str = knob("", "weight file to begin with, of the same network; empty draws the weights")
     dropout: float = knob(0.5, "share of units dropped in the head, in training", 0.0, 0.95)
     # Loss
     loss: str = knob("focal", "what is minimised", choices=("focal", "cross_entropy"))

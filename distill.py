@@ -11,7 +11,7 @@ from blocks import fold_norms
 from config import Config
 from dataset import FaceData
 from utils import Machine, UserError, channels_last
-from weights import describe, find_weights, load_weights
+from weights import describe, find_weights, load_weights, may_know
 
 
 class Teachers:
@@ -34,13 +34,7 @@ class Teachers:
         """A line on each teacher, and one where it may have learned from the validation images of `data`."""
         lines = []
         for path, content in self.contents.items():
-            lines.append(f"teacher: {describe(path, content)}")
-            part = content["config"].get("val_fraction")  # where validation is drawn, another part is other images
-            if content["dataset"]["fingerprint"] != data.fingerprint or (data.drawn_val and part != self.val_fraction):
-                lines.append(
-                    f"note: {path} was trained on other data, or with other images to validate on: it may know these "
-                    f"validation images, and then the figures of this run are too high"
-                )
+            lines += [f"teacher: {describe(path, content)}", *may_know(path, content, data, self.val_fraction)]
         return lines
 
     def __call__(self, images: Tensor) -> Tensor:

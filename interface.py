@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,9 @@ def run_from(args: argparse.Namespace) -> int:
         print(f"machine: {ranks_on(machine, ranks)}")
         data = ranks.in_turn(lambda: load(config))
         print("\n".join(data.describe()))
-        model = new_model(config, machine)
+        # A run that goes on has its weights in last.pth
+        drawn = replace(config, pretrained="") if args.resume else config
+        model = ranks.in_turn(lambda: new_model(drawn, machine))
         if last:
             ranks.in_turn(lambda: check_resume(last, data, config, machine, ranks))
         elif not args.resume:
@@ -82,13 +84,16 @@ def run_from(args: argparse.Namespace) -> int:
 
 
 def new_model(config: Config, machine: Any) -> Any:
-    """Seed everything, then draw the network."""
+    """Seed everything, then draw the network, or begin with the weights of `config.pretrained`. Raises UserError."""
     from model import build_model
     from utils import seed_everything
+    from weights import begin_with
 
     seed_everything(config.seed, deterministic=config.deterministic)
-    model = build_model(config.model, **config.arguments)
-    return model.to(machine.device, memory_format=machine.layout)
+    model = build_model(config.model, **config.arguments).to(machine.device, memory_format=machine.layout)
+    if config.pretrained:
+        begin_with(model, config, machine=machine)
+    return model
 
 
 def train(
@@ -97,12 +102,18 @@ def train(
     """Fit and report; 0, or 130 where Ctrl-C ended the run early."""
     from dataset import DEMO_NOTE
     from train import fit
-    from utils import count_params, quoted
+    from utils import count_params, quoted, read_checkpoint
+    from weights import describe, find_weights, may_know
 
     changed = ", ".join(f"{key} {value}" for key, value in differences(config).items()) or "nothing"
     print(f"{config.model}, {count_params(model):,} parameters; run {run}; differs from config.py: {changed}")
     if data.demo:
         print(DEMO_NOTE)
+    if config.pretrained and not last:
+        path = find_weights(config.pretrained, flag="--pretrained")
+        content = read_checkpoint(path)
+        notes = may_know(path, content, data, config.val_fraction)
+        print("\n".join([f"begins with {describe(path, content)}", *notes]))
     print(f"loss is {make_loss(config, data.split('train').counts())[1]}, in nats per image; train is measured in "
           f"passing, with augmentation, dropout and training's targets; val is official / without copies; "
           f"* is a new best")  # fmt: skip

@@ -14,7 +14,7 @@ from model import FaceNet, build_model
 from utils import Machine, UserError, read_checkpoint, write_checkpoint, write_file
 from val import Scores, evaluate, views
 
-PATHS = ("data", "cache", "votes", "runs")  # the knobs that hold one
+PATHS = ("data", "cache", "votes", "runs", "pretrained")  # the knobs that hold one
 SHIPPED = "final_weights_new.pth"
 
 
@@ -92,6 +92,31 @@ def load_weights(path: Path, *, machine: Machine) -> tuple[FaceNet, dict[str, An
             f"{path} does not fit the network {content['model']!r} of this code: {str(error).splitlines()[0]}"
         ) from error
     return model.eval().to(machine.device, memory_format=machine.layout), content
+
+
+def begin_with(model: FaceNet, config: Config, *, machine: Machine) -> None:
+    """Give `model`, as `config` builds it, the weights in the file `config.pretrained`.
+
+    Raises UserError for a file that `load_weights` refuses, and for another network than `model`.
+    """
+    path = find_weights(config.pretrained, flag="--pretrained")
+    there, _ = load_weights(path, machine=machine)
+    if there.name != model.name or there.arguments | {"dropout": 0} != model.arguments | {"dropout": 0}:
+        width = there.arguments.get("width", 1.0)
+        wanted = f"--model {there.name}" + (f" --width {width:g}" if width != 1 else "")
+        raise UserError(f"--pretrained {path}: its network is another one: give {wanted}, or weights of {model.name}")
+    model.load_state_dict(there.state_dict())
+
+
+def may_know(path: Path, content: dict[str, Any], data: FaceData, val_fraction: float) -> list[str]:
+    """A note, where the weights in `path` may have learned from the validation images of `data`."""
+    part = content["config"].get("val_fraction")  # where validation is drawn, another part is other images
+    if content["dataset"]["fingerprint"] == data.fingerprint and (part == val_fraction or not data.drawn_val):
+        return []
+    return [
+        f"note: {path} was trained on other data, or with other images to validate on: it may know these "
+        f"validation images, and then the figures of this run are too high"
+    ]
 
 
 def describe(path: Path, content: dict[str, Any], *, tta: str = "none") -> str:

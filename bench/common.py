@@ -175,7 +175,8 @@ def in_any_folder(config: Config) -> dict[str, str]:
     def absolute(name: str) -> str:
         return os.path.abspath(name) if os.path.exists(name) else name
 
-    files = {"data": absolute(config.data), "votes": absolute(config.votes), "cache": os.path.abspath(config.cache)}
+    files = {name: absolute(getattr(config, name)) for name in ("data", "votes", "pretrained")}
+    files["cache"] = os.path.abspath(config.cache)
     files["teachers"] = ",".join(absolute(name.strip()) for name in config.teachers.split(","))
     return {name: path for name, path in files.items() if path}
 

@@ -267,6 +267,38 @@ def test_a_run_made_from_another_runs_config_is_the_same(trained):
     assert same(state(cwd / "runs" / "first" / "best.pth"), state(cwd / "runs" / "again" / "best.pth"))
 
 
+def test_a_pretrained_run_begins_with_the_weights_of_another(trained):
+    cwd, _ = trained
+    still = ("--optimizer", "sgd", "--lr", "1e-9", "--epochs", "1", "--ema", "0.9", "--run", "from-first")
+    done = run_script("interface.py", *QUICK, "--pretrained", "runs/first", *still, cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    assert "begins with weights runs/first/best.pth: ImprovedFER2013Model, trained on archive" in done.stdout
+    assert "may know these validation images" not in done.stdout
+    before, after = state(cwd / "runs" / "first" / "best.pth"), state(cwd / "runs" / "from-first" / "best.pth")
+    for name, value in before.items():
+        if "running" not in name and "batches" not in name:  # statistics of batch norm follow the images
+            torch.testing.assert_close(after[name], value, atol=1e-5, rtol=0)
+    assert torch.load(cwd / "runs/from-first/best.pth", weights_only=True)["config"]["pretrained"] == "first"
+    hidden = (cwd / "runs" / "first").rename(cwd / "hidden")  # what goes on needs them no more
+    again = run_script("interface.py", "--resume", "runs/from-first", cwd=cwd)
+    hidden.rename(cwd / "runs" / "first")
+    assert again.returncode == 0 and "begins with" not in again.stdout, again.stderr
+
+
+def test_pretrained_weights_of_other_data_or_of_another_network(trained, tmp_path):
+    cwd, _ = trained
+    first, other = str(cwd / "runs" / "first"), str(write_folders(tmp_path / "other", train=77))
+    done = run_script("interface.py", *QUICK, "--pretrained", first, "--data", other, "--epochs", "1", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert f"note: {first}/best.pth was trained on other data" in done.stdout
+    for flags in (["--model", "TheModel"], ["--recipe", "nano"]):
+        done = run_script("interface.py", *flags, "--pretrained", first, "--data", other, "--run", "not", cwd=tmp_path)
+        assert done.returncode == 2 and "its network is another one: give --model ImprovedFER2013Model" in done.stderr
+    done = run_script("interface.py", "--pretrained", "none", "--data", other, "--run", "not", cwd=tmp_path)
+    assert done.returncode == 2 and "error: none: no such weight file" in done.stderr and "--pretrained" in done.stderr
+    assert not (tmp_path / "runs" / "not").exists()
+
+
 def test_an_edited_config_py_is_what_runs(trained, tmp_path):
     cwd, _ = trained
     text = (REPO / "config.py").read_text().replace("epochs: int = knob(40,", "epochs: int = knob(1,")
