@@ -176,15 +176,18 @@ RECIPES: dict[str, dict[str, Any]] = {
         "ema": 0.999,
         "window": 40,
     },
-    # EmotionResNet-base, for a GPU: the same with more of everything. Never run to its end, see README.
+    # EmotionResNet-base, for a GPU: in one and a half minutes on an H100.
     "base": {
         **SGD_COSINE,
         **MUCH_AUGMENTATION,
         "model": "EmotionResNet-base",
-        "dropout": 0.4,
-        "epochs": 200,
+        "dropout": 0.3,
+        "epochs": 60,
+        "batch_size": 256,
+        "lr": 0.3,
         "warmup": 0.05,
-        "ema": 0.9995,
+        "ema": 0.998,
+        "mixup": 0.2,
     },
     # ImprovedFER2013Model, at its best so far: SGD in one cycle.
     "improved": {
