@@ -1,11 +1,9 @@
 """What the networks are built of: the contract that they share, and residual blocks."""
 
-from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 MIN_SIZE = 32  # below this the deeper network's last stage has fewer than 4x4 places to look at
 
@@ -60,18 +58,6 @@ def with_gradient_alike(maps: Tensor) -> Tensor:
     if maps.requires_grad and maps.is_contiguous(memory_format=torch.channels_last):
         maps.register_hook(lambda gradient: gradient.contiguous(memory_format=torch.channels_last))
     return maps
-
-
-def fold_norms(model: nn.Module) -> nn.Module:
-    """`model`, in evaluation mode, with the batch norm that follows a convolution in a Sequential made part of it.
-
-    What it computes stays, up to rounding; it is no longer one to train or to save.
-    """
-    for chain in [module for module in model.modules() if isinstance(module, nn.Sequential)]:
-        for at, (layer, after) in enumerate(pairwise(list(chain))):
-            if isinstance(layer, nn.Conv2d) and isinstance(after, nn.BatchNorm2d):
-                chain[at], chain[at + 1] = fuse_conv_bn_eval(layer, after), nn.Identity()
-    return model
 
 
 class ResidualBlock(nn.Module):

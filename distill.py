@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from blocks import fold_norms
 from config import Config
 from dataset import FaceData
 from utils import Machine, UserError, channels_last
@@ -28,7 +27,7 @@ class Teachers:
             model, self.contents[path] = load_weights(path, machine=machine)
             if config.augment and config.window < 48 and not model.any_size:
                 raise UserError(f"--teachers {path}: this network takes whole faces only; give --window 48 too")
-            self.models.append(fold_norms(model))
+            self.models.append(model)
 
     def lines(self, data: FaceData) -> list[str]:
         """A line on each teacher, and one where it may have learned from the validation images of `data`."""

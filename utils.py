@@ -143,7 +143,6 @@ def pick_machine(device: str, precision: str, threads: int = 0) -> Machine:
         precision = "bf16" if has_fast_bf16(device) else "fp32"
     if device == "cuda":  # with its number: torch.cuda.set_device holds for one thread only
         torch.backends.cudnn.allow_tf32 = False  # float32 means float32: by default convolutions keep 10 bits of it
-        torch.backends.cudnn.benchmark = True  # the quickest algorithm for each size; `seed_everything` may undo it
         return Machine(torch.device(device, torch.cuda.current_device()), DTYPES[precision])
     return Machine(torch.device(device), DTYPES[precision])
 
@@ -215,13 +214,16 @@ def compiled(model: torch.nn.Module, machine: Machine) -> torch.nn.Module:
 
 
 def seed_everything(seed: int, *, deterministic: bool = False) -> None:
-    """Seed Python, numpy and torch; `deterministic` also makes CUDA repeat itself bit for bit."""
+    """Seed Python, numpy and torch; `deterministic` also makes CUDA repeat itself bit for bit.
+
+    Otherwise CUDA looks for the quickest algorithm at the first batch of each size, which takes seconds.
+    """
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
+    torch.backends.cudnn.benchmark = not deterministic
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.backends.cudnn.benchmark = False
         torch.use_deterministic_algorithms(True)
 
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from blocks import BasicBlock, ResidualBlock, fold_norms
+from blocks import BasicBlock, ResidualBlock
 from config import MODELS
 from model import NETWORKS, ImprovedFER2013Model, TheModel, build_model
 from utils import channels_last, count_params
@@ -144,20 +144,3 @@ def test_a_block_begins_as_its_shortcut(inputs, outputs, halve):
     torch.testing.assert_close(block(images), expected)
     torch.nn.init.ones_(block.residual[-1].weight)
     assert not torch.allclose(block(images), expected)
-
-
-@pytest.mark.parametrize(("name", "left"), [*((name, 0) for name in MODELS[:3]), ("ResNet-18", 16)])
-def test_folded_batch_norm_gives_the_same_logits(name, left):
-    torch.manual_seed(0)
-    model = build_model(name)
-    norms = [layer for layer in model.modules() if isinstance(layer, torch.nn.BatchNorm2d)]
-    for layer in norms:
-        for values in (layer.weight, layer.bias, layer.running_mean, layer.running_var):
-            torch.nn.init.uniform_(values, 0.5, 1.5)
-    images = torch.rand(2, 1, 48, 48) * 2 - 1
-    model.eval()
-    with torch.no_grad():
-        before, after = model(images), fold_norms(model)(images)
-    torch.testing.assert_close(after, before, atol=1e-4, rtol=1e-4)
-    assert sum(isinstance(layer, torch.nn.BatchNorm2d) for layer in model.modules()) == left
-    assert not norms or left < len(norms)
