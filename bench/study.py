@@ -47,6 +47,7 @@ LESS: dict[str, dict[str, Any]] = {
     "schedule": {"schedule": "plateau"},
     "votes": {"votes": ""},
     "teachers": {"teachers": ""},
+    "pretraining": {"pretrained": ""},
 }
 # The knobs that switch a part on. A recipe that changes the first one has the part already.
 MORE: dict[str, dict[str, Any]] = {
