@@ -516,6 +516,43 @@ def test_study_prints_paired_gains_and_runs_nothing_twice(bench, tmp_path, monke
     assert not torch.equal(averaged.classifier.weight, content["state_dict"]["classifier.weight"])
 
 
+def test_teach_trains_students_of_all_teachers_and_nothing_twice(bench, tmp_path):
+    data = zip_folder(write_folders(tmp_path / "archive", val_copies=7), tmp_path / "archive.zip")
+    shipped, runs = REPO / "final_weights_new.pth", tmp_path / "runs"
+    quick = ["--epochs", 2, "--limit", 35, "--cache", tmp_path / "cache", "--device", "cpu"]
+    how = ["--recipe", "nano", "--teachers", 2, "--students", 2, "--epochs", 1, "--also", shipped, "--runs", runs]
+    text = bench("teach.py", "--data", data, *how, "--", *quick)
+    check_header(text)
+    assert ": 2 teachers and 1 more, then 2 students; accuracy in %" in text
+    figures = r"best epoch [\d.]+ / [\d.]+  last [\d.]+ / [\d.]+  "
+    lengths = {"teacher-0": "2 epochs", "teacher-1": "2 epochs", "student-2": "1 epoch", "student-3": "1 epoch"}
+    for name, epochs in lengths.items():
+        assert re.search(rf"^{name} +{figures}{epochs} in [\d.]+ minutes$", text, re.M)
+        config = json.loads((runs / name / "config.json").read_text())
+        taught_by = [str(runs / teacher / "best.pth") for teacher in ("teacher-0", "teacher-1")] + [str(shipped)]
+        assert config["teachers"] == (",".join(taught_by) if name.startswith("student") else "")
+        assert config["seed"] == int(name[-1]) and config["model"] == "EmotionResNet-nano"
+    assert re.search(r"^mean of the probabilities of all that teach: [\d.]+ / [\d.]+$", text, re.M)
+    assert re.search(r"^students, best epochs: [\d.]+ ± [\d.]+ / [\d.]+ ± [\d.]+$", text, re.M)
+    assert "is left as it is: the run was made with --limit 35" in text
+    before = {file: file.stat().st_mtime_ns for file in runs.rglob("*.pth")}
+    assert bench("teach.py", "--data", data, *how, "--", *quick).splitlines()[2:] == text.splitlines()[2:]
+    assert {file: file.stat().st_mtime_ns for file in runs.rglob("*.pth")} == before
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--teachers", 0], "--teachers: invalid choice"),
+        (["--epochs", -1], "--epochs: 1 or more"),
+        (["--also", "none.pth"], "error: none.pth: no such weight file"),
+        (["--", "--seed", 3], "seed after --: this script sets them itself"),
+    ],
+)
+def test_teach_refuses_what_it_cannot_do(bench, args, message):
+    assert message in bench("teach.py", "--data", "demo", *args, status=2)
+
+
 def test_study_takes_the_parts_that_change_something():
     from bench.study import LESS, MORE, parts_of
 
