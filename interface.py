@@ -64,8 +64,7 @@ def run_from(args: argparse.Namespace) -> int:
         print(f"machine: {ranks_on(machine, ranks)}")
         data = ranks.in_turn(lambda: load(config))
         print("\n".join(data.describe()))
-        # A run that goes on has its weights in last.pth
-        drawn = replace(config, pretrained="") if args.resume else config
+        drawn = replace(config, pretrained="") if last else config  # last.pth has the weights
         model = ranks.in_turn(lambda: new_model(drawn, machine))
         if last:
             ranks.in_turn(lambda: check_resume(last, data, config, machine, ranks))

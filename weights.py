@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from config import CLASSES, Config
+from config import CLASSES, MODELS, Config
 from dataset import PREPROCESSING, FaceData
 from model import FaceNet, build_model
 from utils import Machine, UserError, read_checkpoint, write_checkpoint, write_file
@@ -102,9 +102,13 @@ def begin_with(model: FaceNet, config: Config, *, machine: Machine) -> None:
     path = find_weights(config.pretrained, flag="--pretrained")
     there, _ = load_weights(path, machine=machine)
     if there.name != model.name or there.arguments | {"dropout": 0} != model.arguments | {"dropout": 0}:
-        width = there.arguments.get("width", 1.0)
-        wanted = f"--model {there.name}" + (f" --width {width:g}" if width != 1 else "")
-        raise UserError(f"--pretrained {path}: its network is another one: give {wanted}, or weights of {model.name}")
+        mine, its = (each.arguments.get("width", 1.0) for each in (model, there))
+        wide = f" --width {its:g}" if mine != its or its != 1 else ""
+        way = f"give --model {there.name}{wide}, or weights of " if there.name in MODELS else "name weights of "
+        raise UserError(
+            f"--pretrained {path}: its network, {there.name}, is another one: {way}{model.name}"
+            + (f" with --width {mine:g}" if wide else "")
+        )
     model.load_state_dict(there.state_dict())
 
 

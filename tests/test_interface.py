@@ -4,6 +4,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -283,6 +284,12 @@ def test_a_pretrained_run_begins_with_the_weights_of_another(trained):
     again = run_script("interface.py", "--resume", "runs/from-first", cwd=cwd)
     hidden.rename(cwd / "runs" / "first")
     assert again.returncode == 0 and "begins with" not in again.stdout, again.stderr
+    bare = cwd / "runs" / "bare"  # killed before its first last.pth
+    bare.mkdir()
+    shutil.copy(cwd / "runs" / "from-first" / "config.json", bare)
+    again = run_script("interface.py", "--resume", "runs/bare", cwd=cwd)
+    assert again.returncode == 0 and "begins with weights runs/first/best.pth" in again.stdout, again.stderr
+    assert same(state(bare / "best.pth"), after)
 
 
 def test_pretrained_weights_of_other_data_or_of_another_network(trained, tmp_path):
@@ -293,7 +300,7 @@ def test_pretrained_weights_of_other_data_or_of_another_network(trained, tmp_pat
     assert f"note: {first}/best.pth was trained on other data" in done.stdout
     for flags in (["--model", "TheModel"], ["--recipe", "nano"]):
         done = run_script("interface.py", *flags, "--pretrained", first, "--data", other, "--run", "not", cwd=tmp_path)
-        assert done.returncode == 2 and "its network is another one: give --model ImprovedFER2013Model" in done.stderr
+        assert done.returncode == 2 and "is another one: give --model ImprovedFER2013Model" in done.stderr
     done = run_script("interface.py", "--pretrained", "none", "--data", other, "--run", "not", cwd=tmp_path)
     assert done.returncode == 2 and "error: none: no such weight file" in done.stderr and "--pretrained" in done.stderr
     assert not (tmp_path / "runs" / "not").exists()

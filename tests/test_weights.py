@@ -11,7 +11,7 @@ from helpers import write_folders
 from model import TheModel, build_model
 from utils import UserError, pick_machine
 from val import evaluate
-from weights import describe, find_weights, load_weights, promote, save_weights
+from weights import begin_with, describe, find_weights, load_weights, promote, save_weights
 
 MACHINE = pick_machine("cpu", "fp32")
 NAME = "ImprovedFER2013Model"
@@ -216,3 +216,27 @@ def test_a_buffer_of_another_type_is_read_as_the_networks(tmp_path, weights):
     torch.save(content, tmp_path / "odd.pth")
     model, _ = load_weights(tmp_path / "odd.pth", machine=pick_machine("cpu", "fp32"))
     assert {value.dtype for value in model.parameters()} == {torch.float32}
+
+
+NANO = "EmotionResNet-nano"
+EXPERT = {"network": NANO, "group": [0, 1], "counts": [5] * 7}
+
+
+@pytest.mark.parametrize(
+    ("there", "wanted", "way"),
+    [
+        ((NANO, {}), {"width": 1.5}, f"give --model {NANO} --width 1, or weights of {NANO} with --width 1.5"),
+        ((NANO, {"width": 1.5}), {}, f"give --model {NANO} --width 1.5, or weights of {NANO} with --width 1"),
+        ((NAME, {}), {}, f"give --model {NAME}, or weights of {NANO}"),
+        (("Expert", EXPERT), {}, f"name weights of {NANO}"),
+    ],
+)
+def test_a_run_begins_with_weights_of_its_own_network_only(data, tmp_path, there, wanted, way):
+    name, arguments = there
+    model = build_model(name, **arguments).eval()
+    scores = evaluate(model, data.split("val"), machine=MACHINE)
+    save_weights(tmp_path / "other.pth", model, scores, config=Config(), data=data)
+    config = Config(model=NANO, pretrained="other.pth", **wanted)
+    with pytest.raises(UserError) as raised:
+        begin_with(build_model(NANO, **config.arguments), config, machine=MACHINE)
+    assert str(raised.value) == f"--pretrained other.pth: its network, {name}, is another one: {way}"
