@@ -132,14 +132,16 @@ def check_mark(run: Path, mark: dict[str, Any]) -> list[str]:
     """The machines on which the stage in `run` was made. Raises UserError where that is not of what `mark` says."""
     try:
         there = json.loads((run / "stage.json").read_text(encoding="utf-8"))
-        made_on = there["machines"]
+        made_on, knobs = there["machines"], there["config"]
+        # A knob that the code did not have then stood at what is its default now
+        there["config"] = {name: getattr(Config(), name) for name in mark["config"]} | knobs
     except (ValueError, LookupError, TypeError) as error:
         raise UserError(f"{run / 'stage.json'} is damaged ({error}): remove {run}") from error
     other = [key for key in mark if there.get(key) != mark[key]]
     if not other:
         return list(made_on)
     if "config" in other:
-        before, now = there.get("config") or {}, mark["config"]
+        before, now = there["config"], mark["config"]
         other += [f"{key} {before.get(key)}, now {now[key]}" for key in now if before.get(key) != now[key]]
         other.remove("config")
     if "arithmetic" in other:

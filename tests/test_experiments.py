@@ -463,6 +463,11 @@ def test_a_stage_that_was_killed_goes_on(tmp_path, monkeypatch):
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in whole.state_dict().items())
     assert len(cut.histories["one"]) == 3 and not (tmp_path / "cut/one/last.pth").exists()
     assert cut.machines == [str(machine)]
+    mark = tmp_path / "cut/one/stage.json"  # a knob that the code did not have when the stage was made
+    content = json.loads(mark.read_text())
+    del content["config"]["pretrained"]
+    mark.write_text(json.dumps(content))
+    Stages(tmp_path / "cut", data, machine).train("one", make, config)
     bf16 = Stages(tmp_path / "cut", data, pick_machine("cpu", "bf16"))
     with pytest.raises(UserError, match=r"another study \(arithmetic cpu, float32, now cpu, bfloat16\): name another"):
         bf16.train("one", make, config)
