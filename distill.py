@@ -54,10 +54,15 @@ def teacher_files(config: Config) -> list[Path]:
 
 def target_sources(data: FaceData, config: Config) -> dict[str, Any]:
     """Digests of what makes the training targets besides the labels: a run goes on with the same only."""
+    return {"votes": data.votes, "teachers": teacher_digests(config)}
+
+
+def teacher_digests(config: Config) -> list[str]:
+    """What tells each of the `teacher_files` from others, wherever it lies. Raises UserError as they do."""
     digests = []
     for path in teacher_files(config):
         try:
             digests.append(hashlib.sha256(path.read_bytes()).hexdigest()[:16])
         except OSError as error:
             raise UserError(f"--teachers {path}: can't be read ({error.strerror})") from error
-    return {"votes": data.votes, "teachers": digests}
+    return digests

@@ -93,7 +93,13 @@ def flags_of(knobs: dict[str, Any]) -> list[str]:
 def identity(config: Config) -> dict[str, Any]:
     """The knobs that make a run what it is, the seed among them, whatever machine and folder it is made in."""
     knobs = {name: value for name, value in asdict(config).items() if name not in SETTING}
-    return knobs | {"votes": Path(config.votes).name}
+    here = {name: from_here(knobs[name]) for name in ("teachers", "pretrained")}
+    return knobs | {"votes": Path(config.votes).name} | here
+
+
+def from_here(names: str) -> str:
+    """The paths `names`, a comma between them, with those in the current folder as they are seen from it."""
+    return ",".join(name.strip().removeprefix(f"{Path.cwd()}{os.sep}") for name in names.split(","))
 
 
 def finished(run: Path) -> bool:
@@ -182,12 +188,38 @@ def in_any_folder(config: Config) -> dict[str, str]:
 
 
 def check_same(run: Path, config: Config) -> None:
-    """Raise UserError unless `run` was begun with the knobs of `config`, but for where it was made."""
-    from utils import UserError
+    """Raise UserError unless `run` was begun with the knobs of `config`, but for where it was made.
+
+    Teachers are known by what is in their files, as long as `run` has its last.pth, else by their names.
+    """
+    from distill import teacher_digests
+    from utils import UserError, read_checkpoint
 
     before, now = identity(config_of(run)), identity(config)
+    if config.teachers and (run / "last.pth").exists():
+        before["teachers"] = read_checkpoint(run / "last.pth", ("targets",))["targets"]["teachers"]
+        now["teachers"] = teacher_digests(config)
     if other := [f"{name} {before[name]!r}, now {now[name]!r}" for name in now if before[name] != now[name]]:
         raise UserError(f"{run} holds a run with other knobs ({'; '.join(other)}): name another folder with --runs")
+
+
+def check_data(run: Path, data: Any) -> None:
+    """Raise UserError unless the finished `run` was trained on `data`."""
+    from utils import UserError, read_checkpoint
+
+    if read_checkpoint(run / "best.pth", ("dataset",))["dataset"]["fingerprint"] != data.fingerprint:
+        raise UserError(f"{run} was trained on other data than {data.source}: name another folder with --runs")
+
+
+def notes_on(config: Config, data: Any) -> list[str]:
+    """The notes on weights that runs of `config` begin with or learn from, which those print where nobody reads."""
+    from distill import teacher_files
+    from utils import read_checkpoint
+    from weights import find_weights, may_know
+
+    files = [*teacher_files(config), *(find_weights(name, flag="--pretrained") for name in [config.pretrained] if name)]
+    contents = {file: read_checkpoint(file, ("config", "dataset")) for file in files}
+    return [note for file, known in contents.items() for note in may_know(file, known, data, config.val_fraction)]
 
 
 def machines(folders: Sequence[Path]) -> list[str]:

@@ -13,13 +13,18 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # before bench/, which has a train.py too
 
-from bench.common import MAX_SEEDS, header, machines, train_once, typed_knobs
-from config import MODELS, RECIPES, Config, Parser
+from bench.common import MAX_SEEDS, check_data, header, machines, notes_on, train_once, typed_knobs
+from config import MODELS, RECIPES, Config, Parser, filled
 from stats import interval
 
 
 def run(args: argparse.Namespace) -> int:
+    from dataset import DEMO_NOTE, load
+
     print("\n".join(header()))
+    data = load(args.config)
+    for note in [*([DEMO_NOTE] if data.demo else []), *notes_on(args.config, data)]:
+        print(note)
     name = "-".join(filter(None, (args.recipe, args.model))) or Config().model
     model = {"model": args.model} if args.model else {}
     print(f"{name} {' '.join(args.rest)}: validation accuracy in %, official / without copies")
@@ -31,6 +36,7 @@ def run(args: argparse.Namespace) -> int:
             knobs = {"data": args.data, **model, "seed": seed, "precision": precision, **args.knobs}
             folders.append(Path(args.runs, f"{name}-{precision}-{seed}"))
             last = train_once(folders[-1], knobs, recipe=args.recipe)[-1]
+            check_data(folders[-1], data)
             row.append((100 * last["val_accuracy"], 100 * last["val_accuracy_unseen"]))
         (official32, unseen32), (official16, unseen16) = row
         gaps.append((official16 - official32, unseen16 - unseen32))
@@ -46,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
 
 def main() -> int:
     parser = Parser("bench/precision.py", __doc__.splitlines()[0])
-    parser.add_argument("--data", required=True, help="the dataset, as for interface.py")
+    parser.add_argument("--data", required=True, type=filled, help="the dataset, as for interface.py")
     parser.add_argument("--recipe", choices=tuple(RECIPES), default="", help="a named set of knobs")
     parser.add_argument("--model", choices=MODELS, default="", help="network (default: the recipe's)")
     parser.add_argument("--seeds", type=int, default=3, choices=range(2, MAX_SEEDS + 1), metavar="N")
@@ -56,7 +62,8 @@ def main() -> int:
     args.knobs = typed_knobs(args.rest, taken=("seed", "precision", "data", "model", "runs", "run"))
     model = {"model": args.model} if args.model else {}
     # A value that is not allowed ends the script here
-    parser.resolve(argparse.Namespace(recipe=args.recipe, **model, **args.knobs))
+    knobs = {"data": args.data, **model, **args.knobs}
+    args.config = parser.resolve(argparse.Namespace(recipe=args.recipe, **knobs)).config
     from utils import exit_status  # late: --help need not wait for torch
 
     return exit_status(run, args)

@@ -85,7 +85,6 @@ def grouped(runs: Sequence[Run]) -> list[list[Run]]:
 def command_of(config: Config) -> str:
     """The shortest command that gives the knobs of `config`, but for seed, place and device."""
     wanted, commands = identity(config), []
-    wanted["teachers"] = wanted["teachers"].replace(f"{Path.cwd()}/", "")
     for recipe in ("", *RECIPES):
         there = identity(combine({}, recipe=recipe)[0])
         flags = flags_of({name: wanted[name] for name in wanted if name != "seed" and wanted[name] != there[name]})

@@ -24,8 +24,8 @@ from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # before bench/, which has a train.py too
 
-from bench.common import MAX_SEEDS, finished, header, machines, train_once, typed_knobs
-from config import RECIPES, Config, Parser, from_dict
+from bench.common import MAX_SEEDS, finished, header, machines, notes_on, train_once, typed_knobs
+from config import RECIPES, Config, Parser, filled, from_dict
 from stats import bootstrap, interval
 
 # The knobs that switch a part off: a recipe that has all these values already lacks it. Plateau looks at the validation
@@ -224,8 +224,8 @@ def run(args: argparse.Namespace) -> int:
     if not parts:
         raise UserError(f"no part is left to study in the recipe {args.recipe}: name others with --only")
     data = load(args.config)
-    if data.demo:
-        print(DEMO_NOTE)
+    for note in [*([DEMO_NOTE] if data.demo else []), *notes_on(args.config, data)]:
+        print(note)
     unseen = ~data.split("val").copies
     cells = [(seed, part, Path(args.runs, part.folder(args.recipe, seed)))
              for seed in range(args.seeds) for part in (ALL, *parts)]  # fmt: skip
@@ -251,7 +251,7 @@ def run(args: argparse.Namespace) -> int:
 
 def main() -> int:
     parser = Parser("bench/study.py", __doc__.splitlines()[0])
-    parser.add_argument("--data", required=True, help="the dataset, as for interface.py")
+    parser.add_argument("--data", required=True, type=filled, help="the dataset, as for interface.py")
     parser.add_argument("--recipe", required=True, choices=tuple(RECIPES))
     parser.add_argument("--seeds", type=int, default=3, choices=range(1, MAX_SEEDS + 1), metavar="N")
     parser.add_argument("--only", nargs="+", choices=list(LESS | MORE), default=[], metavar="PART", help="these parts")

@@ -338,6 +338,38 @@ def test_a_run_with_other_knobs_is_not_taken_for_this_one(calls):
     assert len(calls) == 1
 
 
+def test_a_taught_run_is_known_by_what_is_in_its_teachers(calls, tmp_path):
+    from bench.common import train_once
+    from distill import teacher_digests
+
+    for name in ("one", "other"):
+        Path(f"{name}.pth").write_text(name)
+    knobs = {"data": "demo", "teachers": str(tmp_path / "one.pth")}
+    train_once(Path("runs/run"), knobs)
+    train_once(Path("runs/run"), knobs | {"teachers": "one.pth"})
+    targets = {"votes": "", "teachers": teacher_digests(Config(teachers="one.pth"))}
+    write_checkpoint(Path("runs/run/last.pth"), {"targets": targets})
+    Path("one.pth").rename("moved.pth")
+    train_once(Path("runs/run"), knobs | {"teachers": "moved.pth"})
+    shutil.copy("other.pth", "moved.pth")
+    for teachers in ("moved.pth", ""):
+        with pytest.raises(UserError, match=r"holds a run with other knobs .teachers .* name another folder"):
+            train_once(Path("runs/run"), knobs | {"teachers": teachers})
+    assert len(calls) == 1
+
+
+def test_runs_say_which_weights_may_know_their_validation_images(tmp_path, monkeypatch):
+    from bench.common import notes_on
+
+    monkeypatch.chdir(tmp_path)
+    data = load(Config(data=str(write_folders(tmp_path / "archive", train=77))))
+    mine, theirs = brightness_weights(Path("mine.pth"), data=data), REPO / "final_weights_new.pth"
+    assert notes_on(Config(), data) == notes_on(Config(teachers=str(mine), pretrained=str(mine)), data) == []
+    for knobs in ({"teachers": f"{mine},{theirs}"}, {"teachers": str(mine), "pretrained": str(theirs)}):
+        (note,) = notes_on(Config(**knobs), data)
+        assert note.startswith(f"note: {theirs} was trained on other data")
+
+
 @pytest.mark.parametrize(("status", "error"), [(2, "UserError"), (130, "KeyboardInterrupt")])
 def test_a_run_that_fails_ends_the_study(monkeypatch, tmp_path, status, error):
     from bench import common
@@ -390,6 +422,7 @@ def test_precision_pairs_runs_of_both_formats(calls, monkeypatch, capsys):
     argv = ["precision.py", "--data", "demo", "--seeds", "2", "--runs", "runs", "--", "--epochs", "3"]
     monkeypatch.setattr("sys.argv", argv)
     monkeypatch.setattr(precision, "machines", lambda folders: [f"{len(folders)} runs on two cores"])
+    monkeypatch.setattr(precision, "check_data", lambda *_: None)
     assert precision.main() == 0
     made = [(args.config.precision, args.config.seed, args.config.epochs) for args in calls]
     assert made == [("fp32", 0, 3), ("bf16", 0, 3), ("fp32", 1, 3), ("bf16", 1, 3)]
@@ -407,6 +440,7 @@ def test_precision_takes_knobs_that_its_recipe_or_network_allows(calls, monkeypa
     from bench import precision
 
     monkeypatch.setattr("sys.argv", ["precision.py", "--data", "demo", "--seeds", "2", *flags])
+    monkeypatch.setattr(precision, "check_data", lambda *_: None)
     assert precision.main() == 0 and len(calls) == 4
 
 
@@ -518,7 +552,7 @@ def test_study_prints_paired_gains_and_runs_nothing_twice(bench, tmp_path, monke
 
 def test_teach_trains_students_of_all_teachers_and_nothing_twice(bench, tmp_path):
     data = zip_folder(write_folders(tmp_path / "archive", val_copies=7), tmp_path / "archive.zip")
-    shipped, runs = REPO / "final_weights_new.pth", tmp_path / "runs"
+    shipped, runs = shutil.copy(REPO / "final_weights_new.pth", tmp_path / "mine.pth"), tmp_path / "runs"
     quick = ["--epochs", 2, "--limit", 35, "--cache", tmp_path / "cache", "--device", "cpu"]
     how = ["--recipe", "nano", "--teachers", 2, "--students", 2, "--epochs", 1, "--also", shipped, "--runs", runs]
     text = bench("teach.py", "--data", data, *how, "--", *quick)
@@ -529,14 +563,22 @@ def test_teach_trains_students_of_all_teachers_and_nothing_twice(bench, tmp_path
     for name, epochs in lengths.items():
         assert re.search(rf"^{name} +{figures}{epochs} in [\d.]+ minutes$", text, re.M)
         config = json.loads((runs / name / "config.json").read_text())
-        taught_by = [str(runs / teacher / "best.pth") for teacher in ("teacher-0", "teacher-1")] + [str(shipped)]
+        taught_by = [str(runs / name) for name in ("teacher-0/best.pth", "teacher-1/best.pth", "also-0.pth")]
         assert config["teachers"] == (",".join(taught_by) if name.startswith("student") else "")
         assert config["seed"] == int(name[-1]) and config["model"] == "EmotionResNet-nano"
     assert re.search(r"^mean of the probabilities of all that teach: [\d.]+ / [\d.]+$", text, re.M)
     assert re.search(r"^students, best epochs: [\d.]+ ± [\d.]+ / [\d.]+ ± [\d.]+$", text, re.M)
     assert "is left as it is: the run was made with --limit 35" in text
+    known = f"note: {runs / 'also-0.pth'} was trained on other data, or with other images to validate on"
+    assert text.splitlines()[2].startswith(known)
     before = {file: file.stat().st_mtime_ns for file in runs.rglob("*.pth")}
-    assert bench("teach.py", "--data", data, *how, "--", *quick).splitlines()[2:] == text.splitlines()[2:]
+    shutil.copy(runs / "teacher-0" / "best.pth", shipped)  # as a run does that is promoted
+    note, *again = bench("teach.py", "--data", data, *how, "--", *quick).splitlines()[2:]
+    assert note.startswith(f"note: {shipped} is not what it was when these runs were begun")
+    assert again == text.splitlines()[2:]
+    other = write_folders(tmp_path / "other", train=77)
+    text = bench("teach.py", "--data", other, *how, "--", *quick, status=2)
+    assert f"{runs / 'teacher-0'} was trained on other data than {other}: name another folder with --runs" in text
     assert {file: file.stat().st_mtime_ns for file in runs.rglob("*.pth")} == before
 
 
@@ -544,8 +586,13 @@ def test_teach_trains_students_of_all_teachers_and_nothing_twice(bench, tmp_path
     ("args", "message"),
     [
         (["--teachers", 0], "--teachers: invalid choice"),
-        (["--epochs", -1], "--epochs: 1 or more"),
+        (["--epochs", 0], "epochs: 0 is not"),
+        (["--epochs", 100_001], "epochs: 100001 is not"),
+        (["--data", ""], "--data: it is empty"),
         (["--also", "none.pth"], "error: none.pth: no such weight file"),
+        (["--also", REPO / "README.md"], "README.md is refused: it is no weight file"),
+        (["--also", "one,two.pth"], "one,two.pth: a comma in a path"),
+        (["--runs", "one,two"], "one,two: a comma in a path"),
         (["--", "--seed", 3], "seed after --: this script sets them itself"),
     ],
 )
@@ -698,6 +745,8 @@ def test_results_name_the_shortest_command():
     assert command_of(Config(seed=4, data="x.zip", run="y", device="cpu")) == "python interface.py"
     config = Config(**{**RECIPES["small"], "epochs": 12})
     assert command_of(config) == "python interface.py --recipe small --epochs 12"
+    files = {"teachers": f"{Path.cwd()}/a.pth, b.pth,/c.pth", "pretrained": f"{Path.cwd()}/d.pth"}
+    assert command_of(Config(**files)) == "python interface.py --pretrained d.pth --teachers a.pth,b.pth,/c.pth"
 
 
 def test_results_score_with_test_time_augmentation(bench, tmp_path):
