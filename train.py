@@ -205,26 +205,35 @@ def fit(
         for stray in run.glob(".*.tmp"):
             stray.unlink()  # of a write that was killed
     trainer.save()
-    saved = time.monotonic()
     with ctrl_c_is_a_request(ranks) as request:
-        while not trainer.done and not request.wanted:
-            start, first_step = time.perf_counter(), trainer.step
-            if not train_epoch(trainer, request):
-                trainer.seconds += time.perf_counter() - start
-                break
-            seconds = time.perf_counter() - start
-            rate = len(data.split("train")) * (trainer.steps - first_step) / trainer.steps / seconds
-            trainer.recalibrate()
-            scores = evaluate(trainer.kept, data.split("val"), machine=machine, loss=trainer.loss, ranks=ranks)
-            end_epoch(trainer, scores, rate, trainer.seconds + time.perf_counter() - start)
-            if trainer.done or time.monotonic() - saved >= save_seconds(machine):
-                trainer.save()
-                saved = time.monotonic()
-            agreed(ranks, bad=False, stop=request)
+        try:
+            go_on(trainer, request)
+        except UserError:  # the numbers are no longer finite; what was best until then is
+            trainer.save_best()
+            raise
         if request.wanted:
             trainer.save()
         trainer.stopped = request.wanted or request.asked
     return trainer
+
+
+def go_on(trainer: Trainer, request: StopRequest) -> None:
+    """Train epoch after epoch to the end, or until a stop is requested. Raises UserError as `train_epoch` does."""
+    data, ranks, saved = trainer.data, trainer.ranks, time.monotonic()
+    while not trainer.done and not request.wanted:
+        start, first_step = time.perf_counter(), trainer.step
+        if not train_epoch(trainer, request):
+            trainer.seconds += time.perf_counter() - start
+            break
+        seconds = time.perf_counter() - start
+        rate = len(data.split("train")) * (trainer.steps - first_step) / trainer.steps / seconds
+        trainer.recalibrate()
+        scores = evaluate(trainer.kept, data.split("val"), machine=trainer.machine, loss=trainer.loss, ranks=ranks)
+        end_epoch(trainer, scores, rate, trainer.seconds + time.perf_counter() - start)
+        if trainer.done or time.monotonic() - saved >= save_seconds(trainer.machine):
+            trainer.save()
+            saved = time.monotonic()
+        agreed(ranks, bad=False, stop=request)
 
 
 def save_seconds(machine: Machine) -> float:

@@ -101,9 +101,7 @@ class Trainer:
         """Write best.pth where there is a new one, last.pth, everything needed to go on, and metrics.jsonl."""
         if not self.ranks.first:
             return
-        if self.held:
-            write_checkpoint(self.run / "best.pth", self.held)
-            self.held = None
+        self.save_best()
         write_checkpoint(self.run / "last.pth", {
             "model": self.config.model,
             "config": asdict(self.config),
@@ -115,6 +113,12 @@ class Trainer:
         })  # fmt: skip
         lines = "".join(f"{json.dumps(row)}\n" for row in self.history)
         write_file(self.run / "metrics.jsonl", lines.encode())
+
+    def save_best(self) -> None:
+        """Write best.pth where there is a new one."""
+        if self.held:
+            write_checkpoint(self.run / "best.pth", self.held)
+            self.held = None
 
     def restore(self, content: dict[str, Any]) -> None:
         """Go back to the state in last.pth's `content`. Raises UserError where this code makes another network."""

@@ -224,8 +224,10 @@ def test_a_finished_run_resumed_trains_nothing(archive, tmp_path, monkeypatch):
     assert run_fit(tmp_path / "run", epochs=1, resume=read_last(tmp_path / "run")[1]).done
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_state(archive, tmp_path, monkeypatch):
+@pytest.mark.parametrize("seconds", [0.0, 1e9])  # between saves: on a CPU, and on a GPU whose epochs are short
+def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_state(archive, tmp_path, monkeypatch, seconds):
     step = train.train_step
+    monkeypatch.setattr(train, "save_seconds", lambda _: seconds)
 
     def break_later(trainer, *rest):
         losses, hits = step(trainer, *rest)
@@ -234,7 +236,8 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_state(archive
     monkeypatch.setattr(train, "train_step", break_later)
     with pytest.raises(UserError, match=r"no longer finite at epoch 2, step 1: lower --lr \(now 0\.001\)"):
         run_fit(tmp_path / "run")
-    assert read_last(tmp_path / "run")[1]["progress"]["epoch"] == 1
+    assert read_last(tmp_path / "run")[1]["progress"]["epoch"] == (0 if seconds else 1)
+    load_weights(tmp_path / "run" / "best.pth", machine=pick_machine("cpu", "fp32"))  # the first epoch's
 
 
 def test_a_rate_that_explodes_is_caught(archive, tmp_path):
