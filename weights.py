@@ -19,10 +19,21 @@ SHIPPED = "final_weights_new.pth"
 
 
 def save_weights(
-    path: Path, model: FaceNet, scores: Scores, *, config: Config, data: FaceData, half: bool = False
+    path: Path,
+    model: FaceNet,
+    scores: Scores,
+    *,
+    config: Config,
+    data: FaceData,
+    half: bool = False,
+    dataset: dict[str, Any] | None = None,
 ) -> None:
-    """Write the `weight_file` of a network. Raises UserError where that can't be done."""
-    write_checkpoint(path, weight_file(model, scores, config=config, data=data, half=half))
+    """Write the `weight_file` of a network. Raises UserError where that can't be done.
+
+    `dataset` is what an earlier file of these weights says they were trained on; without it that is `data`.
+    """
+    content = weight_file(model, scores, config=config, data=data, half=half)
+    write_checkpoint(path, content | ({"dataset": dataset} if dataset else {}))
 
 
 def weight_file(
@@ -183,7 +194,7 @@ def promote(run: Path, data: FaceData, *, machine: Machine, shipped: Path | None
         kept = free_name(run / "replaced_weights.pth")
         write_file(kept, shipped.read_bytes())
         reason += f"; they are kept as {kept}"
-    save_weights(shipped, model, ours, config=config, data=data, half=True)
+    save_weights(shipped, model, ours, config=config, data=data, half=True, dataset=content["dataset"])
     return f"{shipped} is {'replaced' if before else 'written'}: {ours.unseen.accuracy:.4f} without copies, {reason}"
 
 

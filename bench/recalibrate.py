@@ -16,7 +16,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # before bench/, which has a train.py too
 
 from bench.common import config_of, header
-from config import Parser
+from config import Parser, filled
 
 
 def run(args: argparse.Namespace) -> int:
@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
         print(DEMO_NOTE)
     machine = pick_machine(args.resolved.device, args.resolved.precision, args.resolved.threads)
     print(f"machine: {machine}; accuracy in %, official / without copies, with the statistics of training, then of "
-          f"{len(data.split('train')):,} plain images")  # fmt: skip
+          f"plain images")  # fmt: skip
     for name in args.runs:
         config = config_of(Path(name))
         model, content = load_weights(Path(name, "best.pth"), machine=machine)
@@ -39,9 +39,10 @@ def run(args: argparse.Namespace) -> int:
         if data.drawn_val:  # the part that this run did not train on
             data = load(replace(args.resolved, val_fraction=config.val_fraction))
         before, after = recalibrated(model, data, machine)
-        print(f"{name}  {in_percent(before)}, then {in_percent(after)}", flush=True)
+        images = f"{len(data.split('train')):,} images"
+        print(f"{name}  {in_percent(before)}, then {in_percent(after)} with {images}", flush=True)
     if args.out:
-        print(keep(Path(args.out), model, after, config, data, machine))
+        print(keep(Path(args.out), model, after, config, data, machine, content["dataset"]))
     return 0
 
 
@@ -59,13 +60,16 @@ def in_percent(scores: Any) -> str:
     return f"{100 * scores.official.accuracy:.2f} / {100 * scores.unseen.accuracy:.2f}"
 
 
-def keep(out: Path, model: Any, scores: Any, config: Any, data: Any, machine: Any) -> str:
-    """Write best.pth into the new folder `out` and promote it; a line that says whether it is the shipped one now."""
+def keep(out: Path, model: Any, scores: Any, config: Any, data: Any, machine: Any, dataset: dict[str, Any]) -> str:
+    """Write best.pth into the new folder `out` and promote it; a line that says whether it is the shipped one now.
+
+    `dataset` is what the run's weights say they were trained on.
+    """
     from utils import new_run_folder
     from weights import promote, save_weights
 
     run = new_run_folder(str(out.parent), out.name)
-    save_weights(run / "best.pth", model, scores, config=config, data=data)
+    save_weights(run / "best.pth", model, scores, config=config, data=data, dataset=dataset)
     return promote(run, data, machine=machine)
 
 
@@ -75,7 +79,7 @@ def main() -> int:
     parser.add_argument("--data", required=True, help="the dataset that they were trained on")
     parser.add_argument("--cache", default=".cache", help="folder for decoded images")
     parser.add_argument("--precision", default="auto", help="of the scoring, as for test.py (auto)")
-    parser.add_argument("--out", default="", help="folder for the last run's weights with the new statistics")
+    parser.add_argument("--out", type=filled, help="folder for the last run's weights with the new statistics")
     args = parser.parse_args()
     knobs = {name: getattr(args, name) for name in ("data", "cache", "precision")}
     args.resolved = parser.resolve(argparse.Namespace(**knobs)).config
