@@ -21,7 +21,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--split", choices=("val", "test"), default="test", help="what is scored (default: test)")
     parser.add_argument("--weights", type=filled, metavar="FILE", help="weights to score (default: the shipped ones)")
-    parser.add_argument("--json", default="", metavar="FILE", help="write the same figures to this file too")
+    parser.add_argument("--json", type=filled, metavar="FILE", help="write the same figures to this file too")
     parser.add_argument("--tta", choices=TTA, default="none", help=TTA_HELP)
     add_flags(parser, names=("data", "cache", "votes", "device", "precision", "threads"))
     return parser.resolve(parser.parse_args(argv))
@@ -73,7 +73,8 @@ def prepare(args: argparse.Namespace) -> Task:
     from weights import SHIPPED, describe, find_weights, load_weights
 
     out = args.json
-    check_target(args.json, "json")
+    if out:
+        check_target(out, "json")
     if out == "-":
         raise UserError("--json -: standard output has the figures as lines already; name a file")
     if out and (os.path.isdir(out) or not os.path.isdir(os.path.dirname(os.path.abspath(out)))):

@@ -30,9 +30,9 @@ from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # before bench/, where `train` is another file
 
-from bench.common import header, load_random, run_cell, typed_knobs, wait
+from bench.common import CellError, header, load_random, notes_on, run_cell, typed_knobs, wait
 from bench.train import write_images
-from config import RECIPES, SETTING, Config, Parser
+from config import RECIPES, SETTING, Config, Parser, filled
 
 PLAIN = Path(__file__).with_name("train.py")
 CPU: dict[str, Any] = RECIPES["nano"]  # two cores: 65 %
@@ -70,6 +70,8 @@ def timed_run(config: Config, data: Any, machine: Any, run: Path, *, kept: bool 
     if kept:
         write_json(run / "config.json", asdict(config))
         draw(trainer)
+    if trainer.stopped:  # in its last epoch
+        raise KeyboardInterrupt
     last = trainer.history[-1]
     return Timed(seconds, 100 * last["val_accuracy"], 100 * last["val_accuracy_unseen"])
 
@@ -89,8 +91,10 @@ def warm_up(config: Config, images: int, machine: Any, folder: Path) -> int:
 def plain_rate(args: argparse.Namespace, config: Config, device: str) -> tuple[float, str]:
     """Images/s of the plain loop after its first epoch with the best number of workers, and which one that is.
 
-    Raises UserError where the data are no folder or zip of images.
+    Raises UserError where the data are no folder or zip of images, and where the loop fails.
     """
+    from utils import UserError
+
     cores = os.cpu_count() or 1
     tried = args.workers or sorted({0, 1, 2, cores // 2, cores})
     with tempfile.TemporaryDirectory() as top:
@@ -98,7 +102,10 @@ def plain_rate(args: argparse.Namespace, config: Config, device: str) -> tuple[f
         count = write_images(args.data, args.images, folder)
         cell = {"model": config.model, "width": config.width, "batch_size": config.batch_size, "variant": "float32",
                 "device": device, "folder": f"{folder}/train", "zip": f"{folder}.zip", "images": count}  # fmt: skip
-        rates = {workers: run_cell(str(PLAIN), {**cell, "workers": workers})["steady"] for workers in tried}
+        try:
+            rates = {workers: run_cell(str(PLAIN), {**cell, "workers": workers})["steady"] for workers in tried}
+        except CellError as error:
+            raise UserError(f"the plain loop failed, --no-plain leaves it out:\n{error}") from error
     best = max(rates, key=rates.get)
     return rates[best], f"{best} workers (the best of {', '.join(map(str, tried))})"
 
@@ -147,12 +154,15 @@ def run(args: argparse.Namespace) -> int:
     data = load(config)
     if args.keep:
         try:
-            Path(args.keep).mkdir(parents=True)
+            Path(args.keep).mkdir(parents=True, exist_ok=True)
+            taken = any(Path(args.keep).iterdir())
         except OSError as error:
-            raise UserError(f"--keep {args.keep}: {error.strerror}; name a folder that is not there yet") from error
+            raise UserError(f"--keep {args.keep}: {error.strerror}; name another folder") from error
+        if taken:
+            raise UserError(f"--keep {args.keep}: it is not empty; name a folder that is not there yet")
     images = len(data.split("train"))
-    if data.demo:
-        print(DEMO_NOTE)
+    for note in [*([DEMO_NOTE] if data.demo else []), *notes_on(config, data)]:
+        print(note)
     changed = [name for name in args.knobs if name not in SETTING]
     why = [f"{args.runs} runs, {ENOUGH} are needed"] if args.runs < ENOUGH else []
     why += [f"the schedule is changed: {', '.join(changed)}"] if changed else []
@@ -176,10 +186,10 @@ def run(args: argparse.Namespace) -> int:
 
 def main() -> int:
     parser = Parser("bench/speedrun.py", __doc__.splitlines()[0])
-    parser.add_argument("--data", required=True, help="the dataset, as for interface.py")
+    parser.add_argument("--data", required=True, type=filled, help="the dataset, as for interface.py")
     parser.add_argument("--runs", type=int, default=ENOUGH, help=f"each with its own seed ({ENOUGH}; fewer: no record)")
     parser.add_argument("--no-plain", action="store_true", help="leave out the plain loop, which needs a folder or zip")
-    parser.add_argument("--keep", default="", metavar="FOLDER", help="leave the runs in this new folder, by seed")
+    parser.add_argument("--keep", type=filled, metavar="FOLDER", help="leave the runs in this new folder, by seed")
     parser.add_argument("--images", type=int, default=3840, help="an epoch of the plain loop, about (3840)")
     parser.add_argument(
         "--workers", type=int, nargs="+", help="to try in the plain loop (0, 1, 2, half the cores, all)"
@@ -188,7 +198,9 @@ def main() -> int:
     args = parser.parse_args()
     if min(args.runs, args.images) < 1:
         parser.error("--runs and --images: 1 or more")
-    args.knobs = typed_knobs(args.rest)
+    if min(args.workers or [0]) < 0:
+        parser.error("--workers: 0 or more")
+    args.knobs = typed_knobs(args.rest, taken=("seed", "data", "runs", "run"))
     parser.resolve(argparse.Namespace(**{**CPU, **args.knobs}))  # a value that is not allowed ends the script here
     from utils import exit_status  # late: --help need not wait for torch
 

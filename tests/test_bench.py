@@ -454,13 +454,13 @@ def test_recalibrate_scores_before_and_after_and_keeps_what_is_asked_for(bench, 
     run_script("interface.py", *places, *knobs, "--runs", tmp_path, "--run", "one", cwd=tmp_path)
     text = bench("recalibrate.py", tmp_path / "one", *places, "--out", tmp_path / "two")
     check_header(text)
-    assert "then of 70 plain images\n" in text
-    assert re.search(r"one  [\d.]+ / [\d.]+, then [\d.]+ / [\d.]+\n", text)
+    assert re.search(r"one  [\d.]+ / [\d.]+, then [\d.]+ / [\d.]+ with 70 images\n", text)
     assert "is left as it is: the run was made with --limit 35" in text
     before, after = (torch.load(tmp_path / name / "best.pth", weights_only=True) for name in ("one", "two"))
+    assert after["dataset"] == before["dataset"] and sum(after["dataset"]["train"]) == 35
     changed = {key for key, value in before["state_dict"].items() if not torch.equal(value, after["state_dict"][key])}
     assert changed and all(key.rsplit(".")[-1].startswith(("running_", "num_batches")) for key in changed)
-    assert f"{100 * after['metrics']['official']['accuracy']:.2f} / " in text.split("then of")[1].split(", then ")[1]
+    assert f"{100 * after['metrics']['official']['accuracy']:.2f} / " in text.split(", then ")[-1]
     text = bench("recalibrate.py", tmp_path / "one", *places, "--out", tmp_path / "two", status=2)
     assert "two exists already" in text
 
@@ -651,6 +651,13 @@ def test_a_speedrun_that_cannot_begin_leaves_nothing_behind(bench, tmp_path):
     assert "nowhere.zip: no such file or folder" in text and not kept.exists()
     text = bench("speedrun.py", "--data", "x", "--", "--device", "cuda", "--loss", "focal", status=2)
     assert "error: label_smoothing" in text and "the schedule for cuda sets the others" in text
+    for args, message in {
+        ("--keep", ""): "--keep: it is empty",
+        ("--workers", "0", "-1"): "--workers: 0 or more",
+        ("--", "--seed", "7"): "seed after --: this script sets them itself",
+        ("--", "--runs", "1"): "runs after --: this script sets them itself",
+    }.items():
+        assert message in bench("speedrun.py", "--data", "x", *args, status=2)
 
 
 def test_speedrun_times_a_fixed_schedule(bench, tmp_path):

@@ -1,3 +1,4 @@
+import importlib
 import json
 import math
 from dataclasses import asdict
@@ -217,3 +218,20 @@ def test_class_weights_are_not_copied_from_the_host_at_each_step(loss):
         with Record():
             loss(logits, targets)
     assert called and not [name for name in called if "copy" in name or "lift" in name]
+
+
+@pytest.mark.parametrize(
+    ("module", "args"),
+    [
+        ("test", ["--json", ""]),
+        ("predict", ["--csv", ""]),
+        ("predict", ["--json", ""]),
+        ("bench.recalibrate", ["runs/one", "--data", "x", "--out", ""]),
+    ],
+)
+def test_an_empty_name_of_what_is_to_be_written_is_refused(module, args, monkeypatch, capsys):
+    script = importlib.import_module(module)
+    monkeypatch.setattr("sys.argv", ["script", *args])
+    with pytest.raises(SystemExit) as raised:
+        script.main()
+    assert raised.value.code == 2 and "it is empty: name something, or leave the flag out" in capsys.readouterr().err
