@@ -158,7 +158,7 @@ def _open_folder(path: Path, *, training: bool) -> Source:
             raise UserError(f"{path / name}: {problem}.")
         layout = training_layout(str(path), files, folders)
         if layout.csv:
-            return replace(open_dataset(path / files[layout.csv].path), path=path)
+            return replace(open_dataset(files[layout.csv].path), path=path)
     else:
         layout = input_layout(files, folder=path.resolve().name)
         layout.items += [Item(f"{name}/", problem=problem) for name, problem in refused.items()]
@@ -172,7 +172,8 @@ def _open_folder(path: Path, *, training: bool) -> Source:
         path, "folder", layout, digest, lambda items: (_read_file(files[item.name].path) for item in items)
     )
     around = Path(os.path.abspath(path)).parent  # of a split of them
-    source.drawn = any(os.path.isfile(folder / DRAWN_MARK) for folder in (path, around))
+    marked = (path, around, *(path / name for name in folders))
+    source.drawn = any(os.path.isfile(folder / DRAWN_MARK) for folder in marked)
     return source
 
 

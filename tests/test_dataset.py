@@ -378,7 +378,8 @@ def test_a_folder_of_drawn_faces_is_known_as_such(tmp_path):
 
     demo_faces.write_folder(tmp_path / "drawn", identities=3, seed=0)
     shutil.make_archive(str(tmp_path / "zipped"), "zip", tmp_path, "drawn")
-    for data in ("drawn", "drawn/train", "zipped.zip"):
+    shutil.unpack_archive(tmp_path / "zipped.zip", tmp_path / "unpacked")  # its folder lies one deeper
+    for data in ("drawn", "drawn/train", "zipped.zip", "unpacked"):
         assert load_from(tmp_path / data, tmp_path).demo
     (tmp_path / "drawn" / ".drawn-faces").unlink()
     assert not load_from(tmp_path / "drawn", tmp_path).demo

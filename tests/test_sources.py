@@ -12,6 +12,7 @@ import tracemalloc
 import zipfile
 from collections import Counter
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -872,6 +873,14 @@ def test_a_table_in_a_folder_or_zip(make, name):
     source = open_dataset(path)
     assert (source.path, source.total) == (path, None) and source.kind in ("csv", "zip")
     assert splits(source) == {"train": 7, "val": 7, "test": 7}
+
+
+def test_a_table_in_a_folder_named_from_here(tmp_path, monkeypatch):
+    (tmp_path / "archive/deeper").mkdir(parents=True)
+    (tmp_path / "archive/deeper/fer2013.csv").write_bytes(table(ROWS))
+    monkeypatch.chdir(tmp_path)
+    for name in ("archive", "archive/deeper"):
+        assert splits(open_dataset(Path(name))) == {"train": 7, "val": 7, "test": 7}
 
 
 def test_class_folders_come_before_a_table(make):
