@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # before bench/, which has a train.py too
 
-from bench.common import MAX_SEEDS, finished, header, machines, notes_on, train_once, typed_knobs
+from bench.common import MAX_SEEDS, check_data, finished, header, machines, notes_on, train_once, typed_knobs
 from config import RECIPES, Config, Parser, filled, from_dict
 from stats import bootstrap, interval
 
@@ -128,10 +128,9 @@ def hits_of(run: Path, data: Any) -> Any:
     from val import predict_logits
 
     path, val = run / "hits.npy", data.split("val")
-    model, machine, fingerprint = last_network(run)
-    if fingerprint != data.fingerprint:
-        raise UserError(f"{run} was trained on other data than these: name another folder with --runs")
+    check_data(run, data)
     if not path.exists():
+        model, machine = last_network(run)
         logits = predict_logits(model, val, machine=machine, ranks=Ranks())
         buffer = io.BytesIO()
         np.save(buffer, logits.argmax(1).numpy() == val.labels)
@@ -142,8 +141,8 @@ def hits_of(run: Path, data: Any) -> Any:
     return hits
 
 
-def last_network(run: Path) -> tuple[Any, Any, str]:
-    """The network that was scored after the last epoch of `run`, its Machine, and the fingerprint of its data.
+def last_network(run: Path) -> tuple[Any, Any]:
+    """The network that was scored after the last epoch of `run`, and its Machine.
 
     It is the averaged one where there is one. Raises UserError where last.pth is gone or of another version.
     """
@@ -151,7 +150,7 @@ def last_network(run: Path) -> tuple[Any, Any, str]:
     from optim import WeightAverage
     from utils import pick_machine, read_checkpoint
 
-    content = read_checkpoint(run / "last.pth", ("config", "fingerprint", "state_dict"))
+    content = read_checkpoint(run / "last.pth", ("config", "state_dict"))
     config = from_dict(content["config"], str(run))
     model = build_model(config.model, **config.arguments)
     model.load_state_dict(content["state_dict"])
@@ -160,7 +159,7 @@ def last_network(run: Path) -> tuple[Any, Any, str]:
         average.load_state_dict(content["ema"])
         model = average.module
     machine = pick_machine(config.device, config.precision, config.threads)
-    return model.to(machine.device, memory_format=machine.layout), machine, content["fingerprint"]
+    return model.to(machine.device, memory_format=machine.layout), machine
 
 
 # --- The table ---

@@ -6,12 +6,14 @@ The teachers are the recipe with the seeds 0, 1, ...; the students have the next
 --epochs, and the mean probabilities of all teachers, and of the weight files of --also, in their targets. What stands
 after `--` goes to interface.py for every run. One network is trained after the other. The runs stay in --runs: one that
 is there is not run again, one that was stopped goes on. Copies of the files of --also stay there too and teach in their
-place, whatever becomes of the files. In the end the student with the highest accuracy without copies is held to the
+place, even when the files have changed. In the end the student with the highest accuracy without copies is held to the
 shipped weights, as a run is at its end: it is chosen on the images that it is scored on, so read the mean over the
 students, and their last epochs.
 """
 
 import argparse
+import hashlib
+import os
 import statistics
 import sys
 from collections.abc import Sequence
@@ -43,11 +45,12 @@ def trained(run: Path, knobs: dict[str, Any], recipe: str, data: Any) -> tuple[f
 def copies(files: Sequence[Path], top: Path) -> list[Path]:
     """The copies in `top` of weight `files`, made now unless they are there; a line where a file has changed since.
 
-    One of `files` may be the shipped weights, which a run replaces at its end. Raises UserError for an unreadable one.
+    A copy is known by where its file lies. One of `files` may be the shipped weights, which a run replaces at its end.
+    Raises UserError for an unreadable one.
     """
     from utils import UserError, write_file
 
-    kept = [top / f"also-{number}.pth" for number in range(len(files))]
+    kept = [top / f"also-{hashlib.sha256(os.path.abspath(file).encode()).hexdigest()[:8]}.pth" for file in files]
     for file, copy in zip(files, kept, strict=True):
         try:
             content = file.read_bytes()

@@ -544,7 +544,7 @@ def test_study_prints_paired_gains_and_runs_nothing_twice(bench, tmp_path, monke
     again = capsys.readouterr().out
     assert "2 of them are there\n" in again and again.split("seed 0 done")[1] == text.split("seed 0 done")[1]
     assert {path: path.stat().st_mtime_ns for path in runs.rglob("*")} == written
-    averaged, *_ = study.last_network(runs / "small-all-0")
+    averaged, _ = study.last_network(runs / "small-all-0")
     content = torch.load(runs / "small-all-0/last.pth", weights_only=True)
     assert torch.equal(averaged.classifier.weight, content["ema"]["module"]["classifier.weight"])
     assert not torch.equal(averaged.classifier.weight, content["state_dict"]["classifier.weight"])
@@ -557,19 +557,20 @@ def test_teach_trains_students_of_all_teachers_and_nothing_twice(bench, tmp_path
     how = ["--recipe", "nano", "--teachers", 2, "--students", 2, "--epochs", 1, "--also", shipped, "--runs", runs]
     text = bench("teach.py", "--data", data, *how, "--", *quick)
     check_header(text)
+    (copy,) = runs.glob("also-*.pth")
     assert ": 2 teachers and 1 more, then 2 students; accuracy in %" in text
     figures = r"best epoch [\d.]+ / [\d.]+  last [\d.]+ / [\d.]+  "
     lengths = {"teacher-0": "2 epochs", "teacher-1": "2 epochs", "student-2": "1 epoch", "student-3": "1 epoch"}
     for name, epochs in lengths.items():
         assert re.search(rf"^{name} +{figures}{epochs} in [\d.]+ minutes$", text, re.M)
         config = json.loads((runs / name / "config.json").read_text())
-        taught_by = [str(runs / name) for name in ("teacher-0/best.pth", "teacher-1/best.pth", "also-0.pth")]
+        taught_by = [str(runs / name) for name in ("teacher-0/best.pth", "teacher-1/best.pth", copy.name)]
         assert config["teachers"] == (",".join(taught_by) if name.startswith("student") else "")
         assert config["seed"] == int(name[-1]) and config["model"] == "EmotionResNet-nano"
     assert re.search(r"^mean of the probabilities of all that teach: [\d.]+ / [\d.]+$", text, re.M)
     assert re.search(r"^students, best epochs: [\d.]+ ± [\d.]+ / [\d.]+ ± [\d.]+$", text, re.M)
     assert "is left as it is: the run was made with --limit 35" in text
-    known = f"note: {runs / 'also-0.pth'} was trained on other data, or with other images to validate on"
+    known = f"note: {copy} was trained on other data, or with other images to validate on"
     assert text.splitlines()[2].startswith(known)
     before = {file: file.stat().st_mtime_ns for file in runs.rglob("*.pth")}
     shutil.copy(runs / "teacher-0" / "best.pth", shipped)  # as a run does that is promoted
