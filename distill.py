@@ -29,12 +29,11 @@ class Teachers:
                 raise UserError(f"--teachers {path}: this network takes whole faces only; give --window 48 too")
             self.models.append(model)
 
-    def lines(self, data: FaceData) -> list[str]:
-        """A line on each teacher, and one where it may have learned from the validation images of `data`."""
-        lines = []
-        for path, content in self.contents.items():
-            lines += [f"teacher: {describe(path, content)}", *may_know(path, content, data, self.val_fraction)]
-        return lines
+    def lines(self, data: FaceData) -> tuple[list[str], list[str]]:
+        """A line on each teacher, and notes on those that may have learned from the validation images of `data`."""
+        about = [f"teacher: {describe(path, content)}" for path, content in self.contents.items()]
+        known = [may_know(path, content, data, self.val_fraction) for path, content in self.contents.items()]
+        return about, sum(known, [])
 
     def __call__(self, images: Tensor) -> Tensor:
         """The networks' mean probabilities (B, 7) float32 of network inputs (B, 1, H, H)."""

@@ -18,6 +18,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--recipe", choices=tuple(RECIPES), default="", help="a named set of knobs, see README")
     parser.add_argument("--config", type=filled, metavar="FILE", help="knobs from a run's config.json")
     parser.add_argument("--resume", type=filled, metavar="RUN", help="go on with this run's folder")
+    parser.add_argument("--promote", action="store_true", help="at the end, put this run's weights in the place of "
+                        "final_weights_new.pth, whatever they score; the old file is kept in the run's folder")  # fmt: skip
     add_flags(parser)
     typed = parser.parse_args(argv)
     args = parser.resolve(typed)
@@ -79,7 +81,7 @@ def run_from(args: argparse.Namespace) -> int:
                 stack.enter_context(locked(run))
 
             ranks.first_does(begin)
-        return train(model, data, config, run=run, machine=machine, last=last, ranks=ranks)
+        return train(model, data, config, run=run, machine=machine, last=last, ranks=ranks, asked=args.promote)
 
 
 def new_model(config: Config, machine: Any) -> Any:
@@ -96,9 +98,17 @@ def new_model(config: Config, machine: Any) -> Any:
 
 
 def train(
-    model: Any, data: Any, config: Config, *, run: Path, machine: Any, last: dict[str, Any] | None, ranks: Any
+    model: Any,
+    data: Any,
+    config: Config,
+    *,
+    run: Path,
+    machine: Any,
+    last: dict[str, Any] | None,
+    ranks: Any,
+    asked: bool = False,
 ) -> int:
-    """Fit and report; 0, or 130 where Ctrl-C ended the run early."""
+    """Fit and report; 0, or 130 where Ctrl-C ended the run early. `asked` promotes the weights in any case."""
     from dataset import DEMO_NOTE
     from train import fit
     from utils import count_params, quoted, read_checkpoint
@@ -108,6 +118,7 @@ def train(
     print(f"{config.model}, {count_params(model):,} parameters; run {run}; differs from config.py: {changed}")
     if data.demo:
         print(DEMO_NOTE)
+    notes: list[str] = []
     if config.pretrained and not last:
         path = find_weights(config.pretrained, flag="--pretrained")
         content = read_checkpoint(path)
@@ -116,21 +127,21 @@ def train(
     print(f"loss is {make_loss(config, data.split('train').counts())[1]}, in nats per image; train is measured in "
           f"passing, with augmentation, dropout and training's targets; val is official / without copies; "
           f"* is a new best")  # fmt: skip
-    trainer = fit(model, data, config, run=run, machine=machine, resume=last, ranks=ranks)
+    trainer = fit(model, data, config, run=run, machine=machine, resume=last, ranks=ranks, leakage=notes)
     if not trainer.done:
         print(f"stopped in epoch {trainer.epoch + 1}, nothing is lost; "
               f"go on with: python interface.py --resume {quoted(run)}")  # fmt: skip
         return 130
-    ranks.first_does(lambda: report(trainer))
+    ranks.first_does(lambda: report(trainer, asked))
     return 0
 
 
-def report(trainer: Any) -> None:
+def report(trainer: Any, asked: bool) -> None:
     """Score the best weights, draw the figures, promote the weights, and say what to do next."""
     from dataset import DEMO_NOTE
-    from utils import UserError, counted, quoted
+    from utils import counted, quoted
     from val import summary, table
-    from weights import SHIPPED, find_weights, promote
+    from weights import promote
 
     run, data, machine = trainer.run, trainer.data, trainer.machine
     scores = draw(trainer)
@@ -143,14 +154,10 @@ def report(trainer: Any) -> None:
         f"{counted(len(trainer.history), 'epoch')} in {minutes:.1f} minutes; {run} holds best.pth, last.pth, "
         f"config.json, metrics.jsonl, curves.png, confusion.png"
     )
-    print(promote(run, data, machine=machine))
+    print(promote(run, data, machine=machine, asked=asked))
     if data.demo:
         print(DEMO_NOTE)
-    try:
-        used = f"uses {find_weights(SHIPPED)}"
-    except UserError:
-        used = f"needs a {SHIPPED}, and there is none yet"
-    print(f"`python predict.py` {used}; this run's weights: python predict.py --weights {quoted(run / 'best.pth')}")
+    print(f"predict with this run: python predict.py PHOTO --weights {quoted(run)}")
 
 
 def draw(trainer: Any) -> Any:

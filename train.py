@@ -5,7 +5,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -182,19 +182,23 @@ def fit(
     machine: Machine,
     resume: dict | None = None,
     ranks: Ranks | None = None,
+    leakage: Sequence[str] = (),
 ) -> Trainer:
     """Train until the epochs are over, early stopping, or Ctrl-C; the Trainer with its history.
 
     Writes last.pth (before the first step, after each epoch, on Ctrl-C), best.pth and metrics.jsonl into
     `run`. `resume` is last.pth's content. The validation figures that choose weights, cut the rate and
     stop leave out the images that also stand in train. After Ctrl-C `trainer.stopped` is True, and `trainer.done`
-    False unless nothing was left to do.
+    False unless nothing was left to do. `leakage` are notes on weights that `model` began with.
     """
     ranks = ranks or Ranks()
     ranks.in_turn(lambda: check_run(model, data, config, machine, ranks))
     trainer = Trainer(model, config, data, run, machine, ranks)
+    trainer.leakage = list(leakage)
     if trainer.teachers:
-        print("\n".join(trainer.teachers.lines(data)))
+        about, known = trainer.teachers.lines(data)
+        trainer.leakage += known
+        print("\n".join([*about, *known]))
     if trainer.feed.place != "host":
         print(f"training images are {trainer.feed}")
     if resume:

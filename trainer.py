@@ -43,6 +43,7 @@ class Trainer:
     stale: int = 0  # epochs since the best one
     history: list[dict[str, Any]] = field(default_factory=list)
     made_on: list[dict[str, Any]] = field(default_factory=list)  # machines and versions that trained it, each once
+    leakage: list[str] = field(default_factory=list)  # notes on weights it began with that may know the validation
     # Not kept
     held: dict[str, Any] | None = None  # the best weights, from their epoch to the next `save`
     stopped: bool = False  # whether Ctrl-C was pressed, be it in the last epoch, which then is done all the same
@@ -95,7 +96,7 @@ class Trainer:
     def hold(self, scores: Scores) -> None:
         """Keep the weights as they are, the best so far, until they are saved."""
         if self.ranks.first:
-            self.held = weight_file(self.kept, scores, config=self.config, data=self.data)
+            self.held = weight_file(self.kept, scores, config=self.config, data=self.data, leakage=bool(self.leakage))
 
     def save(self) -> None:
         """Write best.pth where there is a new one, last.pth, everything needed to go on, and metrics.jsonl."""
@@ -108,6 +109,7 @@ class Trainer:
             "fingerprint": self.data.fingerprint,
             "targets": self.sources,
             "made_on": self.made_on,
+            "leakage": self.leakage,
             "progress": {name: getattr(self, name) for name in PROGRESS},
             **{key: part.state_dict() for key, part in self.parts().items()},
         })  # fmt: skip
@@ -139,6 +141,7 @@ class Trainer:
                 f"code: {str(error).splitlines()[0]}; go on with the code it was begun with, or start a new run"
             ) from error
         self.made_on = list(made_on(content))
+        self.leakage = content.get("leakage", [])  # an older last.pth has none
         if not self.ranks.first:
             self.loss_sum, self.correct = 0.0, 0  # the first process holds the sums of all
 

@@ -37,11 +37,12 @@ def save_weights(
 
 
 def weight_file(
-    model: FaceNet, scores: Scores, *, config: Config, data: FaceData, half: bool = False
+    model: FaceNet, scores: Scores, *, config: Config, data: FaceData, half: bool = False, leakage: bool = False
 ) -> dict[str, Any]:
     """The network with all that is needed to use it, for `write_checkpoint`: plain types and copied tensors only.
 
     `scores` are its figures on the validation images of `data`. `half` stores floats in 16 bits.
+    `leakage` says that it began with, or learned from, weights that may know these images.
     """
     state = {name: value.detach().to("cpu", copy=True) for name, value in model.state_dict().items()}
     if half:
@@ -54,7 +55,7 @@ def weight_file(
         "config": asdict(config) | names_of_files(config),
         "metrics": scores.plain(),
         "dataset": {"source": Path(data.source).name, "fingerprint": data.fingerprint, "demo": data.demo,
-                    "votes": data.votes, "limit": config.limit, "train": data.split("train").counts()},
+                    "votes": data.votes, "limit": config.limit, "leakage": leakage, "train": data.split("train").counts()},
     }  # fmt: skip
 
 
@@ -125,13 +126,18 @@ def begin_with(model: FaceNet, config: Config, *, machine: Machine) -> None:
 
 def may_know(path: Path, content: dict[str, Any], data: FaceData, val_fraction: float) -> list[str]:
     """A note, where the weights in `path` may have learned from the validation images of `data`."""
-    part = content["config"].get("val_fraction")  # where validation is drawn, another part is other images
-    if content["dataset"]["fingerprint"] == data.fingerprint and (part == val_fraction or not data.drawn_val):
+    if same_validation(content, data, val_fraction) and not content["dataset"].get("leakage"):
         return []
     return [
         f"note: {path} was trained on other data, or with other images to validate on: it may know these "
         f"validation images, and then the figures of this run are too high"
     ]
+
+
+def same_validation(content: dict[str, Any], data: FaceData, val_fraction: float) -> bool:
+    """Whether the weights in `content` were trained on `data`, with the same images left for validation."""
+    same_part = content["config"].get("val_fraction") == val_fraction or not data.drawn_val
+    return same_part and content["dataset"]["fingerprint"] == data.fingerprint
 
 
 def describe(path: Path, content: dict[str, Any], *, tta: str = "none") -> str:
@@ -148,54 +154,56 @@ def describe(path: Path, content: dict[str, Any], *, tta: str = "none") -> str:
     )
 
 
-def promote(run: Path, data: FaceData, *, machine: Machine, shipped: Path | None = None) -> str:
-    """Put the best weights of `run` in the place of the shipped ones if they are better; a line with both figures.
+def promote(run: Path, data: FaceData, *, machine: Machine, asked: bool = False, shipped: Path | None = None) -> str:
+    """Put the best weights of `run` in the place of the shipped ones if that is safe, or `asked` for; a line on it.
 
-    Both are scored on the run's validation images without copies of train images. The shipped file is
-    replaced by a better one, or where it was trained on another dataset, and then kept in the run's folder as
-    replaced_weights.pth (with -2, -3... where that holds older ones). Where the current folder has none, the run is
-    held to the one beside the code, which stays. Runs on the demo faces or with --limit never replace it.
+    It is safe where both were trained on the same dataset with the same validation images, the run's did not begin
+    with or learn from weights that may know these, it is no demo or --limit run, and it scores higher on them,
+    deduplicated. The old file is kept in the run's folder as replaced_weights.pth (-2, -3... where that is taken).
+    Where the current folder has none, the run must beat the one beside the code, which stays.
     """
     shipped = shipped or Path(SHIPPED)
     model, content = load_weights(run / "best.pth", machine=machine)
-    config = Config(**content["config"])
-    if data.demo or config.limit:
-        reason = "the faces are drawn" if data.demo else f"the run was made with --limit {config.limit}"
-        return f"{shipped} is left as it is: {reason}"
     model.load_state_dict({k: v.half() if v.is_floating_point() else v for k, v in model.state_dict().items()})
-    before = stamp(shipped)
     ours = evaluate(model, data.split("val"), machine=machine)
-    reason, rival = "there was none", shipped if before else Path(__file__).parent / shipped
-    if rival.exists():
+    before = stamp(shipped)
+    rival = shipped if before else Path(__file__).parent / shipped
+    reason = "as asked for"
+    if not asked:
         try:
-            old, old_content = load_weights(rival, machine=machine)
-            theirs = evaluate(old, data.split("val"), machine=machine).unseen.accuracy
+            kept, reason = why_not(content, ours, rival, data, machine=machine)
         except UserError as error:
-            return f"{rival} is left as it is: {error}"
-        same = old_content["dataset"]["fingerprint"] == data.fingerprint
-        part = old_content["config"].get("val_fraction")  # where validation is drawn, another part is other data
-        if same and (part == config.val_fraction or not data.drawn_val):
-            if ours.unseen.accuracy <= theirs:
-                return (
-                    f"{rival} is left as it is: {theirs:.4f} on these validation images without copies, "
-                    f"this run {ours.unseen.accuracy:.4f}"
-                )
-            reason = f"the old ones reach {theirs:.4f}"
-        else:
-            reason = (
-                f"where the old ones reach {theirs:.4f}, perhaps knowing these images: "
-                f"the old ones were trained on another dataset"
-            )
-        if not before:
-            reason += f"; they stay, as {rival}"
+            kept, reason = True, str(error)
+        if kept:
+            return f"{rival if rival.exists() else shipped} is left as it is: {reason}"
     if stamp(shipped) != before:  # another run was quicker: its weights are the ones to beat now
-        return promote(run, data, machine=machine, shipped=shipped)
+        return promote(run, data, machine=machine, asked=asked, shipped=shipped)
     if before:
-        kept = free_name(run / "replaced_weights.pth")
-        write_file(kept, shipped.read_bytes())
-        reason += f"; they are kept as {kept}"
+        old = free_name(run / "replaced_weights.pth")
+        write_file(old, shipped.read_bytes())
+        reason += f"; the old file is kept as {old}"
+    config = Config(**content["config"])
     save_weights(shipped, model, ours, config=config, data=data, half=True, dataset=content["dataset"])
     return f"{shipped} is {'replaced' if before else 'written'}: {ours.unseen.accuracy:.4f} without copies, {reason}"
+
+
+def why_not(
+    content: dict[str, Any], ours: Scores, rival: Path, data: FaceData, *, machine: Machine
+) -> tuple[bool, str]:
+    """Whether the shipped weights `rival` stay, and why: those in `content` score `ours`. Raises UserError."""
+    config = content["config"]
+    if data.demo or config["limit"]:
+        return True, "the faces are drawn" if data.demo else f"the run was made with --limit {config['limit']}"
+    if content["dataset"].get("leakage"):
+        return True, "the run began with, or learned from, weights that may know its validation images"
+    if not rival.exists():
+        return False, "there was none"
+    old, old_content = load_weights(rival, machine=machine)
+    if not same_validation(old_content, data, config["val_fraction"]):
+        return True, "it was trained on another dataset, or with other validation images"
+    theirs = evaluate(old, data.split("val"), machine=machine).unseen.accuracy
+    figures = f"the shipped weights reach {theirs:.4f} on these validation images without copies"
+    return ours.unseen.accuracy <= theirs, f"{figures}, this run {ours.unseen.accuracy:.4f}"
 
 
 def stamp(path: Path) -> tuple[int, int] | None:

@@ -172,19 +172,27 @@ def test_a_run_writes_what_the_readme_names(trained):
     figures = r"train \d\.\d{3} +[\d.]+%  val \d\.\d{3} +[\d.]+% / +[\d.]+% [* ] +[\d.]+s +\d+ img/s"
     assert len(lines) == 2 and re.fullmatch(r"epoch   1/2  lr 0\.00100  " + figures, lines[0])
     assert "loss is focal loss (gamma 2)" in out and "angry " in out
-    assert out.splitlines()[-1] == (
-        "`python predict.py` uses final_weights_new.pth; this run's weights: "
-        "python predict.py --weights runs/first/best.pth"
-    )
+    assert out.splitlines()[-1] == "predict with this run: python predict.py PHOTO --weights runs/first"
 
 
-def test_the_first_weights_on_real_data_are_promoted_in_half_precision(trained):
+def test_a_run_on_other_data_leaves_the_shipped_weights_unless_asked(trained):
     cwd, out = trained
-    assert "final_weights_new.pth is written" in out and "the old ones were trained on another dataset" in out
-    content = torch.load(cwd / "final_weights_new.pth", weights_only=True)
+    assert "final_weights_new.pth is left as it is: it was trained on another dataset" in out
+    shipped = cwd / "final_weights_new.pth"
+    shutil.copy(REPO / shipped.name, shipped)
+    before = shipped.read_bytes()
+    done = run_script("interface.py", "--resume", "runs/first", cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    assert "final_weights_new.pth is left as it is" in done.stdout and shipped.read_bytes() == before
+    done = run_script("interface.py", "--resume", "runs/first", "--promote", cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    assert "final_weights_new.pth is replaced" in done.stdout
+    assert (cwd / "runs" / "first" / "replaced_weights.pth").read_bytes() == before
+    content = torch.load(shipped, weights_only=True)
     floats = [value for value in content["state_dict"].values() if value.is_floating_point()]
     assert floats and all(value.dtype is torch.float16 for value in floats)
     assert content["config"]["data"] == "" and content["dataset"]["source"] == "archive"
+    shipped.unlink()
 
 
 def test_a_second_run_into_the_same_folder_is_refused(trained):
@@ -206,12 +214,10 @@ def test_two_processes_cannot_resume_one_run(trained):
 
 def test_a_finished_run_resumed_reports_again_and_promotes_nothing(trained):
     cwd, out = trained
-    before = (cwd / "final_weights_new.pth").read_bytes()
     done = run_script("interface.py", "--resume", "runs/first", cwd=cwd)
     assert done.returncode == 0, done.stderr
     assert "final_weights_new.pth is left as it is" in done.stdout
     assert re.findall(r"without copies  .*", done.stdout) == re.findall(r"without copies  .*", out)
-    assert (cwd / "final_weights_new.pth").read_bytes() == before
 
 
 def test_resume_refuses_other_data(trained, tmp_path):
@@ -242,22 +248,10 @@ def test_resume_of_no_folder_says_so(tmp_path):
 
 def test_a_limited_run_never_replaces_the_weights(trained):
     cwd, _ = trained
-    before = (cwd / "final_weights_new.pth").read_bytes()
     done = run_script("interface.py", *QUICK, "--epochs", "1", "--limit", "35", "--run", "limited", cwd=cwd)
     assert done.returncode == 0, done.stderr
     assert "is left as it is: the run was made with --limit 35" in done.stdout
-    assert (cwd / "final_weights_new.pth").read_bytes() == before
-
-
-def test_a_run_on_other_data_replaces_the_weights_and_keeps_the_old(trained, tmp_path):
-    cwd, _ = trained
-    old = (cwd / "final_weights_new.pth").read_bytes()
-    other = write_folders(tmp_path / "other", train=77)
-    done = run_script("interface.py", *QUICK, "--epochs", "1", "--data", other, "--run", "other", cwd=cwd)
-    assert done.returncode == 0, done.stderr
-    assert "the old ones were trained on another dataset; they are kept as" in done.stdout
-    assert (cwd / "runs" / "other" / "replaced_weights.pth").read_bytes() == old
-    (cwd / "final_weights_new.pth").write_bytes(old)
+    assert not (cwd / "final_weights_new.pth").exists()
 
 
 def test_a_run_made_from_another_runs_config_is_the_same(trained):
@@ -322,7 +316,7 @@ def test_the_demo_says_that_its_faces_are_drawn(tmp_path):
     done = run_script("interface.py", *QUICK, "--epochs", "1", "--limit", "70", cwd=tmp_path, timeout=600)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("DRAWN") == 2 and "archive.zip" in done.stdout
-    assert done.stdout.splitlines()[-1].startswith("`python predict.py` uses ")
+    assert done.stdout.splitlines()[-1].startswith("predict with this run: ")
     assert not (tmp_path / "final_weights_new.pth").exists()
 
 

@@ -1,4 +1,3 @@
-import re
 import shutil
 
 import pytest
@@ -11,7 +10,7 @@ from helpers import write_folders
 from model import TheModel, build_model
 from utils import UserError, pick_machine
 from val import evaluate
-from weights import begin_with, describe, find_weights, load_weights, promote, save_weights
+from weights import begin_with, describe, find_weights, load_weights, may_know, promote, save_weights
 
 MACHINE = pick_machine("cpu", "fp32")
 NAME = "ImprovedFER2013Model"
@@ -117,7 +116,7 @@ def test_a_run_elsewhere_is_held_to_the_weights_beside_the_code(data, tmp_path, 
     monkeypatch.setattr(weights, "SHIPPED", "w.pth")
     assert promote(tmp_path / "worse", data, machine=MACHINE).startswith(f"{code / 'w.pth'} is left as it is: ")
     assert not (tmp_path / "w.pth").exists()
-    assert f"they stay, as {code / 'w.pth'}" in promote(tmp_path / "better", data, machine=MACHINE)
+    assert promote(tmp_path / "better", data, machine=MACHINE).startswith("w.pth is written: ")
     assert (tmp_path / "w.pth").exists() and (code / "w.pth").read_bytes() == old
     assert not (tmp_path / "better" / "replaced_weights.pth").exists()
 
@@ -147,8 +146,7 @@ def test_kept_weights_are_never_overwritten(data, tmp_path):
     write_run(tmp_path / "run", data)
     for number in range(3):
         write_run(tmp_path / str(number), data, always=6 - number)
-        content = torch.load(tmp_path / str(number) / "best.pth", weights_only=True)
-        torch.save({**content, "dataset": {**content["dataset"], "fingerprint": "x"}}, tmp_path / "shipped.pth")
+        shutil.copy(tmp_path / str(number) / "best.pth", tmp_path / "shipped.pth")
         old = (tmp_path / "shipped.pth").read_bytes()
         name = f"replaced_weights{'' if number == 0 else f'-{number + 1}'}.pth"
         assert f"kept as {tmp_path / 'run' / name}" in promoted(tmp_path, data, "run")
@@ -180,23 +178,42 @@ def test_a_shipped_file_that_cannot_be_read_is_left_alone(data, tmp_path):
 
 
 def test_another_drawn_validation_part_is_another_dataset(data, tmp_path):
-    write_run(tmp_path / "run", data)
+    write_run(tmp_path / "worse", data, always=6)
     object.__setattr__(data, "drawn_val", True)
-    promoted(tmp_path, data, "run")
-    write_run(tmp_path / "worse", data, always=6, val_fraction=0.3)
-    assert "trained on another dataset" in promoted(tmp_path, data, "worse")
+    promoted(tmp_path, data, "worse")
+    write_run(tmp_path / "run", data, val_fraction=0.3)
+    assert "is left as it is: it was trained on another dataset" in promoted(tmp_path, data, "run")
 
 
-def test_weights_of_another_dataset_are_replaced(data, tmp_path):
-    write_run(tmp_path / "run", data)
-    promoted(tmp_path, data, "run")
+def test_weights_of_another_dataset_are_never_replaced_unless_asked(data, tmp_path):
+    write_run(tmp_path / "worse", data, always=6)
+    promoted(tmp_path, data, "worse")
     content = torch.load(tmp_path / "shipped.pth", weights_only=True)
     change(tmp_path / "shipped.pth", dataset={**content["dataset"], "fingerprint": "other"})
-    shutil.copytree(tmp_path / "run", tmp_path / "again")
-    said = promoted(tmp_path, data, "again")
-    assert "trained on another dataset; they are kept as" in said
-    ours, theirs = re.findall(r"[01]\.\d{4}", said)  # of the same weights
-    assert ours == theirs
+    before = (tmp_path / "shipped.pth").read_bytes()
+    write_run(tmp_path / "run", data)
+    assert "is left as it is: it was trained on another dataset" in promoted(tmp_path, data, "run")
+    assert (tmp_path / "shipped.pth").read_bytes() == before
+    said = promote(tmp_path / "run", data, machine=MACHINE, asked=True, shipped=tmp_path / "shipped.pth")
+    assert "is replaced" in said
+    assert (tmp_path / "run" / "replaced_weights.pth").read_bytes() == before
+
+
+def test_a_tie_leaves_the_shipped_weights(data, tmp_path):
+    write_run(tmp_path / "run", data)
+    promoted(tmp_path, data, "run")
+    before = (tmp_path / "shipped.pth").stat().st_mtime_ns
+    assert "is left as it is: the shipped weights reach" in promoted(tmp_path, data, "run")
+    assert (tmp_path / "shipped.pth").stat().st_mtime_ns == before
+
+
+def test_weights_that_learned_from_others_which_may_know_the_validation_images_are_never_shipped(data, tmp_path):
+    write_run(tmp_path / "run", data)
+    content = torch.load(tmp_path / "run" / "best.pth", weights_only=True)
+    change(tmp_path / "run" / "best.pth", dataset={**content["dataset"], "leakage": True})
+    assert "may know its validation images" in promoted(tmp_path, data, "run")
+    assert not (tmp_path / "shipped.pth").exists()
+    assert may_know(tmp_path / "run", torch.load(tmp_path / "run" / "best.pth"), data, 0.1)
 
 
 def test_a_shipped_network_that_gives_no_numbers_is_left_alone(data, tmp_path):
@@ -204,7 +221,7 @@ def test_a_shipped_network_that_gives_no_numbers_is_left_alone(data, tmp_path):
     promoted(tmp_path, data, "run")
     content = torch.load(tmp_path / "shipped.pth", weights_only=True)
     state = {name: value * torch.nan for name, value in content["state_dict"].items()}
-    change(tmp_path / "shipped.pth", state_dict=state, dataset={**content["dataset"], "fingerprint": "other"})
+    change(tmp_path / "shipped.pth", state_dict=state)
     before = (tmp_path / "shipped.pth").read_bytes()
     assert "is left as it is: the network gives numbers that are not finite" in promoted(tmp_path, data, "run")
     assert (tmp_path / "shipped.pth").read_bytes() == before
