@@ -16,12 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cache import SPLITS, cached, open_cache
-from config import CLASSES, Config, Parser, add_flags
-from ferplus import Votes, agreement, match, read_votes
-from images import SIZE
-from sources import Item, Source, open_dataset
-from utils import UserError, exit_status, plain, quoted
+from cli import Parser, add_flags
+from config import CLASSES, Config
+from errors import UserError, exit_status, plain, quoted
+from readers.cache import SPLITS, cached, open_cache
+from readers.decode import SIZE
+from readers.sources import Item, Source, open_dataset
+from readers.votes import Votes, agreement, match, read_votes
 
 DEMO_IDENTITIES, DEMO_VAL_IDENTITIES = 400, 100  # 2,800 and 700 drawn faces: minutes on two cores
 PASS = 65_536  # digests looked at together, 1 MB
@@ -214,19 +215,19 @@ def is_demo(where: str) -> bool:
 
 
 class DemoSource:
-    """The drawn faces (demo_faces.py), in the shape of a `sources.Source`."""
+    """The rendered faces (demo/), in the shape of a `readers.sources.Source`."""
 
     kind, renamed, notes, drawn = "demo", {}, [], True
     path = Path("the built-in drawn faces")
     total = 7 * (DEMO_IDENTITIES + DEMO_VAL_IDENTITIES)
 
     def key(self) -> str:
-        folder = Path(__file__).parent
-        code = (folder / "demo_faces.py").read_bytes() + (folder / "demo_strokes.py").read_bytes()
+        folder = Path(__file__).parent / "demo"
+        code = (folder / "faces.py").read_bytes() + (folder / "strokes.py").read_bytes()
         return hashlib.blake2b(code + bytes(f"{DEMO_IDENTITIES} {DEMO_VAL_IDENTITIES}", "ascii")).hexdigest()
 
     def items(self, workers: int = 0) -> Iterator[Item]:
-        from demo_faces import demo_faces  # late: only where there is no dataset
+        from demo.faces import demo_faces
 
         images, labels, identities = demo_faces(DEMO_IDENTITIES + DEMO_VAL_IDENTITIES, seed=0)
         for image, label, identity in zip(images, labels, identities, strict=True):

@@ -19,7 +19,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from config import CLASSES, GROUPINGS, Parser, add_flags, combine
+from cli import Parser, add_flags, combine
+from config import CLASSES, GROUPINGS
 
 # Sizes of a study: recipe, images (0 is all), seeds, epochs of the single network, experts, gates and whole mixtures
 PRESETS: dict[str, dict[str, Any]] = {
@@ -74,7 +75,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
-    from utils import exit_status  # late: --help and a typo need not wait for torch
+    from errors import exit_status
 
     return exit_status(run, args)
 
@@ -82,12 +83,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(args: argparse.Namespace) -> int:
     """Train what is missing, score, and write the report; 0, or 130 where Ctrl-C ended it early."""
     from dataset import DEMO_NOTE, load
-    from groupings import given
-    from mixtures import Study
-    from plan import Size, seconds, steps
-    from report import write_report
-    from stages import Stages, Stopped, in_words, seconds_per_image
-    from utils import UserError, locked, pick_machine
+    from errors import UserError, locked
+    from study.configurations import Study
+    from study.groupings import given
+    from study.plan import Size, seconds, steps
+    from study.report import write_report
+    from study.stages import Stages, Stopped, in_words, seconds_per_image
+    from utils import pick_machine
 
     wanted = given(GROUPINGS, args.groupings, args.experts)
     preset = PRESETS[args.preset]
@@ -136,9 +138,9 @@ def check(data: Any) -> None:
     import numpy as np  # late, as all that --help can do without
 
     from dataset import stratified_rows
-    from mixtures import SHOWN
-    from report_data import LEAST_ROWS
-    from utils import UserError
+    from errors import UserError
+    from study.configurations import SHOWN
+    from study.results import LEAST_ROWS
 
     val = data.split("val")
     shown = int((~val.copies)[stratified_rows(val.labels, SHOWN)].sum())

@@ -8,9 +8,9 @@ import torch
 from torchvision.datasets import ImageFolder
 
 from config import CLASSES
-from images import BadImage, decode, read_file
-from source_layout import check_all_classes, check_class_folders, is_image_name, is_junk, renamed_folders
-from utils import UserError
+from errors import UserError
+from readers.decode import BadImage, decode, read_file
+from readers.layout import check_all_classes, check_class_folders, is_image_name, is_junk, renamed_folders
 
 
 def load_image(path: str | Path) -> torch.Tensor:

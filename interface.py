@@ -9,7 +9,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from config import MACHINE_FIELDS, RECIPES, Config, Parser, add_flags, differences, filled, make_loss
+from cli import Parser, add_flags, differences, filled
+from config import MACHINE_FIELDS, RECIPES, Config
+from losses import make_loss
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -36,7 +38,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
-    from utils import exit_status  # late, as below: --help and a typo need not wait for torch
+    from errors import exit_status
 
     return exit_status(run_from, args)
 
@@ -47,11 +49,12 @@ def run_from(args: argparse.Namespace) -> int:
     Of several processes (torchrun) each runs this; the first one prints and writes.
     """
     from dataset import load
+    from errors import locked, new_run_folder, run_folder, write_json
     from ranks import joined
-    from resume import check_resume, read_last
     from train import check_run
-    from trainer import ranks_on
-    from utils import locked, new_run_folder, pick_machine, run_folder, write_json
+    from training.resume import check_resume, read_last
+    from training.state import ranks_on
+    from utils import pick_machine
 
     with joined() as ranks, ExitStack() as stack:
         config, run, last = args.config, None, None
@@ -110,8 +113,9 @@ def train(
 ) -> int:
     """Fit and report; 0, or 130 where Ctrl-C ended the run early. `asked` promotes the weights in any case."""
     from dataset import DEMO_NOTE
+    from errors import quoted
     from train import fit
-    from utils import count_params, quoted, read_checkpoint
+    from utils import count_params, read_checkpoint
     from weights import describe, find_weights, may_know
 
     changed = ", ".join(f"{key} {value}" for key, value in differences(config).items()) or "nothing"
@@ -139,7 +143,7 @@ def train(
 def report(trainer: Any, asked: bool) -> None:
     """Score the best weights, draw the figures, promote the weights, and say what to do next."""
     from dataset import DEMO_NOTE
-    from utils import counted, quoted
+    from errors import counted, quoted
     from val import summary, table
     from weights import promote
 

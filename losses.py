@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from config import Config
+
 Loss = Callable[[Any, Any], Any]
 
 
@@ -91,3 +93,17 @@ def class_weights(kind: str, counts: Sequence[int]) -> list[float] | None:
     raw = [1 / n if kind == "inverse" else (1 - EFFECTIVE_BETA) / (1 - EFFECTIVE_BETA**n) for n in counts]
     scale = sum(counts) / sum(w * n for w, n in zip(raw, counts, strict=True))
     return [w * scale for w in raw]
+
+
+def make_loss(config: Config, counts: Sequence[int]) -> tuple[Loss, str]:
+    """The configured loss per image (reduction "none"), and its name as printed beside every figure.
+
+    `counts` are the training images per class. Training and validation use the same one.
+    """
+    weights = class_weights(config.class_weights, counts)
+    suffix = f", {config.class_weights} class weights" if weights else ""
+    if config.loss == "focal":
+        loss = FocalLoss(gamma=config.focal_gamma, alpha=weights, reduction="none")
+        return loss, f"focal loss (gamma {config.focal_gamma:g}){suffix}"
+    loss = CrossEntropy(smoothing=config.label_smoothing, weight=weights, reduction="none")
+    return loss, f"cross-entropy (smoothing {config.label_smoothing:g}){suffix}"

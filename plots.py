@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from config import CLASSES
-from utils import write_file
+from errors import write_file
 
 DPI = 110
 # Colours of Okabe and Ito, told apart by colour-blind readers too.

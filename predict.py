@@ -22,7 +22,8 @@ from itertools import islice, repeat
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
-from config import CLASSES, TTA, TTA_HELP, Config, Parser, add_flags, filled
+from cli import Parser, add_flags, filled
+from config import CLASSES, TTA, TTA_HELP, Config
 from tables import Row, open_table, refusing
 
 # A face in FER2013 fills a square of 48x48. Further from that an image is rather a photo with a face somewhere in it.
@@ -55,7 +56,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
-    from utils import exit_status  # late, as below: --help and a typo need not wait for torch
+    from errors import exit_status
 
     return exit_status(predict, args)
 
@@ -75,7 +76,7 @@ def predict(args: argparse.Namespace) -> int:
     Raises UserError where nothing can be read, where --strict forbids what was skipped, or where an output fails.
     """
     from ranks import joined
-    from sources import CHUNK, cut, decode_batches
+    from readers.sources import CHUNK, cut, decode_batches
     from utils import cpu_quota
     from val import BATCH
 
@@ -117,7 +118,7 @@ def prepare(args: argparse.Namespace) -> Task:
 
 def agree(ranks: Any, parts: list[Any]) -> None:
     """Raise UserError where the processes list other images: what they have in hand would not fit together."""
-    from utils import UserError
+    from errors import UserError
 
     names = "\n".join(f"{part.place}{item.name}" for part in parts for item in part.items)
     digests = ranks.gather(hashlib.sha256(names.encode("utf-8", "surrogatepass")).digest())
@@ -134,7 +135,7 @@ def agree(ranks: Any, parts: list[Any]) -> None:
 
 def find_inputs(typed: list[str]) -> tuple[list[Path], list[str]]:
     """The paths to read, and a line that says which was chosen where nobody did. Raises UserError."""
-    from utils import UserError
+    from errors import UserError
 
     if missing := [repr(name) for name in typed if not os.path.lexists(name)]:
         raise UserError(f"{', '.join(missing)}: no such file or folder")
@@ -155,8 +156,8 @@ def list_inputs(paths: Iterable[Path]) -> tuple[list[Any], list[str]]:
 
     A path that is no source at all is an item with that problem.
     """
-    from sources import Item, Part, open_inputs
-    from utils import UserError, plain
+    from errors import UserError, plain
+    from readers.sources import Item, Part, open_inputs
 
     parts, notes = [], []
     for path in paths:
@@ -178,8 +179,8 @@ def list_inputs(paths: Iterable[Path]) -> tuple[list[Any], list[str]]:
 
 def fetch_or_say(path: Path, fetch: Callable[..., Iterator[Any]], items: list[Any]) -> Iterator[Any]:
     """What `fetch` gives for `items`; where `path` can't be read any more, that is the problem with those left."""
-    from images import BadImage
-    from utils import UserError
+    from errors import UserError
+    from readers.decode import BadImage
 
     given = 0
     try:
@@ -212,7 +213,7 @@ def scored(batches: Iterable[Any], model: Any, *, machine: Any, tta: str) -> Ite
 
 def next_or_fault(results: Iterator[Scored]) -> Any:
     """The next of `results`, None after the last; the UserError where there is one, so that the first can say it."""
-    from utils import UserError
+    from errors import UserError
 
     try:
         return next(results, None)
@@ -262,7 +263,7 @@ class Output:
         """Count one batch, a list of `sources.Part`, and write its rows."""
         import torch
 
-        from utils import plain
+        from errors import plain
 
         logits = torch.from_numpy(result.logits)
         named = [(f"{part.place}{item.name}", item.label) for part in batch for item in part.items]
@@ -292,7 +293,7 @@ class Output:
 
     def judge(self) -> None:
         """Raise UserError where nothing could be read, or where --strict forbids what was skipped."""
-        from utils import UserError
+        from errors import UserError
 
         if not self.counts["images"]:
             raise UserError(f"nothing could be read: {self.counts['skipped']} skipped")
@@ -311,7 +312,7 @@ def say(stream: TextIO, lines: Iterable[str]) -> None:
 
 def sentence(row: Row, top_k: int) -> str:
     """One line: file, likeliest classes with probabilities, the true class if known, the note."""
-    from utils import plain
+    from errors import plain
 
     parts = [plain(row.file), ", ".join(f"{name} {value:.4f}" for name, value in row.ranked()[:top_k])]
     if row.true >= 0:
@@ -323,7 +324,7 @@ def sentence(row: Row, top_k: int) -> str:
 
 def summarize(tally: Any, counts: Counter, seconds: float, machine: Any) -> list[str]:
     """The closing lines: the figures over images of known class, if there are any, and the counts."""
-    from utils import counted
+    from errors import counted
     from val import summary, table
 
     metrics, lines = tally.metrics(), []

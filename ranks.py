@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager, redirect_stdout
 from datetime import timedelta
 from typing import Any, NamedTuple
 
-from utils import UserError
+from errors import UserError
 
 # A process that works on while the others wait (decoding a large dataset) must not pass for a dead one. A dead one
 # is noticed at once, by its closed connection.

@@ -41,7 +41,7 @@ def refusing(what: str, stream: TextIO | None = None) -> Iterator[None]:
 
     `stream` is what was written to, if it is one of Python's own: what it still holds is given up.
     """
-    from utils import UserError, discard
+    from errors import UserError, discard
 
     try:
         yield
@@ -85,8 +85,8 @@ FORMS = {"csv": (csv_line, ",".join(COLUMNS) + "\n", "", ""), "json": (json_line
 
 def check_target(target: str, form: str) -> None:
     """Raise UserError where `target` is an image, a dataset, weights or code by its name: no typo overwrites these."""
-    from images import EXTENSIONS
-    from utils import UserError
+    from errors import UserError
+    from readers.decode import EXTENSIONS
 
     name = Path(target).name.lower()
     if Path(name).suffix in (*EXTENSIONS, *SOURCES, ".zip", ".pth") or any(fnmatch(name, each) for each in DATASETS):
@@ -101,7 +101,7 @@ def open_table(target: str, form: str) -> Iterator[Callable[[list[Row]], None]]:
     "-" is standard output; that, and what is no regular file (/dev/null, a pipe), is written directly.
     Raises UserError where the target cannot be written, or `check_target` refuses it.
     """
-    from utils import replace_file
+    from errors import replace_file
 
     check_target(target, form)
     path, stdout = Path(os.path.realpath(target)), target == "-"  # a link stays one: its file is replaced

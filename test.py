@@ -8,7 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from config import TTA, TTA_HELP, Config, Parser, add_flags, filled
+from cli import Parser, add_flags, filled
+from config import TTA, TTA_HELP, Config
 from tables import check_target
 
 
@@ -29,7 +30,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
-    from utils import exit_status  # late, as below: --help and a typo need not wait for torch
+    from errors import exit_status
 
     return exit_status(score, args)
 
@@ -69,7 +70,8 @@ def score(args: argparse.Namespace) -> int:
 def prepare(args: argparse.Namespace) -> Task:
     """Load weights and data, and say what they are. Raises UserError."""
     from dataset import GET_FER2013, find, is_demo, load
-    from utils import UserError, pick_machine
+    from errors import UserError
+    from utils import pick_machine
     from weights import SHIPPED, describe, find_weights, load_weights
 
     out = args.json
@@ -111,7 +113,7 @@ def show(task: Task, scores: Any, voted: Any, args: argparse.Namespace) -> None:
     Raises UserError.
     """
     from dataset import DEMO_NOTE
-    from utils import write_json
+    from errors import write_json
 
     data, split = task.data, task.split
     drawn = split.name == "val" and data.drawn_val

@@ -15,14 +15,15 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from augment import augment, blend, draw_blend, window_at
 from config import CLASSES, Config
 from dataset import FaceData, preprocess
-from distill import Teachers
-from feed import Batch
+from errors import UserError
 from ranks import Ranks
-from trainer import Trainer
-from utils import Machine, UserError, channels_last
+from training.augment import augment, blend, draw_blend, window_at
+from training.batches import Batch
+from training.distill import Teachers
+from training.state import Trainer
+from utils import Machine, channels_last
 from val import Scores, evaluate
 
 SAVE_SECONDS = 30.0  # on a GPU, where an epoch takes seconds, best.pth and last.pth are written at most this often

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from config import CLASSES
 from dataset import Split, preprocess
-from images import SIZE
+from errors import UserError
 from losses import CrossEntropy, Loss
 from ranks import Ranks
-from utils import Machine, UserError, channels_last
+from readers.decode import SIZE
+from utils import Machine, channels_last
 
 BATCH = 256  # of every scoring path
 SIZES = (16, 64, BATCH)  # a batch is padded to the next of these: neighbours then do not change an image's logits

@@ -10,8 +10,9 @@ import torch
 
 from config import CLASSES, MODELS, Config
 from dataset import PREPROCESSING, FaceData
+from errors import UserError, write_file
 from model import FaceNet, build_model
-from utils import Machine, UserError, read_checkpoint, write_checkpoint, write_file
+from utils import Machine, read_checkpoint, write_checkpoint
 from val import Scores, evaluate, views
 
 PATHS = ("data", "cache", "votes", "runs", "pretrained")  # the knobs that hold one

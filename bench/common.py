@@ -18,7 +18,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from config import MACHINE_FIELDS, SETTING, Config, Parser, add_flags, combine, from_dict, read_config
+from cli import Parser, add_flags, combine, from_dict, read_config
+from config import MACHINE_FIELDS, SETTING, Config
 
 ROOT = Path(__file__).resolve().parent.parent
 VAL_FACES = 256  # of RandomFaces: one batch of scoring
@@ -54,7 +55,7 @@ def take_turns(
     """
     from tqdm import tqdm  # late, as every import that --help need not wait for
 
-    from utils import UserError
+    from errors import UserError
 
     results: dict[Any, list[dict[str, Any]]] = {key: [] for key in cells}
     for key in tqdm(list(cells) * rounds, label, disable=None, leave=False):
@@ -113,7 +114,7 @@ def history(run: Path) -> list[dict[str, Any]]:
 
 def config_of(run: Path) -> Config:
     """The knobs of `run`. Raises UserError where it is no run of this version of the code."""
-    from utils import UserError
+    from errors import UserError
 
     path = str(run / "config.json")
     try:
@@ -128,7 +129,7 @@ def train_once(run: Path, knobs: dict[str, Any], *, recipe: str = "") -> list[di
     interface.py works in a folder of its own that is removed: weights that it promotes there replace no others.
     Raises UserError where `run` has other knobs, or training fails.
     """
-    from utils import UserError
+    from errors import UserError
 
     config, _ = combine(knobs, recipe=recipe)
     knobs = {**knobs, **in_any_folder(config)}
@@ -192,8 +193,9 @@ def check_same(run: Path, config: Config) -> None:
 
     Teachers are known by what is in their files, as long as `run` has its last.pth, else by their names.
     """
-    from distill import teacher_digests
-    from utils import UserError, read_checkpoint
+    from errors import UserError
+    from training.distill import teacher_digests
+    from utils import read_checkpoint
 
     before, now = identity(config_of(run)), identity(config)
     if config.teachers and (run / "last.pth").exists():
@@ -205,7 +207,8 @@ def check_same(run: Path, config: Config) -> None:
 
 def check_data(run: Path, data: Any) -> None:
     """Raise UserError unless the finished `run` was trained on `data`."""
-    from utils import UserError, read_checkpoint
+    from errors import UserError
+    from utils import read_checkpoint
 
     if read_checkpoint(run / "best.pth", ("dataset",))["dataset"]["fingerprint"] != data.fingerprint:
         raise UserError(f"{run} was trained on other data than {data.source}: name another folder with --runs")
@@ -213,7 +216,7 @@ def check_data(run: Path, data: Any) -> None:
 
 def notes_on(config: Config, data: Any) -> list[str]:
     """The notes on weights that runs of `config` begin with or learn from, which those print where nobody reads."""
-    from distill import teacher_files
+    from training.distill import teacher_files
     from utils import read_checkpoint
     from weights import find_weights, may_know
 
@@ -224,8 +227,9 @@ def notes_on(config: Config, data: Any) -> list[str]:
 
 def machines(folders: Sequence[Path]) -> list[str]:
     """Lines that say where the runs were made, as far as their last.pth is there."""
-    from trainer import made_on
-    from utils import counted, read_checkpoint
+    from errors import counted
+    from training.state import made_on
+    from utils import read_checkpoint
 
     lines: dict[str, int] = {}
     for folder in folders:
@@ -261,7 +265,7 @@ def header() -> list[str]:
     """Lines that name the machine, its load, the versions and the commit."""
     import torch
 
-    from utils import counted
+    from errors import counted
 
     name, flags = platform.processor() or platform.machine(), ""
     try:
@@ -330,7 +334,7 @@ class RandomFaces:
     def items(self, workers: int = 0) -> Iterator[Any]:
         import numpy as np
 
-        from sources import Item
+        from readers.sources import Item
 
         rng = np.random.default_rng(0)
         coarse = rng.integers(20, 180, (7, 6, 6)).repeat(8, 1).repeat(8, 2).astype(np.uint8)

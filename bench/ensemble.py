@@ -18,15 +18,17 @@ import numpy as np
 
 from bench.common import header
 from bench.recalibrate import in_percent
-from config import TTA, Parser
+from cli import Parser
+from config import TTA
 
 
 def run(args: argparse.Namespace) -> int:
     from dataset import DEMO_NOTE, load
+    from errors import UserError
     from ranks import Ranks
-    from stages import macs
-    from stats import bootstrap, sign_flip
-    from utils import UserError, pick_machine
+    from study.stages import macs
+    from study.stats import bootstrap, sign_flip
+    from utils import pick_machine
     from val import in_the_mean, predict_logits, score, views
     from weights import find_weights, load_weights
 
@@ -79,7 +81,7 @@ def main() -> int:
     parser.add_argument("--tta", default="none", choices=TTA, help="test-time augmentation of each, as for test.py")
     args = parser.parse_args()
     args.resolved = parser.resolve(argparse.Namespace(data=args.data, cache=args.cache)).config
-    from utils import exit_status  # late: --help need not wait for torch
+    from errors import exit_status
 
     return exit_status(run, args)
 

@@ -20,7 +20,8 @@ from typing import Any, NamedTuple
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # before bench/, which has a train.py too
 
 from bench.common import header, load_random, median_seconds, new_trainer, train_steps
-from config import MODELS, PRECISIONS, Config, Parser
+from cli import Parser
+from config import MODELS, PRECISIONS, Config
 
 WARM_UP, STEPS = 5, 15  # of training
 REPEATS = 7  # of a measured peak
@@ -157,7 +158,7 @@ def main() -> int:
     args = parser.parse_args()
     if min(args.batch - 1, args.steps, args.warm_up + 1, *(args.sizes or [1])) < 1:
         parser.error("--batch: 2 or more; --steps and --sizes: 1 or more; --warm-up: 0 or more")
-    from utils import exit_status  # late: --help need not wait for torch
+    from errors import exit_status
 
     return exit_status(run, args)
 

@@ -14,8 +14,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # before bench/, which has a train.py too
 
 from bench.common import MAX_SEEDS, check_data, header, machines, notes_on, train_once, typed_knobs
-from config import MODELS, RECIPES, Config, Parser, filled
-from stats import interval
+from cli import Parser, filled
+from config import MODELS, RECIPES, Config
+from study.stats import interval
 
 
 def run(args: argparse.Namespace) -> int:
@@ -64,7 +65,7 @@ def main() -> int:
     # A value that is not allowed ends the script here
     knobs = {"data": args.data, **model, **args.knobs}
     args.config = parser.resolve(argparse.Namespace(recipe=args.recipe, **knobs)).config
-    from utils import exit_status  # late: --help need not wait for torch
+    from errors import exit_status
 
     return exit_status(run, args)
 

@@ -29,7 +29,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # before bench/, where `predict` is this file
 
 from bench.common import ROOT, header, ratios, take_turns
-from config import CLASSES, MODELS, Parser
+from cli import Parser
+from config import CLASSES, MODELS
 
 SHIPPED = ROOT / "final_weights_new.pth"
 BATCHES = (1, 64, 0)  # of the usual way; 0: all at once
@@ -79,7 +80,6 @@ def usual_way(cell: dict[str, Any]) -> float:
 
 def our_way(cell: dict[str, Any]) -> float:
     """Seconds of predict.py, from the weights to the finished table."""
-    import cache  # noqa: F401 (with the next line: what predict.py imports late)
     import predict
     import ranks  # noqa: F401
     import weights  # noqa: F401
@@ -94,7 +94,7 @@ def our_way(cell: dict[str, Any]) -> float:
 
 def decoding(cell: dict[str, Any]) -> float:
     """Seconds from before the zip is opened until all its images stand in batches: the median of some passes."""
-    from sources import cut, decode_batches, open_inputs
+    from readers.sources import cut, decode_batches, open_inputs
     from val import BATCH
 
     seconds = []
@@ -151,8 +151,8 @@ def peak_memory() -> int:
 
 def files_of(data: str, faces: int) -> Iterator[tuple[str, bytes]]:
     """Name and bytes of the images to predict: PublicTest of the zip `data`, or drawn faces. Raises UserError."""
-    from source_zip import open_zip
-    from utils import UserError
+    from errors import UserError
+    from readers.zips import open_zip
 
     if data:
         with open_zip(Path(data)) as archive:
@@ -165,7 +165,7 @@ def files_of(data: str, faces: int) -> Iterator[tuple[str, bytes]]:
 
     from PIL import Image
 
-    from demo_faces import demo_faces
+    from demo.faces import demo_faces
 
     images, labels, _ = demo_faces(-(-faces // 7), seed=0)
     for number, (image, label) in enumerate(zip(images[:faces], labels, strict=False)):
@@ -307,7 +307,7 @@ def main() -> int:
             sys.stdout = stdout
         print(json.dumps(result))
         return 0
-    from utils import exit_status  # late: --help need not wait for torch
+    from errors import exit_status
 
     return exit_status(run, args)
 

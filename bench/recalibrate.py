@@ -16,12 +16,13 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # before bench/, which has a train.py too
 
 from bench.common import config_of, header
-from config import Parser, filled
+from cli import Parser, filled
 
 
 def run(args: argparse.Namespace) -> int:
     from dataset import DEMO_NOTE, load
-    from utils import UserError, pick_machine
+    from errors import UserError
+    from utils import pick_machine
     from weights import load_weights
 
     print("\n".join(header()))
@@ -48,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
 
 def recalibrated(model: Any, data: Any, machine: Any) -> tuple[Any, Any]:
     """The scores of `model` before and after its statistics are set by the training images of `data`."""
-    from optim import recalibrate
+    from training.optim import recalibrate
     from val import evaluate
 
     before = evaluate(model, data.split("val"), machine=machine)
@@ -65,7 +66,7 @@ def keep(out: Path, model: Any, scores: Any, config: Any, data: Any, machine: An
 
     `dataset` is what the run's weights say they were trained on.
     """
-    from utils import new_run_folder
+    from errors import new_run_folder
     from weights import promote, save_weights
 
     run = new_run_folder(str(out.parent), out.name)
@@ -83,7 +84,7 @@ def main() -> int:
     args = parser.parse_args()
     knobs = {name: getattr(args, name) for name in ("data", "cache", "precision")}
     args.resolved = parser.resolve(argparse.Namespace(**knobs)).config
-    from utils import exit_status  # late: --help need not wait for torch
+    from errors import exit_status
 
     return exit_status(run, args)
 

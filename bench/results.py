@@ -23,7 +23,8 @@ from typing import NamedTuple
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # before bench/, which has a train.py too
 
 from bench.common import ROOT, config_of, finished, flags_of, history, identity, machines
-from config import RECIPES, TTA, Config, Parser, combine
+from cli import Parser, combine
+from config import RECIPES, TTA, Config
 
 Pair = tuple[float, float]  # accuracy in %, official and without copies
 
@@ -59,7 +60,7 @@ def seen(folder: Path) -> str:
 
 def scored(folder: Path, data: str, cache: str, *, tta: str) -> Pair:
     """The accuracies of best.pth on the validation images, with that augmentation. Raises UserError."""
-    from utils import UserError
+    from errors import UserError
 
     with tempfile.TemporaryDirectory() as top:
         out = Path(top, "scores.json")
@@ -117,7 +118,7 @@ def row(runs: list[Run]) -> str:
 
 
 def run(args: argparse.Namespace) -> int:
-    from utils import UserError
+    from errors import UserError
 
     folders = [folder for folder in map(Path, args.runs) if finished(folder)]
     for name in args.runs:
@@ -143,7 +144,7 @@ def main() -> int:
     augmented = [name for name in TTA if name != "none"]
     parser.add_argument("--tta", nargs="+", choices=augmented, default=[], help="score best.pth with these too")
     args = parser.parse_args()
-    from utils import exit_status  # late: --help need not wait for torch
+    from errors import exit_status
 
     return exit_status(run, args)
 

@@ -27,7 +27,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # before bench/, which has a train.py too
 
 from bench.common import VAL_FACES, CellError, RandomFaces, header, load_random, new_trainer, run_cell, train_steps
-from config import Config, Parser
+from cli import Parser
+from config import Config
 
 POLL_SECONDS = 0.05
 DRAWN_ALONE = 20_000  # random faces that are drawn and thrown away, to know what drawing costs
@@ -70,7 +71,7 @@ def anonymous() -> int:
 
 def build(cell: dict[str, Any]) -> dict[str, float]:
     """Build the cache: seconds in all, seconds that drawing the faces takes of it, peak bytes above the start."""
-    from cache import cached
+    from readers.cache import cached
 
     count = cell["size"]
     drawn = min(count, DRAWN_ALONE)
@@ -94,7 +95,6 @@ def train(cell: dict[str, Any]) -> dict[str, float]:
         resource.setrlimit(resource.RLIMIT_DATA, (cell["rlimit"] * MIB,) * 2)
     import torch._dynamo  # noqa: F401 (the first optimizer imports it: no part of the measured growth)
 
-    import demo_faces  # noqa: F401 (load imports it late)
     from utils import pick_machine
     from val import evaluate
 
@@ -195,7 +195,7 @@ def growth(sizes: list[int], rows: list[dict[str, Any]]) -> list[str]:
 
 
 def run(args: argparse.Namespace) -> int:
-    from utils import UserError
+    from errors import UserError
 
     if not os.path.exists("/proc/self/status"):
         raise UserError("there is no /proc/self/status, which tells the memory that is held: this needs Linux")
@@ -230,7 +230,7 @@ def main() -> int:
         return 0
     if min(args.sizes) < 2 * VAL_FACES or args.steps < 2:
         parser.error(f"--sizes: {2 * VAL_FACES} or more; --steps: 2 or more")
-    from utils import exit_status  # late: --help need not wait for torch
+    from errors import exit_status
 
     return exit_status(run, args)
 

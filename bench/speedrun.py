@@ -32,7 +32,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # before bench/
 
 from bench.common import CellError, header, load_random, notes_on, run_cell, typed_knobs, wait
 from bench.train import write_images
-from config import RECIPES, SETTING, Config, Parser, filled
+from cli import Parser, filled
+from config import RECIPES, SETTING, Config
 
 PLAIN = Path(__file__).with_name("train.py")
 CPU: dict[str, Any] = RECIPES["nano"]  # two cores: 65 %
@@ -54,9 +55,9 @@ def timed_run(config: Config, data: Any, machine: Any, run: Path, *, kept: bool 
 
     What interface.py leaves there, a run that is `kept` has too; its figures are drawn after the clock has stopped.
     """
+    from errors import write_json
     from interface import draw, new_model
     from train import fit
-    from utils import write_json
 
     run.mkdir()
     with contextlib.redirect_stdout(io.StringIO()):
@@ -93,7 +94,7 @@ def plain_rate(args: argparse.Namespace, config: Config, device: str) -> tuple[f
 
     Raises UserError where the data are no folder or zip of images, and where the loop fails.
     """
-    from utils import UserError
+    from errors import UserError
 
     cores = os.cpu_count() or 1
     tried = args.workers or sorted({0, 1, 2, cores // 2, cores})
@@ -140,7 +141,8 @@ def run(args: argparse.Namespace) -> int:
     import torch
 
     from dataset import DEMO_NOTE, load
-    from utils import UserError, pick_machine
+    from errors import UserError
+    from utils import pick_machine
 
     asked = args.knobs.get("device", "auto")
     kind = "cuda" if asked == "cuda" or (asked == "auto" and torch.cuda.is_available()) else "cpu"
@@ -202,7 +204,7 @@ def main() -> int:
         parser.error("--workers: 0 or more")
     args.knobs = typed_knobs(args.rest, taken=("seed", "data", "runs", "run"))
     parser.resolve(argparse.Namespace(**{**CPU, **args.knobs}))  # a value that is not allowed ends the script here
-    from utils import exit_status  # late: --help need not wait for torch
+    from errors import exit_status
 
     return exit_status(run, args)
 

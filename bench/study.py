@@ -25,8 +25,9 @@ from typing import Any, NamedTuple
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # before bench/, which has a train.py too
 
 from bench.common import MAX_SEEDS, check_data, finished, header, machines, notes_on, train_once, typed_knobs
-from config import RECIPES, Config, Parser, filled, from_dict
-from stats import bootstrap, interval
+from cli import Parser, filled, from_dict
+from config import RECIPES, Config
+from study.stats import bootstrap, interval
 
 # The knobs that switch a part off: a recipe that has all these values already lacks it. Plateau looks at the validation
 # loss, so "schedule" alone is not free of selection.
@@ -123,8 +124,8 @@ def hits_of(run: Path, data: Any) -> Any:
     """
     import numpy as np
 
+    from errors import UserError, write_file
     from ranks import Ranks
-    from utils import UserError, write_file
     from val import predict_logits
 
     path, val = run / "hits.npy", data.split("val")
@@ -147,7 +148,7 @@ def last_network(run: Path) -> tuple[Any, Any]:
     It is the averaged one where there is one. Raises UserError where last.pth is gone or of another version.
     """
     from model import build_model
-    from optim import WeightAverage
+    from training.optim import WeightAverage
     from utils import pick_machine, read_checkpoint
 
     content = read_checkpoint(run / "last.pth", ("config", "state_dict"))
@@ -214,7 +215,7 @@ def places(runs: list[Path]) -> list[str]:
 
 def run(args: argparse.Namespace) -> int:
     from dataset import DEMO_NOTE, load
-    from utils import UserError
+    from errors import UserError
 
     print("\n".join(header()))
     parts, idle = parts_of(args.config, args.only)
@@ -259,7 +260,7 @@ def main() -> int:
     args = parser.parse_args()
     args.knobs = typed_knobs(args.rest, taken=("seed", "data", "runs", "run"))
     args.config = parser.resolve(argparse.Namespace(recipe=args.recipe, **{"data": args.data, **args.knobs})).config
-    from utils import exit_status  # late: --help need not wait for torch
+    from errors import exit_status
 
     return exit_status(run, args)
 

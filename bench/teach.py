@@ -25,12 +25,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # before bench/
 
 from bench.common import MAX_SEEDS, check_data, header, machines, notes_on, train_once, typed_knobs
 from bench.recalibrate import in_percent
-from config import RECIPES, Config, Parser, filled
+from cli import Parser, filled
+from config import RECIPES, Config
 
 
 def trained(run: Path, knobs: dict[str, Any], recipe: str, data: Any) -> tuple[float, float]:
     """The accuracies of `run`'s best epoch in %, official and without copies, with a line on it; trained if need be."""
-    from utils import counted
+    from errors import counted
 
     rows = train_once(run, knobs, recipe=recipe)
     check_data(run, data)
@@ -48,7 +49,7 @@ def copies(files: Sequence[Path], top: Path) -> list[Path]:
     A copy is known by where its file lies. One of `files` may be the shipped weights, which a run replaces at its end.
     Raises UserError for an unreadable one.
     """
-    from utils import UserError, write_file
+    from errors import UserError, write_file
 
     kept = [top / f"also-{hashlib.sha256(os.path.abspath(file).encode()).hexdigest()[:8]}.pth" for file in files]
     for file, copy in zip(files, kept, strict=True):
@@ -82,8 +83,9 @@ def mean_of(files: Sequence[Path], data: Any, machine: Any) -> str:
 
 def run(args: argparse.Namespace) -> int:
     from dataset import DEMO_NOTE, load
-    from distill import Teachers
-    from utils import counted, pick_machine
+    from errors import counted
+    from training.distill import Teachers
+    from utils import pick_machine
     from weights import find_weights, promote
 
     print("\n".join(header()))
@@ -139,7 +141,7 @@ def main() -> int:
     knobs = {"recipe": args.recipe, "data": args.data, **args.knobs}
     # A value that is not allowed ends the script here
     args.config, _ = (parser.resolve(argparse.Namespace(**knobs | more)).config for more in ({}, args.longer))
-    from utils import exit_status  # late: --help need not wait for torch
+    from errors import exit_status
 
     return exit_status(run, args)
 

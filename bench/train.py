@@ -27,7 +27,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # before bench/, where `train` is this file
 
 from bench.common import header, load_random, new_trainer, ratios, relu_first, take_turns, train_steps
-from config import CLASSES, MODELS, Config, Parser
+from cli import Parser
+from config import CLASSES, MODELS, Config
 
 PLAIN = {  # channels_last, bfloat16
     "float32": (False, False),
@@ -54,7 +55,7 @@ def plain_loop(cell: dict[str, Any]) -> list[float]:
     from torch.utils.data import DataLoader
     from torchvision import datasets, transforms
 
-    from config import make_loss
+    from losses import make_loss
     from model import build_model
 
     knobs = {name: cell[name] for name in ("width", "batch_size") if name in cell}
@@ -100,7 +101,6 @@ def our_loop(cell: dict[str, Any]) -> list[float]:
     """Seconds of two epochs of what interface.py does; the first from before the zip is opened, into a new cache."""
     import torch._dynamo  # noqa: F401 (the first optimizer imports it; in the plain loop, torchvision has)
 
-    import demo_faces  # noqa: F401 (load imports it late)
     from dataset import load
     from train import StopRequest, train_epoch
     from utils import pick_machine
@@ -140,8 +140,8 @@ def write_images(path: str, images: int, folder: Path) -> int:
     import numpy as np
 
     from dataset import stratified_rows
-    from sources import open_dataset
-    from utils import UserError
+    from errors import UserError
+    from readers.sources import open_dataset
 
     source = open_dataset(Path(path))
     if source.kind not in ("folder", "zip") or source.part is None:  # a table, or a zip of one
@@ -167,7 +167,7 @@ def write_images(path: str, images: int, folder: Path) -> int:
 
 def draw_faces(images: int, folder: Path) -> str:
     """A new folder with at least `images` drawn training faces."""
-    from demo_faces import write_folder
+    from demo.faces import write_folder
 
     write_folder(folder, identities=math.ceil(images / 7 / 0.8) + 2, seed=0)  # a fifth is for validation
     return str(folder)
@@ -212,9 +212,9 @@ def augment_share(models: list[str], images: int, device: str) -> None:
     """Print what share of our step preprocessing and augmentation take: both timed inside the real loop."""
     import inspect
 
-    import feed
     import train
     from bench.common import wait
+    from training import batches as feed
     from utils import pick_machine
 
     spent = [0.0]
@@ -285,7 +285,7 @@ def main() -> int:
     if args.one:
         print(json.dumps(measure(args.one)))
         return 0
-    from utils import exit_status  # late: --help need not wait for torch
+    from errors import exit_status
 
     return exit_status(run, args)
 

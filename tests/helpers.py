@@ -86,10 +86,10 @@ def brightness_weights(path: Path, *, data: object = None, noise: float = 55.5) 
     """
     import torch
 
-    from cache import DIGEST
     from config import Config
     from dataset import FaceData, Split
     from model import TheModel
+    from readers.cache import DIGEST
     from val import Scores, measure
     from weights import save_weights
 

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from augment import affine_grid, augment, blend, draw, draw_blend, erase, uniform, window_at, within
 from config import Config
+from training.augment import affine_grid, augment, blend, draw, draw_blend, erase, uniform, window_at, within
 
 STILL = {"flip": False, "shift": 0.0, "rotation": 0.0, "zoom": 0.0}
 

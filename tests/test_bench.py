@@ -16,10 +16,11 @@ import torch
 
 from config import RECIPES, Config
 from dataset import load
+from errors import UserError
 from helpers import REPO, brightness_weights, run_script, write_folders, zip_folder
 from ranks import Ranks
-from stages import macs
-from utils import UserError, pick_machine, write_checkpoint
+from study.stages import macs
+from utils import pick_machine, write_checkpoint
 from val import predict_logits
 from weights import load_weights
 
@@ -329,7 +330,7 @@ def test_a_run_that_was_stopped_goes_on(calls, tmp_path):
 
 def test_a_run_with_other_knobs_is_not_taken_for_this_one(calls):
     from bench.common import train_once
-    from utils import UserError
+    from errors import UserError
 
     train_once(Path("runs/one"), {"data": "demo", "epochs": 2})
     train_once(Path("runs/one"), {"data": "elsewhere.zip", "epochs": 2, "device": "cpu"})  # the same run elsewhere
@@ -340,7 +341,7 @@ def test_a_run_with_other_knobs_is_not_taken_for_this_one(calls):
 
 def test_a_taught_run_is_known_by_what_is_in_its_teachers(calls, tmp_path):
     from bench.common import train_once
-    from distill import teacher_digests
+    from training.distill import teacher_digests
 
     for name in ("one", "other"):
         Path(f"{name}.pth").write_text(name)

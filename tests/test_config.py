@@ -10,8 +10,10 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import config
-from config import CLASSES, Config, CrossEntropy, FocalLoss, class_weights, combine, make_loss
+from cli import combine
+from config import CLASSES, Config
 from helpers import run_script
+from losses import CrossEntropy, FocalLoss, class_weights, make_loss
 
 LOGITS = torch.randn(50, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 3
 LABELS = torch.arange(50) % 7

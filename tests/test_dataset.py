@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-import cache
 import dataset
 from config import CLASSES, Config
 from dataset import Picked, draw_validation, load, preprocess, stratified_rows
+from errors import UserError
 from helpers import REPO, csv_of_folders, run_script, write_folders, zip_folder
-from utils import UserError
+from readers import cache
 
 
 @pytest.fixture
@@ -374,7 +374,7 @@ def test_fer2013_is_counted_as_published(tmp_path):
 
 
 def test_a_folder_of_drawn_faces_is_known_as_such(tmp_path):
-    import demo_faces
+    from demo import faces as demo_faces
 
     demo_faces.write_folder(tmp_path / "drawn", identities=3, seed=0)
     shutil.make_archive(str(tmp_path / "zipped"), "zip", tmp_path, "drawn")

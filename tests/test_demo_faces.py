@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import demo_faces
-import demo_strokes
 from config import CLASSES
+from demo import faces as demo_faces
+from demo import strokes as demo_strokes
 
 SCRIPT = Path(demo_faces.__file__)
 

@@ -13,16 +13,17 @@ import pytest
 import torch
 
 import experiments
-import stages
 import train
 from config import CLASSES, GROUPINGS, RECIPES, Config
 from dataset import load
+from errors import UserError
 from helpers import REPO, run_script, write_folders
-from mixtures import take
 from model import Expert, MixtureOfExperts, build_model
-from plan import Size
-from stages import Stages, Stopped, in_words, macs
-from utils import UserError, pick_machine, read_checkpoint
+from study import stages
+from study.configurations import take
+from study.plan import Size
+from study.stages import Stages, Stopped, in_words, macs
+from utils import pick_machine, read_checkpoint
 
 EPOCHS = ("--epochs", "1", "1", "1", "1")
 TINY = ("--quick", "--limit", "0", "--precision", "fp32", "--threads", "1", "--experts", "2", "--groupings")

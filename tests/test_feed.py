@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-import feed
-from cache import DIGEST
 from config import Config
 from dataset import Split
-from feed import Feed, grouped, where_to_keep
 from helpers import faces
+from readers.cache import DIGEST
+from training import batches as feed
+from training.batches import Feed, grouped, where_to_keep
 from utils import Machine
 
 CPU = Machine(torch.device("cpu"), torch.float32)

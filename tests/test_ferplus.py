@@ -11,13 +11,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-import ferplus
-from cache import DIGEST, digest_of
 from config import CLASSES, Config
 from dataset import Split, load
-from ferplus import agreement, file_key, match, read_votes
+from errors import UserError
 from helpers import csv_of_folders, faces, write_folders, zip_folder
-from utils import UserError
+from readers import votes as ferplus
+from readers.cache import DIGEST, digest_of
+from readers.votes import agreement, file_key, match, read_votes
 
 EMOTIONS = "neutral,happiness,surprise,sadness,anger,disgust,fear,contempt,unknown,NF"  # in the order of both files
 HEAD = {"files": f"file,{EMOTIONS}", "rows": f"Usage,Image name,{EMOTIONS}"}
@@ -431,7 +431,7 @@ def test_votes_on_none_of_the_images_are_refused(tmp_path):
 
 
 def test_drawn_faces_have_no_votes(archive, tmp_path, monkeypatch):
-    import demo_faces
+    from demo import faces as demo_faces
 
     votes = write_files_form(archive, tmp_path / "votes.csv")
     demo_faces.write_folder(tmp_path / "drawn", identities=3, seed=0)

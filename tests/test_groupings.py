@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from config import CLASSES, GROUPINGS
-from groupings import MADE, TAKEN, by_confusion, by_names, drawn_like, given, names
-from utils import UserError
+from errors import UserError
+from study.groupings import MADE, TAKEN, by_confusion, by_names, drawn_like, given, names
 
 # Two blocks that are confused among themselves: 0, 2, 4 and 1, 3, 5; 6 with nobody
 BLOCKS = np.full((7, 7), 1) + 90 * np.eye(7, dtype=int)

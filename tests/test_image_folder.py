@@ -7,11 +7,11 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 
 from config import CLASSES
+from errors import UserError
 from helpers import write_folders
 from image_folder import EmotionFolder, load_image
-from images import BadImage
-from sources import open_dataset
-from utils import UserError
+from readers.decode import BadImage
+from readers.sources import open_dataset
 
 
 def write(path, value=0):

@@ -17,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-import images
-from images import BadImage, decode, read_file
+from readers import decode as images
+from readers.decode import BadImage, decode, read_file
 
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 256, (48, 48), dtype=np.uint8)

@@ -12,7 +12,7 @@ from config import Config
 from dataset import preprocess
 from helpers import faces
 from model import MixtureOfExperts, build_model
-from optim import WeightAverage, cosine, make_optimizer, make_scheduler, recalibrate
+from training.optim import WeightAverage, cosine, make_optimizer, make_scheduler, recalibrate
 from utils import Machine, pick_machine
 
 MACHINE = pick_machine("cpu", "fp32")

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 
 from config import CLASSES, GROUPINGS, RECIPES, Config
-from groupings import given
-from plan import AFTER, OVERHEAD, Size, Step, seconds, steps
+from study.groupings import given
+from study.plan import AFTER, OVERHEAD, Size, Step, seconds, steps
 
 NANO = Config(**{**RECIPES["nano"], "recalibrate": 0, "window": 40})
 MEANT = {"base": 10, "expert": 5, "gate": 3, "together": 2}

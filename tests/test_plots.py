@@ -11,10 +11,10 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 import plots
-import plots_inside
-import plots_study
 from config import CLASSES
-from utils import UserError
+from errors import UserError
+from study import figures as plots_study
+from study import figures_inside as plots_inside
 
 ROOT = Path(plots.__file__).parent
 

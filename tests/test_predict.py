@@ -26,12 +26,13 @@ from PIL import Image
 
 import predict
 import ranks
-import sources
 import test as test_script
 import val
 from config import CLASSES
+from errors import UserError, exit_status
 from helpers import REPO, faces, run_script, write_folders, zip_folder
-from utils import UserError, exit_status, pick_machine, read_checkpoint, write_checkpoint
+from readers import sources
+from utils import pick_machine, read_checkpoint, write_checkpoint
 
 COLUMNS = "file,prediction,probability,angry,disgust,fear,happy,sad,surprise,neutral,true,note,problem"
 RUN = [sys.executable, str(REPO / "predict.py")]

@@ -14,9 +14,9 @@ import time
 import pytest
 import torch
 
+from errors import UserError
 from helpers import REPO, write_folders
 from ranks import Ranks, joined, rank_of_environment, reporting_loss
-from utils import UserError
 
 # What one process and several must agree on: nothing that is drawn or averaged per process
 EXACT = ("--model", "TheModel", "--dropout", "0", "--precision", "fp32", "--batch-size", "16", "--threads", "1",

@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 
 from config import CLASSES
-from findings import Gap, agreement, find
-from pages import Heading, Table, html, markdown
-from plots_inside import gate_use
-from report import contents, curves_caption, feature_panels, perplexity, project, write_report
-from report_confusions import confusion_shares, pair_rate
-from report_data import read_study
-from report_text import discussion, summary
-from report_words import p_text
-from stats import PAIRS, Interval, bootstrap, confused, holm, mcnemar
-from utils import UserError
+from errors import UserError
+from study.confusions import confusion_shares, pair_rate
+from study.figures_inside import gate_use
+from study.findings import Gap, agreement, find
+from study.pages import Heading, Table, html, markdown
+from study.report import contents, curves_caption, feature_panels, perplexity, project, write_report
+from study.report_text import discussion, summary
+from study.report_words import p_text
+from study.results import read_study
+from study.stats import PAIRS, Interval, bootstrap, confused, holm, mcnemar
 
 GROUPS = [["angry", "fear", "disgust"], ["sad", "neutral"], ["happy", "surprise"]]
 LIKELY = {0: 2, 1: 0, 2: 0, 3: 6, 4: 6, 5: 2, 6: 4}  # what a class is most often taken for

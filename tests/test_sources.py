@@ -20,13 +20,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-import images
-import source_csv
-import source_zip
-import sources
 from config import CLASSES
-from sources import Item, Part, class_index, cut, decode_batches, open_dataset, open_inputs
-from utils import UserError
+from errors import UserError
+from readers import decode as images
+from readers import sources
+from readers import tables as source_csv
+from readers import zips as source_zip
+from readers.sources import Item, Part, class_index, cut, decode_batches, open_dataset, open_inputs
 
 
 def pixels_of(value: int) -> np.ndarray:

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest, t
 
-from stats import (
+from study.stats import (
     AT_ONCE,
     PAIRS,
     Interval,

@@ -11,17 +11,18 @@ import pytest
 import torch
 
 import train
-import trainer as trainer_module
 import utils
 from config import CLASSES, MACHINE_FIELDS, Config
 from dataset import load
+from errors import UserError
 from helpers import write_folders
 from model import build_model
 from ranks import Ranks
-from resume import check_resume, read_last
 from train import fit
-from trainer import made_on
-from utils import UserError, pick_machine, seed_everything
+from training import state as trainer_module
+from training.resume import check_resume, read_last
+from training.state import made_on
+from utils import pick_machine, seed_everything
 from val import Metrics, Scores
 from weights import load_weights
 
@@ -519,7 +520,7 @@ def test_weight_files_do_not_tell_the_folders_of_teachers(archive, tmp_path):
 
 @pytest.mark.parametrize("ema", [0.0, 0.9])
 def test_what_is_scored_and_kept_has_the_statistics_of_plain_images(archive, tmp_path, ema):
-    from optim import recalibrate
+    from training.optim import recalibrate
 
     knobs = {"model": "EmotionResNet-nano", "precision": "fp32", "ema": ema, "recalibrate": 1000}
     trainer = run_fit(tmp_path / "run", **knobs)

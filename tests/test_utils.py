@@ -11,19 +11,9 @@ import pytest
 import torch
 
 import utils
+from errors import UserError, locked, new_run_folder, write_file
 from helpers import REPO
-from utils import (
-    UserError,
-    channels_last,
-    compiled,
-    cpu_quota,
-    locked,
-    new_run_folder,
-    pick_machine,
-    read_checkpoint,
-    write_checkpoint,
-    write_file,
-)
+from utils import channels_last, compiled, cpu_quota, pick_machine, read_checkpoint, write_checkpoint
 
 GOOD = {"model": "TheModel", "state_dict": {"a": torch.arange(3.0)}}
 

@@ -2,13 +2,14 @@ import numpy as np
 import pytest
 import torch
 
-from cache import DIGEST
 from dataset import Split
+from errors import UserError
 from helpers import faces
 from losses import CrossEntropy, FocalLoss
 from model import build_model
 from ranks import Ranks
-from utils import UserError, pick_machine
+from readers.cache import DIGEST
+from utils import pick_machine
 from val import Tally, evaluate, forward, measure, predict_logits, seen_as, summary, table, views
 
 MACHINE = pick_machine("cpu", "fp32")

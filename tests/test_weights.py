@@ -6,9 +6,10 @@ import torch
 import weights
 from config import Config
 from dataset import load
+from errors import UserError
 from helpers import write_folders
 from model import TheModel, build_model
-from utils import UserError, pick_machine
+from utils import pick_machine
 from val import evaluate
 from weights import begin_with, describe, find_weights, load_weights, may_know, promote, save_weights
 

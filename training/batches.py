@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from augment import Draws, draw
 from config import Config
 from dataset import Split
+from training.augment import Draws, draw
 from utils import Machine
 
 CHUNK = 65_536  # images sent to a GPU at a time where the dataset does not fit: 151 MB

@@ -21,11 +21,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from images import EXTENSIONS, SIZE, BadImage, decode_into, read_file
-from source_csv import open_table, read_rows
-from source_layout import DRAWN_MARK, Item, Layout, class_index, input_layout, is_image_name, is_junk, training_layout
-from source_zip import digest_zip, list_zip, open_entry, open_zip, read_entries
-from utils import UserError, cpu_quota
+from errors import UserError
+from readers.decode import EXTENSIONS, SIZE, BadImage, decode_into, read_file
+from readers.layout import DRAWN_MARK, Item, Layout, class_index, input_layout, is_image_name, is_junk, training_layout
+from readers.tables import open_table, read_rows
+from readers.zips import digest_zip, list_zip, open_entry, open_zip, read_entries
+from utils import cpu_quota
 
 __all__ = ["Batch", "Item", "Part", "Source", "class_index", "cut", "decode_batches", "open_dataset", "open_inputs"]
 

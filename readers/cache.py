@@ -21,10 +21,10 @@ from typing import Any
 import numpy as np
 
 from config import CLASSES
-from ferplus import file_key
-from images import SIZE
-from sources import Source
-from utils import UserError
+from errors import UserError
+from readers.decode import SIZE
+from readers.sources import Source
+from readers.votes import file_key
 
 SPLITS = ("train", "val", "test")
 CACHE_VERSION = 5  # raised when decoding, the order or the arrays change

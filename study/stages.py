@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from blocks import FaceNet
 from config import SETTING, Config
 from dataset import FaceData, preprocess
+from errors import UserError, counted, write_json
 from model import build_model
-from resume import read_last
 from train import fit
-from utils import Machine, UserError, channels_last, counted, seed_everything, write_json
+from training.resume import read_last
+from utils import Machine, channels_last, seed_everything
 from val import BATCH, evaluate
 from weights import load_weights, save_weights
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from config import CLASSES
-from utils import UserError
+from errors import UserError
 
 KINDS = ("single", "mixture", "ensemble")
 LEAST_ROWS = 10  # images without copies whose features are shown

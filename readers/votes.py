@@ -16,8 +16,8 @@ from typing import Any, TextIO
 import numpy as np
 
 from config import CLASSES
-from source_layout import class_index, shown
-from utils import UserError, plain
+from errors import UserError, plain
+from readers.layout import class_index, shown
 
 EMOTIONS = ("anger", "disgust", "fear", "happiness", "sadness", "surprise", "neutral")  # in the order of CLASSES
 USAGES = ("training", "publictest", "privatetest")  # in the order of the numbers in a cache's `splits`

@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from images import MAX_BYTES, BadImage
-from utils import UserError
+from errors import UserError
+from readers.decode import MAX_BYTES, BadImage
 
 MAX_ENTRIES = 10_000_000
 MAX_TOTAL = 256 * 2**30

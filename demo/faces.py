@@ -5,7 +5,7 @@ made noisy. An expression is a set of facial action units (AU; Ekman and Friesen
 1978): an upper half (brows, lids, cheeks, nose root) and a mouth, each with an intensity of its own, so that
 both halves carry part of the emotion and neither gives it away on every image.
 
-    python demo_faces.py --out demo/      # demo/train/<class>/*.png and demo/val/<class>/*.png
+    python -m demo.faces --out demo/      # demo/train/<class>/*.png and demo/val/<class>/*.png
 """
 
 import sys
@@ -15,15 +15,16 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-import demo_strokes as strokes
-from config import CLASSES, Parser
-from demo_strokes import LINE, Identity, Mouth, Stroke, Upper
+from cli import Parser
+from config import CLASSES
+from demo import strokes
+from demo.strokes import LINE, Identity, Mouth, Stroke, Upper
 
 SIZE = 48
 
 # How hard the faces are: weaker expressions and more chance make the classes overlap. Both halves must matter, so
 # that a classifier loses at least 20 points without the mouth. Measure with and without --one-mouth:
-#     python demo_faces.py --out demo && python interface.py --data demo --epochs 20
+#     python -m demo.faces --out demo && python interface.py --data demo --epochs 20
 UPPER_INTENSITY = (0.35, 1.1)  # of brows, lids, cheeks and nose, drawn per image, as a multiple of UPPERS
 MOUTH_INTENSITY = (0.75, 1.15)  # of the mouth, as a multiple of MOUTHS
 JITTER = 0.09  # standard deviation of what chance adds to every action unit
@@ -180,8 +181,8 @@ def write_folder(folder: Path, *, identities: int, seed: int, one_mouth: bool = 
 
     Raises UserError where the folder is a file or not empty, or cannot be written.
     """
-    from source_layout import DRAWN_MARK  # late: drawing needs no torch
-    from utils import UserError
+    from errors import UserError
+    from readers.layout import DRAWN_MARK
 
     first_val = identities - max(identities // 5, 1)
     try:
@@ -203,7 +204,7 @@ def write_folder(folder: Path, *, identities: int, seed: int, one_mouth: bool = 
 
 def write(folder: Path, identities: int, seed: int, one_mouth: bool) -> int:
     """Write the faces and say how many; the exit status."""
-    from utils import UserError
+    from errors import UserError
 
     if identities < 2:
         raise UserError(f"--identities {identities}: at least 2, one to train on and one to validate on")
@@ -220,7 +221,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="start of every random draw (0)")
     parser.add_argument("--one-mouth", action="store_true", help="draw every mouth at rest")
     args = parser.parse_args(argv)
-    from utils import exit_status  # late: --help need not wait for torch
+    from errors import exit_status
 
     return exit_status(write, args.out, args.identities, args.seed, args.one_mouth)
 

@@ -12,9 +12,9 @@ from typing import NamedTuple
 import numpy as np
 
 from config import CLASSES
-from report_confusions import PairResult, SeedTest, Share, compare_groups, compare_pairs, each_seed
-from report_data import Configuration, Study
-from stats import LEVEL, Interval, bootstrap, holm, interval, macro_f1, macro_f1_interval, proportion, sign_flip
+from study.confusions import PairResult, SeedTest, Share, compare_groups, compare_pairs, each_seed
+from study.results import Configuration, Study
+from study.stats import LEVEL, Interval, bootstrap, holm, interval, macro_f1, macro_f1_interval, proportion, sign_flip
 
 WORST = 3  # pairs of classes that are looked at closely
 NEIGHBOURS = 10  # of an image, by its features

@@ -7,10 +7,10 @@ import math
 import statistics
 
 from config import CLASSES
-from findings import NEIGHBOURS, Findings, GateResult, Result
-from report_confusions import PairResult, Share
-from report_words import listed, named, p_text, span
-from stats import Interval
+from study.confusions import PairResult, Share
+from study.findings import NEIGHBOURS, Findings, GateResult, Result
+from study.report_words import listed, named, p_text, span
+from study.stats import Interval
 
 UNUSED = 0.1  # an expert whose mean weight is below this share of an even load is called hardly used
 

@@ -11,13 +11,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from config import Config, make_loss
+from config import Config
 from dataset import FaceData
-from distill import Teachers, target_sources
-from feed import Feed
-from optim import WeightAverage, lay_out_as_weights, make_optimizer, make_scheduler, recalibrate
+from errors import UserError, write_file
+from losses import make_loss
 from ranks import Ranks
-from utils import Machine, UserError, compiled, versions, write_checkpoint, write_file
+from training.batches import Feed
+from training.distill import Teachers, target_sources
+from training.optim import WeightAverage, lay_out_as_weights, make_optimizer, make_scheduler, recalibrate
+from utils import Machine, compiled, versions, write_checkpoint
 from val import Scores
 from weights import weight_file
 

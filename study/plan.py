@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
-from augment import window_at
 from config import Config
-from groupings import Grouping, names
+from study.groupings import Grouping, names
+from training.augment import window_at
 
 WIDE = 0.63  # of what its multiplications would take is the time of a wider network: measured, nano on two cores
 AFTER = 3  # scorings of the validation images once a stage is done: to keep it, and about two for the report

@@ -15,12 +15,13 @@ import torch
 from blocks import FaceNet
 from config import Config
 from dataset import stratified_rows
-from groupings import Grouping, by_confusion, drawn_like, names
+from errors import write_file, write_json
 from model import Expert, MixtureOfExperts, build_model
-from plan import Size, expert_stages, gate_work, together_work
 from ranks import Ranks
-from stages import Stages, looked_at, macs
-from utils import count_params, versions, write_file, write_json
+from study.groupings import Grouping, by_confusion, drawn_like, names
+from study.plan import Size, expert_stages, gate_work, together_work
+from study.stages import Stages, looked_at, macs
+from utils import count_params, versions
 from val import evaluate, in_the_mean, predict_logits
 
 FINE = 1 / 3  # of the recipe's learning rate, for what begins with trained weights

@@ -7,8 +7,8 @@ report_words.py says what is called shown.
 import statistics
 
 from config import CLASSES
-from findings import Findings, trained_on
-from report_gains import (
+from study.findings import Findings, trained_on
+from study.report_gains import (
     all_mixtures,
     best_against_base,
     controls,
@@ -19,8 +19,8 @@ from report_gains import (
     picked,
     picked_in_short,
 )
-from report_inside import features, gate, never_named, pairs, pairs_by_length, training, within_groups
-from report_words import listed, named
+from study.report_inside import features, gate, never_named, pairs, pairs_by_length, training, within_groups
+from study.report_words import listed, named
 
 
 def discussion(found: Findings) -> list[tuple[str, list[str]]]:

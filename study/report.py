@@ -4,17 +4,17 @@ from pathlib import Path
 
 import numpy as np
 
-import plots_inside
-import plots_study
 from config import CLASSES
-from findings import Findings, Result, find
-from pages import Block, Bullets, Heading, Note, Picture, html, markdown
-from report_confusions import confusion_shares
-from report_data import Configuration, read_study
-from report_tables import accuracy_blocks, configuration_table, confusion_blocks, setting
-from report_text import discussion, summary, warnings
-from report_words import named
-from utils import UserError, plain, write_file
+from errors import UserError, plain, write_file
+from study import figures as plots_study
+from study import figures_inside as plots_inside
+from study.confusions import confusion_shares
+from study.findings import Findings, Result, find
+from study.pages import Block, Bullets, Heading, Note, Picture, html, markdown
+from study.report_tables import accuracy_blocks, configuration_table, confusion_blocks, setting
+from study.report_text import discussion, summary, warnings
+from study.report_words import named
+from study.results import Configuration, read_study
 
 COMPONENTS = 50  # features are brought down to these before t-SNE, to take out noise (Van der Maaten and Hinton, 2008)
 PERPLEXITY = 30  # of t-SNE, its authors' default range is 5 to 50

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from config import CLASSES
-from utils import UserError
+from errors import UserError
 
 Grouping = list[list[int]]
 

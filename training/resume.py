@@ -4,12 +4,14 @@ import os
 from pathlib import Path
 from typing import Any
 
-from config import Config, from_dict, read_config
+from cli import from_dict, read_config
+from config import Config
 from dataset import FaceData
-from distill import target_sources
+from errors import UserError, quoted
 from ranks import Ranks
-from trainer import LAST, made_on, ranks_on
-from utils import Machine, UserError, quoted, read_checkpoint, versions
+from training.distill import target_sources
+from training.state import LAST, made_on, ranks_on
+from utils import Machine, read_checkpoint, versions
 
 REACHED = ("best.pth", "metrics.jsonl")  # written after the first last.pth
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from config import CLASSES
 from plots import BLUE, FAINT, GREY, INK, ORANGE, bare, ink_on, write_png
-from plots_study import DPI, handle
+from study.figures import DPI, handle
 
 # Okabe and Ito's colours without the yellow, which is hard to see on white: seven, as there are classes
 SEVEN = ("#000000", "#e69f00", "#56b4e9", "#009e73", "#0072b2", "#d55e00", "#cc79a7")

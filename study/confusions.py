@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 
 from config import CLASSES
-from report_data import Configuration, Study
-from stats import (
+from study.results import Configuration, Study
+from study.stats import (
     LEVEL,
     PAIRS,
     Discordant,

@@ -10,8 +10,8 @@ from os.path import splitext
 import numpy as np
 
 from config import CLASSES
-from images import EXTENSIONS
-from utils import UserError
+from errors import UserError
+from readers.decode import EXTENSIONS
 
 SYNONYMS = {
     "anger": "angry", "disgusted": "disgust", "fearful": "fear", "happiness": "happy", "sadness": "sad",

@@ -4,12 +4,12 @@ import statistics
 from collections.abc import Sequence
 
 from config import CLASSES
-from findings import Findings, Gap
-from pages import Block, Code, Heading, Picture, Table
-from report_confusions import PairResult, pair_rate
-from report_data import Configuration, Study
-from report_words import amount, named, p_text, span
-from stats import F1_DRAWS, Interval
+from study.confusions import PairResult, pair_rate
+from study.findings import Findings, Gap
+from study.pages import Block, Code, Heading, Picture, Table
+from study.report_words import amount, named, p_text, span
+from study.results import Configuration, Study
+from study.stats import F1_DRAWS, Interval
 
 
 def setting(study: Study) -> list[Block]:

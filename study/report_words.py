@@ -4,8 +4,8 @@ A difference is called shown where its 95 % interval over images leaves out zero
 the comparisons made together, is below 0.05; else the sentence says that none is shown.
 """
 
-from findings import Gap, Result
-from stats import LEVEL
+from study.findings import Gap, Result
+from study.stats import LEVEL
 
 
 def named(one: Result) -> str:

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from config import Config
 from dataset import FaceData
-from utils import Machine, UserError, channels_last
+from errors import UserError
+from utils import Machine, channels_last
 from weights import describe, find_weights, load_weights, may_know
 
 
@@ -32,8 +33,12 @@ class Teachers:
     def lines(self, data: FaceData) -> tuple[list[str], list[str]]:
         """A line on each teacher, and notes on those that may have learned from the validation images of `data`."""
         about = [f"teacher: {describe(path, content)}" for path, content in self.contents.items()]
-        known = [may_know(path, content, data, self.val_fraction) for path, content in self.contents.items()]
-        return about, sum(known, [])
+        known = [
+            note
+            for path, content in self.contents.items()
+            for note in may_know(path, content, data, self.val_fraction)
+        ]
+        return about, known
 
     def __call__(self, images: Tensor) -> Tensor:
         """The networks' mean probabilities (B, 7) float32 of network inputs (B, 1, H, H)."""

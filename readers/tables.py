@@ -14,9 +14,9 @@ from typing import BinaryIO
 import numpy as np
 
 from config import CLASSES
-from images import SIZE
-from source_layout import CSV_NAMES, Item, shown
-from utils import UserError
+from errors import UserError
+from readers.decode import SIZE
+from readers.layout import CSV_NAMES, Item, shown
 
 USAGES = {"training": "train", "publictest": "val", "privatetest": "test"}
 COLUMNS = {"emotion": "emotion", "pixels": "pixels", "usage": "Usage"}

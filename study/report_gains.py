@@ -3,9 +3,9 @@
 Each is chosen and filled by rules from the figures of that study; report_words.py says what is called shown.
 """
 
-from findings import Findings, Gap, Result
-from report_words import amount, in_figures, listed, named, verdict
-from utils import counted
+from errors import counted
+from study.findings import Findings, Gap, Result
+from study.report_words import amount, in_figures, listed, named, verdict
 
 MORE = 1.05  # times the size of another network is called larger
 

@@ -1,0 +1,1 @@
+"""Faces rendered by the project, for when no dataset is at hand."""

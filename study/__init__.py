@@ -1,0 +1,1 @@
+"""The study: one network against mixtures of experts."""
