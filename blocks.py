@@ -49,7 +49,7 @@ class FaceNet(nn.Module):
             )
 
 
-def with_gradient_alike(maps: Tensor) -> Tensor:
+def channels_last_grad(maps: Tensor) -> Tensor:
     """`maps` (B, C, H, W), whose gradient comes in the same memory layout.
 
     Flattening and averaging give it the other one, and each operation further back would read two layouts at once:

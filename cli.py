@@ -39,7 +39,7 @@ class Parser(argparse.ArgumentParser):
         return argparse.Namespace(config=config, flags=flags, said=said, **own)
 
 
-def filled(text: str) -> str:
+def nonempty(text: str) -> str:
     """A flag's value that names something; an empty one, of a shell's variable that is not set, is refused."""
     if not text:
         raise argparse.ArgumentTypeError("it is empty: name something, or leave the flag out")
@@ -69,8 +69,12 @@ def add_flags(
         parser.add_argument(f"--{spec.name.replace('_', '-')}", help=text, **options)
 
 
+RENAMED = {"teaching": "distill_weight", "erase": "cutout"}  # knobs by the names that older files have for them
+
+
 def from_dict(values: dict[str, Any], where: str) -> Config:
     """The Config with `values` over the defaults; ValueError names an unknown key and `where` it stands."""
+    values = {RENAMED.get(name, name): value for name, value in values.items()}
     unknown = sorted(set(values) - {spec.name for spec in fields(Config)})
     if unknown:
         raise ValueError(f"{where}: unknown {', '.join(unknown)}; known are {', '.join(asdict(Config()))}")
@@ -91,7 +95,7 @@ def read_config(path: str) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ValueError(f"config: {path} holds no JSON object")
     from_dict(values, f"config: {path}")
-    return values
+    return {RENAMED.get(name, name): value for name, value in values.items()}
 
 
 def combine(flags: dict[str, Any], *, recipe: str = "", config_path: str | None = None) -> tuple[Config, list[str]]:

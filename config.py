@@ -74,7 +74,7 @@ class Config:
     shift: float = knob(4.0, "augment: move by up to this many pixels of 48", 0.0, 24.0)
     rotation: float = knob(12.0, "augment: turn by up to this many degrees", 0.0, 180.0)
     zoom: float = knob(0.1, "augment: scale by up to this share, smaller or larger", 0.0, 0.5)
-    erase: float = knob(0.0, "augment: side of a grey square, at most this share of what is seen", 0.0, 1.0)
+    cutout: float = knob(0.0, "augment: side of a grey square, at most this share of what is seen", 0.0, 1.0)
     contrast: float = knob(0.0, "augment: strengthen or weaken by up to this share", 0.0, 1.0)
     brightness: float = knob(0.0, "augment: lighten or darken by up to this share of black to white", 0.0, 1.0)
     window: int = knob(48, "augment: train on a window of this many pixels a side of the 48, which is quicker", 32, 48)
@@ -83,7 +83,7 @@ class Config:
     cutmix: float = knob(0.0, "paste a box of one image into another, likewise; with mixup, half of each", 0.0, 10.0)
     # Distillation
     teachers: str = knob("", "weight files, a comma between them, whose mean probabilities are part of the targets")
-    teaching: float = knob(0.7, "teachers: their share of the targets", 0.0, 1.0)
+    distill_weight: float = knob(0.7, "teachers: their share of the targets", 0.0, 1.0)
     # Machine
     device: str = knob("auto", "where to compute", choices=("auto", "cuda", "mps", "cpu"))
     precision: str = knob("auto", "format of the heavy products; auto is bf16 where it is native", choices=PRECISIONS)
@@ -126,7 +126,7 @@ SGD_COSINE: dict[str, Any] = {
 MUCH_AUGMENTATION: dict[str, Any] = {
     "rotation": 15.0,
     "zoom": 0.15,
-    "erase": 0.3,
+    "cutout": 0.3,
     "contrast": 0.3,
     "brightness": 0.1,
     "mixup": 0.4,
@@ -193,7 +193,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "schedule": "onecycle",
         "stop_patience": 0,
         "ema": 0.998,
-        "erase": 0.25,
+        "cutout": 0.25,
     },
 }
 

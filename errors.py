@@ -38,14 +38,20 @@ def exit_status(run: Callable[..., int], *args: Any) -> int:
     except (MemoryError, RuntimeError) as error:
         if type(error).__module__.startswith(COMPILERS):
             said = plain(" ".join(str(error).split())[:200])
-            print(f"error: torch.compile failed ({said}): leave --compile out; a run that was begun goes on with "
-                  "--resume RUN --no-compile", file=sys.stderr)  # fmt: skip
+            print(
+                f"error: torch.compile failed ({said}): leave --compile out; a run that was begun goes on with "
+                "--resume RUN --no-compile",
+                file=sys.stderr,
+            )
             return 2
         if not is_out_of_memory(error):
             raise
         details = str(error).partition("\n")[0] or type(error).__name__
-        print(f"error: the memory is full ({details}): use a smaller --batch-size where it is a flag, end what else "
-              "uses the device, or use --device cpu", file=sys.stderr)  # fmt: skip
+        print(
+            f"error: the memory is full ({details}): use a smaller --batch-size where it is a flag, end what else "
+            "uses the device, or use --device cpu",
+            file=sys.stderr,
+        )
         return 2
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)

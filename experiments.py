@@ -41,18 +41,43 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     size = parser.add_mutually_exclusive_group(required=True)
     for name, preset in PRESETS.items():
         images = f"{preset['limit']:,} images" if preset["limit"] else "all images"
-        size.add_argument(f"--{name}", dest="preset", action="store_const", const=name,
-                          help=f"recipe {preset['recipe']}, {images}, seeds: {preset['seeds']}")  # fmt: skip
-    parser.add_argument("--groupings", nargs="+", choices=KNOWN, default=list(KNOWN), metavar="NAME",
-                        help=f"those to compare: {', '.join(KNOWN)} (default: all)")  # fmt: skip
-    parser.add_argument("--experts", type=int, default=3, metavar="N",
-                        help=f"{EXPERTS[0]} to {EXPERTS[-1]}, where groups are not by hand, and of that many the size "
-                        "of the ensemble and of the wide network (default: 3)")  # fmt: skip
+        size.add_argument(
+            f"--{name}",
+            dest="preset",
+            action="store_const",
+            const=name,
+            help=f"recipe {preset['recipe']}, {images}, seeds: {preset['seeds']}",
+        )
+    parser.add_argument(
+        "--groupings",
+        nargs="+",
+        choices=KNOWN,
+        default=list(KNOWN),
+        metavar="NAME",
+        help=f"those to compare: {', '.join(KNOWN)} (default: all)",
+    )
+    parser.add_argument(
+        "--experts",
+        type=int,
+        default=3,
+        metavar="N",
+        help=f"{EXPERTS[0]} to {EXPERTS[-1]}, where groups are not by hand, and of that many the size "
+        "of the ensemble and of the wide network (default: 3)",
+    )
     parser.add_argument("--seeds", type=int, metavar="N", help="seeds 0 to N - 1 (default: the size's)")
-    parser.add_argument("--epochs", dest="lengths", type=int, nargs=4, metavar=("BASE", "EXPERT", "GATE", "TOGETHER"),
-                        help="of each kind of stage (default: the size's)")  # fmt: skip
-    parser.add_argument("--scratch", action="store_true",
-                        help="experts and gates begin anew, and experts get the single network's epochs")  # fmt: skip
+    parser.add_argument(
+        "--epochs",
+        dest="lengths",
+        type=int,
+        nargs=4,
+        metavar=("BASE", "EXPERT", "GATE", "TOGETHER"),
+        help="of each kind of stage (default: the size's)",
+    )
+    parser.add_argument(
+        "--scratch",
+        action="store_true",
+        help="experts and gates begin anew, and experts get the single network's epochs",
+    )
     parser.add_argument("--name", help="of the study (default: quick, medium or full)")
     parser.add_argument("--out", default="reports", metavar="FOLDER", help="where the report's folder goes")
     names = ("data", "cache", "limit", "device", "precision", "threads", "runs")
@@ -66,8 +91,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     if args.experts not in EXPERTS:
         parser.error(f"--experts {args.experts}: {EXPERTS[0]} to {EXPERTS[-1]} are allowed, as there are emotions")
     if args.experts == len(CLASSES) and "random" in args.groupings:
-        parser.error(f"--experts {args.experts}: with one emotion each there is nothing to draw for `random`: "
-                     "leave it out of --groupings")  # fmt: skip
+        parser.error(
+            f"--experts {args.experts}: with one emotion each there is nothing to draw for `random`: "
+            "leave it out of --groupings"
+        )
     if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", args.name):
         parser.error(f"--name {args.name!r}: it names folders: letters, digits, . _ and - only, and no . at the start")
     return parser.resolve(args)
@@ -149,8 +176,10 @@ def check(data: Any) -> None:
         copies = ", copies of train images left out," if val.copies.any() else ""
         raise UserError(f"{data.source}: the validation part{copies} has no image of {', '.join(bare)}; add some")
     if shown < LEAST_ROWS:
-        raise UserError(f"{data.source}: the validation part has {shown} images to show that are no copies of train "
-                        f"images, a report needs {LEAST_ROWS}; add some")  # fmt: skip
+        raise UserError(
+            f"{data.source}: the validation part has {shown} images to show that are no copies of train "
+            f"images, a report needs {LEAST_ROWS}; add some"
+        )
 
 
 def why(size: Any, *, seen: int, whole: int, scored: int, drawn: bool) -> str:

@@ -9,7 +9,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from cli import Parser, add_flags, differences, filled
+from cli import Parser, add_flags, differences, nonempty
 from config import MACHINE_FIELDS, RECIPES, Config
 from losses import make_loss
 
@@ -18,10 +18,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The typed flags. A typo, a value that is not allowed, or an unreadable --config exits with status 2."""
     parser = Parser("interface.py", "Train a network on FER2013 or on your own faces.")
     parser.add_argument("--recipe", choices=tuple(RECIPES), default="", help="a named set of knobs, see README")
-    parser.add_argument("--config", type=filled, metavar="FILE", help="knobs from a run's config.json")
-    parser.add_argument("--resume", type=filled, metavar="RUN", help="go on with this run's folder")
-    parser.add_argument("--promote", action="store_true", help="at the end, put this run's weights in the place of "
-                        "final_weights_new.pth, whatever they score; the old file is kept in the run's folder")  # fmt: skip
+    parser.add_argument("--config", type=nonempty, metavar="FILE", help="knobs from a run's config.json")
+    parser.add_argument("--resume", type=nonempty, metavar="RUN", help="go on with this run's folder")
+    parser.add_argument(
+        "--promote",
+        action="store_true",
+        help="at the end, put this run's weights in the place of "
+        "final_weights_new.pth, whatever they score; the old file is kept in the run's folder",
+    )
     add_flags(parser)
     typed = parser.parse_args(argv)
     args = parser.resolve(typed)
@@ -91,12 +95,12 @@ def new_model(config: Config, machine: Any) -> Any:
     """Seed everything, then draw the network, or begin with the weights of `config.pretrained`. Raises UserError."""
     from model import build_model
     from utils import seed_everything
-    from weights import begin_with
+    from weights import load_pretrained
 
     seed_everything(config.seed, deterministic=config.deterministic)
     model = build_model(config.model, **config.arguments).to(machine.device, memory_format=machine.layout)
     if config.pretrained:
-        begin_with(model, config, machine=machine)
+        load_pretrained(model, config, machine=machine)
     return model
 
 
@@ -116,7 +120,7 @@ def train(
     from errors import quoted
     from train import fit
     from utils import count_params, read_checkpoint
-    from weights import describe, find_weights, may_know
+    from weights import describe, find_weights, leakage_notes
 
     changed = ", ".join(f"{key} {value}" for key, value in differences(config).items()) or "nothing"
     print(f"{config.model}, {count_params(model):,} parameters; run {run}; differs from config.py: {changed}")
@@ -126,15 +130,19 @@ def train(
     if config.pretrained and not last:
         path = find_weights(config.pretrained, flag="--pretrained")
         content = read_checkpoint(path)
-        notes = may_know(path, content, data, config.val_fraction)
+        notes = leakage_notes(path, content, data, config.val_fraction)
         print("\n".join([f"begins with {describe(path, content)}", *notes]))
-    print(f"loss is {make_loss(config, data.split('train').counts())[1]}, in nats per image; train is measured in "
-          f"passing, with augmentation, dropout and training's targets; val is official / without copies; "
-          f"* is a new best")  # fmt: skip
+    print(
+        f"loss is {make_loss(config, data.split('train').counts())[1]}, in nats per image; train is measured in "
+        f"passing, with augmentation, dropout and training's targets; val is official / deduplicated; "
+        f"* is a new best"
+    )
     trainer = fit(model, data, config, run=run, machine=machine, resume=last, ranks=ranks, leakage=notes)
     if not trainer.done:
-        print(f"stopped in epoch {trainer.epoch + 1}, nothing is lost; "
-              f"go on with: python interface.py --resume {quoted(run)}")  # fmt: skip
+        print(
+            f"stopped in epoch {trainer.epoch + 1}, nothing is lost; "
+            f"go on with: python interface.py --resume {quoted(run)}"
+        )
         return 130
     ranks.first_does(lambda: report(trainer, asked))
     return 0
@@ -151,8 +159,8 @@ def report(trainer: Any, asked: bool) -> None:
     scores = draw(trainer)
     print(f"\nbest weights on validation, loss is {trainer.loss_name}:")
     print(f"  official        {summary(scores.official)}")
-    print(f"  without copies  {summary(scores.unseen)}")
-    print("\n".join(["recall and confusion, without copies:", *table(scores.unseen)]))
+    print(f"  deduplicated    {summary(scores.deduplicated)}")
+    print("\n".join(["recall and confusion, deduplicated:", *table(scores.deduplicated)]))
     minutes = sum(row["seconds"] for row in trainer.history) / 60
     print(
         f"{counted(len(trainer.history), 'epoch')} in {minutes:.1f} minutes; {run} holds best.pth, last.pth, "
@@ -174,7 +182,7 @@ def draw(trainer: Any) -> Any:
     model, _ = load_weights(run / "best.pth", machine=machine)
     scores = evaluate(model, trainer.data.split("val"), machine=machine, loss=trainer.loss)
     plots.curves(trainer.history, run / "curves.png", title=f"{run.name}: {trainer.loss_name}")
-    plots.confusion(scores.unseen.confusion, run / "confusion.png", title=f"{run.name}: validation without copies")
+    plots.confusion(scores.deduplicated.confusion, run / "confusion.png", title=f"{run.name}: validation deduplicated")
     return scores
 
 

@@ -19,13 +19,13 @@ def reduce(values: Any, reduction: str) -> Any:
     return values if reduction == "none" else getattr(values, reduction)()
 
 
-def at_target(terms: Any, targets: Any) -> Any:
+def gather_targets(terms: Any, targets: Any) -> Any:
     """Of `terms` (B, C), an image's loss were each class its true one, the loss (B,) at its target."""
     return terms.gather(1, targets[:, None])[:, 0] if targets.ndim == 1 else (terms * targets).sum(1)
 
 
 def per_class(weights: Sequence[float], like: Any) -> Any:
-    """`weights` as a tensor (C,) beside `like`, filled in there: a copy from the host would wait for a GPU."""
+    """`weights` as a tensor (C,) beside `like`, nonempty in there: a copy from the host would wait for a GPU."""
     tensor = like.new_empty(len(weights))
     for at, weight in enumerate(weights):
         tensor[at].fill_(weight)
@@ -53,7 +53,7 @@ class FocalLoss:
         if self.alpha is not None:
             scalar = isinstance(self.alpha, int | float)
             terms = terms * (self.alpha if scalar else per_class(self.alpha, logits))
-        return reduce(at_target(terms, targets), self.reduction)
+        return reduce(gather_targets(terms, targets), self.reduction)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +72,7 @@ class CrossEntropy:
         terms = -logits.log_softmax(1)
         if self.weight is not None:
             terms = terms * per_class(self.weight, logits)
-        true = at_target(terms, targets)
+        true = gather_targets(terms, targets)
         return reduce((1 - self.smoothing) * true + self.smoothing * terms.mean(1), self.reduction)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from blocks import BasicBlock, FaceNet, ResidualBlock, with_gradient_alike
+from blocks import BasicBlock, FaceNet, ResidualBlock, channels_last_grad
 
 
 class TheModel(FaceNet):
@@ -29,7 +29,7 @@ class TheModel(FaceNet):
 
     def features(self, images: Tensor) -> Tensor:
         """The 512 hidden units (B, 512), after ReLU and dropout."""
-        maps = with_gradient_alike(self.body(images))
+        maps = channels_last_grad(self.body(images))
         return self.dropout(torch.relu(self.hidden(maps.flatten(1))))
 
 
@@ -58,7 +58,7 @@ class ImprovedFER2013Model(FaceNet):
 
     def features(self, images: Tensor) -> Tensor:
         """The 256 units of the head (B, 256), after batch norm, ReLU and dropout."""
-        pooled = with_gradient_alike(self.stages(self.stem(images))).mean((2, 3))
+        pooled = channels_last_grad(self.stages(self.stem(images))).mean((2, 3))
         return self.dropout(torch.relu(self.norm(self.hidden(self.dropout(pooled)))))
 
 
@@ -101,7 +101,7 @@ class EmotionResNet(FaceNet):
 
     def features(self, images: Tensor) -> Tensor:
         """The last stage's channels averaged over the places (B, D), after dropout."""
-        return self.dropout(with_gradient_alike(self.blocks(self.stem(images))).mean((2, 3)))
+        return self.dropout(channels_last_grad(self.blocks(self.stem(images))).mean((2, 3)))
 
 
 class TorchvisionResNet(FaceNet):
@@ -124,7 +124,7 @@ class TorchvisionResNet(FaceNet):
 
     def features(self, images: Tensor) -> Tensor:
         """The 512 averaged channels of the last stage (B, 512), after dropout."""
-        return self.dropout(with_gradient_alike(self.body(images)).mean((2, 3)))
+        return self.dropout(channels_last_grad(self.body(images)).mean((2, 3)))
 
 
 class Expert(FaceNet):
@@ -227,9 +227,16 @@ class MixtureOfExperts(FaceNet):
                 f"top_k {top_k}, temperature {temperature}, balance {balance}: "
                 f"0 to {len(groups)}, above 0 and 0 or more are allowed"
             )
-        self.arguments |= {"network": network, "gate": gate, "groups": [list(group) for group in groups],
-                           "counts": list(counts), "top_k": top_k, "temperature": temperature, "balance": balance,
-                           "shared_stem": shared_stem}  # fmt: skip
+        self.arguments |= {
+            "network": network,
+            "gate": gate,
+            "groups": [list(group) for group in groups],
+            "counts": list(counts),
+            "top_k": top_k,
+            "temperature": temperature,
+            "balance": balance,
+            "shared_stem": shared_stem,
+        }
         self.top_k, self.temperature, self.balance = top_k, temperature, balance
         shared = {"image_size": image_size, "channels": channels, "dropout": dropout}
         self.experts = nn.ModuleList(Expert(network=network, group=group, counts=counts, **shared) for group in groups)

@@ -29,7 +29,7 @@ def curves(history: list[dict], path: Path, *, title: str) -> None:
     """Write a PNG with two panels, loss and accuracy against epochs, to `path`.
 
     A row of `history` holds epoch (counted from 1), lr, train_loss and val_loss (mean nats per image),
-    train_accuracy, val_accuracy and val_accuracy_unseen (fractions in [0, 1]; the last leaves out the validation
+    train_accuracy, val_accuracy and val_accuracy_deduplicated (fractions in [0, 1]; the last leaves out the validation
     images that also stand in train, and may be None), best (bool). The last row with `best` is marked.
     A value that is None or not finite leaves a gap. Raises ValueError if there is no row.
     """
@@ -39,14 +39,14 @@ def curves(history: list[dict], path: Path, *, title: str) -> None:
     if not history:
         raise ValueError("history is empty: nothing to plot")
     epochs = column(history, "epoch")
-    val, unseen = column(history, "val_accuracy"), column(history, "val_accuracy_unseen")
+    val, deduplicated = column(history, "val_accuracy"), column(history, "val_accuracy_deduplicated")
     train, val_loss = column(history, "train_accuracy"), column(history, "val_loss")
     lines = {
         "loss": [("train", BLUE, "-", column(history, "train_loss")), ("val", ORANGE, "-", val_loss)],
         "accuracy": [("train", BLUE, "-", train), ("val", ORANGE, "-", val)],
     }
-    if np.isfinite(unseen).any() and not np.array_equal(val, unseen, equal_nan=True):
-        lines["accuracy"].append(("val (without copies)", GREEN, (0, (4, 1.5)), unseen))
+    if np.isfinite(deduplicated).any() and not np.array_equal(val, deduplicated, equal_nan=True):
+        lines["accuracy"].append(("val (deduplicated)", GREEN, (0, (4, 1.5)), deduplicated))
 
     figure = Figure(figsize=(11.5, 4.8), dpi=DPI, layout="constrained")
     figure.suptitle(plainly(title), fontsize=13, fontweight="bold", color=INK)

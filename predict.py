@@ -22,7 +22,7 @@ from itertools import islice, repeat
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
-from cli import Parser, add_flags, filled
+from cli import Parser, add_flags, nonempty
 from config import CLASSES, TTA, TTA_HELP, Config
 from tables import Row, open_table, refusing
 
@@ -35,10 +35,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The typed flags. A typo, or a value that is not allowed, exits with status 2."""
     parser = Parser("predict.py", "Name the emotion in images of faces.")
     parser.add_argument("paths", nargs="*", metavar="PATH", help="images, folders, zips (default: test/ or test.zip)")
-    parser.add_argument("--weights", type=filled, metavar="FILE", help="weights to use (default: the shipped ones)")
+    parser.add_argument("--weights", type=nonempty, metavar="FILE", help="weights to use (default: the shipped ones)")
     parser.add_argument("--top-k", type=int, default=1, metavar="K", help="name the K likeliest emotions (default: 1)")
-    parser.add_argument("--csv", type=filled, metavar="FILE", help="write a table; - is standard output")
-    parser.add_argument("--json", type=filled, metavar="FILE", help="write a JSON array; - is standard output")
+    parser.add_argument("--csv", type=nonempty, metavar="FILE", help="write a table; - is standard output")
+    parser.add_argument("--json", type=nonempty, metavar="FILE", help="write a JSON array; - is standard output")
     parser.add_argument("--quiet", action="store_true", help="print the summary only")
     parser.add_argument("--strict", action="store_true", help="exit with status 2 if any file had to be skipped")
     parser.add_argument("--tta", choices=TTA, default="none", help=TTA_HELP)
@@ -147,8 +147,10 @@ def find_inputs(typed: list[str]) -> tuple[list[Path], list[str]]:
         return [folder], both if archive.is_file() else []
     if archive.is_file():
         return [archive], []
-    raise UserError("there is no test/ and no test.zip in this folder: put images there, or name images, folders "
-                    "or zips: python predict.py photo.jpg faces/ faces.zip")  # fmt: skip
+    raise UserError(
+        "there is no test/ and no test.zip in this folder: put images there, or name images, folders "
+        "or zips: python predict.py photo.jpg faces/ faces.zip"
+    )
 
 
 def list_inputs(paths: Iterable[Path]) -> tuple[list[Any], list[str]]:

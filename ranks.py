@@ -102,8 +102,10 @@ class Ranks(NamedTuple):
         if device != "cuda":
             raise UserError(f"several processes cannot train on {device}: use --device cpu, or one process")
         if self.local_rank >= (count := torch.cuda.device_count()):
-            raise UserError(f"process {self.rank} finds no GPU of its own: there are {count}; start with "
-                            f"torchrun --nproc_per_node={count}, or use --device cpu")  # fmt: skip
+            raise UserError(
+                f"process {self.rank} finds no GPU of its own: there are {count}; start with "
+                f"torchrun --nproc_per_node={count}, or use --device cpu"
+            )
 
     def part(self, count: int) -> slice:
         """This process's part of `count` things in a row: near-equal parts, in the order of ranks."""
@@ -143,8 +145,10 @@ def joined() -> Iterator[Ranks]:
         if not ranks.first:
             stack.enter_context(redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
         try:
-            dist.init_process_group("cpu:gloo,cuda:nccl" if gpus and dist.is_nccl_available() else "gloo",
-                                    timeout=timedelta(hours=PATIENCE_HOURS))  # fmt: skip
+            dist.init_process_group(
+                "cpu:gloo,cuda:nccl" if gpus and dist.is_nccl_available() else "gloo",
+                timeout=timedelta(hours=PATIENCE_HOURS),
+            )
         except ValueError as error:
             raise UserError(f"the processes cannot find each other ({error}): start them with torchrun") from error
         stack.callback(dist.destroy_process_group)
@@ -154,8 +158,12 @@ def joined() -> Iterator[Ranks]:
 
 def on_terminate(*_: Any) -> None:
     """What torchrun does to the others when one has failed: end, with a word and without a traceback."""
-    print(f"error: process {os.environ.get('RANK')} was told to stop: another one failed, or torchrun was stopped. "
-          f"What was saved stays; a training goes on with --resume", file=sys.stderr, flush=True)  # fmt: skip
+    print(
+        f"error: process {os.environ.get('RANK')} was told to stop: another one failed, or torchrun was stopped. "
+        f"What was saved stays; a training goes on with --resume",
+        file=sys.stderr,
+        flush=True,
+    )
     os._exit(2)
 
 

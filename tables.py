@@ -72,11 +72,17 @@ def json_line(row: Row) -> str:
     """The row as an object on its own line; what is not known is null."""
     values = {name: round(value, 6) for name, value in zip(CLASSES, row.probabilities, strict=False)}
     prediction = row.ranked()[0][0] if values else None
-    return "\n" + json.dumps({
-        "file": row.file, "prediction": prediction, "probability": values.get(prediction),
-        "probabilities": values or None, "true": CLASSES[row.true] if row.true >= 0 else None,
-        "note": row.note or None, "problem": row.problem or None,
-    })  # fmt: skip
+    return "\n" + json.dumps(
+        {
+            "file": row.file,
+            "prediction": prediction,
+            "probability": values.get(prediction),
+            "probabilities": values or None,
+            "true": CLASSES[row.true] if row.true >= 0 else None,
+            "note": row.note or None,
+            "problem": row.problem or None,
+        }
+    )
 
 
 # How a table is written: a row's line, and what stands before, between and after the lines.

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cli import Parser, add_flags, filled
+from cli import Parser, add_flags, nonempty
 from config import TTA, TTA_HELP, Config
 from tables import check_target
 
@@ -21,8 +21,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "once as the split stands and once without the images that also stand in train.",
     )
     parser.add_argument("--split", choices=("val", "test"), default="test", help="what is scored (default: test)")
-    parser.add_argument("--weights", type=filled, metavar="FILE", help="weights to score (default: the shipped ones)")
-    parser.add_argument("--json", type=filled, metavar="FILE", help="write the same figures to this file too")
+    parser.add_argument("--weights", type=nonempty, metavar="FILE", help="weights to score (default: the shipped ones)")
+    parser.add_argument("--json", type=nonempty, metavar="FILE", help="write the same figures to this file too")
     parser.add_argument("--tta", choices=TTA, default="none", help=TTA_HELP)
     add_flags(parser, names=("data", "cache", "votes", "device", "precision", "threads"))
     return parser.resolve(parser.parse_args(argv))
@@ -101,8 +101,10 @@ def prepare(args: argparse.Namespace) -> Task:
     print("\n".join(data.describe()))
     trained_on = content["dataset"]["fingerprint"]
     if trained_on != data.fingerprint:
-        print(f"note: these weights were trained on another dataset ({trained_on}, this one is {data.fingerprint}); "
-              f"'without copies' can only look at this one's train images")  # fmt: skip
+        print(
+            f"note: these weights were trained on another dataset ({trained_on}, this one is {data.fingerprint}); "
+            f"'deduplicated' can only look at this one's train images"
+        )
     split = data.split(args.split)
     return Task(machine, path, model, content, data, split, split.most_voted() if config.votes else None)
 
@@ -122,12 +124,23 @@ def show(task: Task, scores: Any, voted: Any, args: argparse.Namespace) -> None:
     if voted:
         print("\n".join(f"{name}  {line}" for line in voted_lines(voted)))
     if args.json:
-        write_json(Path(args.json), {
-            "split": split.name, "drawn": drawn, **scores.plain(), "ferplus": voted and voted.plain(),
-            "tta": args.tta, "weights": str(task.path),
-            "model": task.content["model"], "trained_on": task.content["dataset"]["fingerprint"],
-            "data": data.source, "fingerprint": data.fingerprint, "demo": data.demo, "machine": str(task.machine),
-        })  # fmt: skip
+        write_json(
+            Path(args.json),
+            {
+                "split": split.name,
+                "drawn": drawn,
+                **scores.plain(),
+                "ferplus": voted and voted.plain(),
+                "tta": args.tta,
+                "weights": str(task.path),
+                "model": task.content["model"],
+                "trained_on": task.content["dataset"]["fingerprint"],
+                "data": data.source,
+                "fingerprint": data.fingerprint,
+                "demo": data.demo,
+                "machine": str(task.machine),
+            },
+        )
     if data.demo:
         print(DEMO_NOTE)
 
@@ -139,7 +152,7 @@ def lines(split: str, scores: Any) -> list[str]:
     shown = [
         "loss is cross-entropy, in nats per image",
         f"official        {summary(scores.official)}",
-        f"without copies  {summary(scores.unseen)}",
+        f"deduplicated    {summary(scores.deduplicated)}",
         "recall and confusion, official:",
         *table(scores.official),
     ]
@@ -153,7 +166,7 @@ def voted_lines(voted: Any) -> list[str]:
     return [
         "FER+ is against the most-voted of the seven emotions, where there is one; published figures are of 8 classes",
         f"FER+ official        {summary(voted.official)}",
-        f"FER+ without copies  {summary(voted.unseen)}",
+        f"FER+ deduplicated    {summary(voted.deduplicated)}",
     ]
 
 

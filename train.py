@@ -71,7 +71,7 @@ def train_epoch(trainer: Trainer, request: StopRequest) -> bool:
     count = len(trainer.data.split("train"))
     order = np.random.default_rng([config.seed, trainer.epoch]).permutation(count)
     whole = np.array_split(order, trainer.steps)[trainer.step :]
-    parts = [rows_of(rows, config, ranks) for rows in whole]
+    parts = [rank_rows(rows, config, ranks) for rows in whole]
     trainer.network.train()
     loss_sum = torch.tensor(trainer.loss_sum, dtype=machine.sum_dtype, device=machine.device)
     correct = torch.tensor(trainer.correct, device=machine.device)
@@ -112,7 +112,7 @@ def agreed(ranks: Ranks, *, bad: bool, stop: StopRequest | None = None) -> bool:
     return bad or asked
 
 
-def rows_of(rows: np.ndarray, config: Config, ranks: Ranks) -> np.ndarray:
+def rank_rows(rows: np.ndarray, config: Config, ranks: Ranks) -> np.ndarray:
     """This process's part of a batch's `rows`; where images are blended, one more stands before it.
 
     Each image's partner is the one before it in the whole batch, the first one's the last, whatever the number of
@@ -137,7 +137,7 @@ def inputs_and_targets(trainer: Trainer, batch: Batch, count: int) -> tuple[torc
         images = blend(images[1:], images[:-1], how)
         targets = torch.lerp(targets[:-1], targets[1:], how.share[:, None])
     if trainer.teachers:
-        targets = torch.lerp(targets, trainer.teachers(images), config.teaching)
+        targets = torch.lerp(targets, trainer.teachers(images), config.distill_weight)
     return images, targets
 
 
@@ -248,20 +248,31 @@ def save_seconds(machine: Machine) -> float:
 
 def end_epoch(trainer: Trainer, scores: Scores, rate: float, seconds: float) -> None:
     """Note and print the epoch's figures, keep the weights if they are the best, move the rate."""
-    config, unseen, official = trainer.config, scores.unseen, scores.official
-    value = -unseen.loss if config.stop_metric == "loss" else getattr(unseen, config.stop_metric)
+    config, deduplicated, official = trainer.config, scores.deduplicated, scores.official
+    value = -deduplicated.loss if config.stop_metric == "loss" else getattr(deduplicated, config.stop_metric)
     best = trainer.best is None or value > trainer.best
     images = len(trainer.data.split("train"))
-    row = {"epoch": trainer.epoch + 1, "lr": trainer.rate,
-           "train_loss": trainer.loss_sum / images, "train_accuracy": trainer.correct / images,
-           "val_loss": official.loss, "val_accuracy": official.accuracy,
-           "val_loss_unseen": unseen.loss, "val_accuracy_unseen": unseen.accuracy,
-           "val_macro_f1_unseen": unseen.macro_f1, "best": best,
-           "seconds": round(seconds, 2), "images_per_second": round(rate, 1)}  # fmt: skip
-    print(f"epoch {row['epoch']:3d}/{config.epochs}  lr {row['lr']:.5f}  "
-          f"train {row['train_loss']:.3f} {row['train_accuracy']:6.1%}  "
-          f"val {row['val_loss']:.3f} {row['val_accuracy']:6.1%} / {row['val_accuracy_unseen']:6.1%} "
-          f"{'*' if best else ' '} {seconds:6.1f}s {rate:6.0f} img/s", flush=True)  # fmt: skip
+    row = {
+        "epoch": trainer.epoch + 1,
+        "lr": trainer.rate,
+        "train_loss": trainer.loss_sum / images,
+        "train_accuracy": trainer.correct / images,
+        "val_loss": official.loss,
+        "val_accuracy": official.accuracy,
+        "val_loss_deduplicated": deduplicated.loss,
+        "val_accuracy_deduplicated": deduplicated.accuracy,
+        "val_macro_f1_deduplicated": deduplicated.macro_f1,
+        "best": best,
+        "seconds": round(seconds, 2),
+        "images_per_second": round(rate, 1),
+    }
+    print(
+        f"epoch {row['epoch']:3d}/{config.epochs}  lr {row['lr']:.5f}  "
+        f"train {row['train_loss']:.3f} {row['train_accuracy']:6.1%}  "
+        f"val {row['val_loss']:.3f} {row['val_accuracy']:6.1%} / {row['val_accuracy_deduplicated']:6.1%} "
+        f"{'*' if best else ' '} {seconds:6.1f}s {rate:6.0f} img/s",
+        flush=True,
+    )
     trainer.history.append(row)
     if best:
         trainer.best, trainer.stale = value, 0
@@ -269,7 +280,7 @@ def end_epoch(trainer: Trainer, scores: Scores, rate: float, seconds: float) -> 
     else:
         trainer.stale += 1
     if config.schedule == "plateau":
-        trainer.scheduler.step(unseen.loss)
+        trainer.scheduler.step(deduplicated.loss)
     trainer.epoch += 1
     trainer.step, trainer.seconds, trainer.loss_sum, trainer.correct = 0, 0.0, 0.0, 0
 

@@ -25,16 +25,6 @@ DAMAGE = (RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeE
 FORMAT = 1  # of the weight files; raised when their keys change meaning
 
 
-
-
-
-
-
-
-
-
-
-
 # --- Machine ---
 
 
@@ -186,11 +176,6 @@ def versions() -> dict[str, str]:
 # --- Weight files ---
 
 
-
-
-
-
-
 def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
     """Write plain types and tensors so that `read_checkpoint` gives them back. Raises UserError."""
     buffer = io.BytesIO()
@@ -234,4 +219,7 @@ def read_checkpoint(path: Path, needed: tuple[str, ...] = ("model", "state_dict"
             f"{path} was trained on the classes {content.get('classes')}, in that order; "
             f"this code predicts {list(CLASSES)}"
         )
+    metrics = content.get("metrics")
+    if isinstance(metrics, dict) and "unseen" in metrics:  # the name that older files have for it
+        metrics["deduplicated"] = metrics.pop("unseen")
     return content

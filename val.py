@@ -47,13 +47,13 @@ class Scores(NamedTuple):
     """A split scored twice: as it stands ("official"), and without the images that also stand in train."""
 
     official: Metrics
-    unseen: Metrics
+    deduplicated: Metrics
 
     def plain(self) -> dict[str, Any]:
-        return {"official": self.official.plain(), "unseen": self.unseen.plain()}
+        return {"official": self.official.plain(), "deduplicated": self.deduplicated.plain()}
 
 
-def views(tta: str) -> list[tuple[bool, int, int]]:
+def tta_views(tta: str) -> list[tuple[bool, int, int]]:
     """The variants of an image that are scored: whether it is mirrored, and the pixels it moves down and right.
 
     "none" is the image alone, "flip" the mirror image too, "crops" both in place and moved by two to each corner.
@@ -62,7 +62,7 @@ def views(tta: str) -> list[tuple[bool, int, int]]:
     return [(mirrored, *move) for mirrored in ((False,) if tta == "none" else (False, True)) for move in moves]
 
 
-def seen_as(images: Tensor, mirrored: bool, down: int, right: int) -> Tensor:
+def apply_view(images: Tensor, mirrored: bool, down: int, right: int) -> Tensor:
     """Network inputs (B, 1, H, W) as one of `views` shows them; beyond the border the edge is repeated."""
     height, width = images.shape[2:]
     images = images.flip(3) if mirrored else images
@@ -73,7 +73,7 @@ def seen_as(images: Tensor, mirrored: bool, down: int, right: int) -> Tensor:
     return padded[:, :, edge - down : edge - down + height, edge - right : edge - right + width]
 
 
-def in_the_mean(each: Sequence[Tensor]) -> Tensor:
+def mean_log_probs(each: Sequence[Tensor]) -> Tensor:
     """Logarithms (N, 7) of the mean probabilities of several logits (N, 7): of views of images, or of networks."""
     return torch.stack(tuple(each)).log_softmax(2).logsumexp(0) - math.log(len(each))
 
@@ -93,8 +93,8 @@ def forward(model: nn.Module, images: Tensor, *, machine: Machine, tta: str = "n
     padded[: len(images)] = images
     with torch.inference_mode(), machine.autocast():
         inputs = preprocess(padded.to(machine.device))
-        each = [model(channels_last(seen_as(inputs, *view)))[: len(images)].float() for view in views(tta)]
-        logits = (each[0] if len(each) == 1 else in_the_mean(each)).cpu()
+        each = [model(channels_last(apply_view(inputs, *view)))[: len(images)].float() for view in tta_views(tta)]
+        logits = (each[0] if len(each) == 1 else mean_log_probs(each)).cpu()
     if not logits.isfinite().all():
         raise UserError(
             "the network gives numbers that are not finite: its weights are damaged, or training "
@@ -134,10 +134,10 @@ def evaluate(
 
 def score(logits: Tensor, labels: np.ndarray, copies: np.ndarray, *, loss: Loss | None = None) -> Scores:
     """The Scores of logits (N, 7) against labels (N,) int64; -1 is left out, `copies` (N,) bool are as in `Split`."""
-    scored, unseen = torch.from_numpy(labels >= 0), torch.from_numpy((labels >= 0) & ~copies)
+    scored, deduplicated = torch.from_numpy(labels >= 0), torch.from_numpy((labels >= 0) & ~copies)
     true = torch.tensor(labels)
     official = measure(logits[scored], true[scored], loss=loss)
-    return Scores(official, measure(logits[unseen], true[unseen], loss=loss) if copies.any() else official)
+    return Scores(official, measure(logits[deduplicated], true[deduplicated], loss=loss) if copies.any() else official)
 
 
 class Tally:

@@ -13,7 +13,7 @@ from dataset import PREPROCESSING, FaceData
 from errors import UserError, write_file
 from model import FaceNet, build_model
 from utils import Machine, read_checkpoint, write_checkpoint
-from val import Scores, evaluate, views
+from val import Scores, evaluate, tta_views
 
 PATHS = ("data", "cache", "votes", "runs", "pretrained")  # the knobs that hold one
 SHIPPED = "final_weights_new.pth"
@@ -55,9 +55,16 @@ def weight_file(
         "preprocessing": PREPROCESSING,
         "config": asdict(config) | names_of_files(config),
         "metrics": scores.plain(),
-        "dataset": {"source": Path(data.source).name, "fingerprint": data.fingerprint, "demo": data.demo,
-                    "votes": data.votes, "limit": config.limit, "leakage": leakage, "train": data.split("train").counts()},
-    }  # fmt: skip
+        "dataset": {
+            "source": Path(data.source).name,
+            "fingerprint": data.fingerprint,
+            "demo": data.demo,
+            "votes": data.votes,
+            "limit": config.limit,
+            "leakage": leakage,
+            "train": data.split("train").counts(),
+        },
+    }
 
 
 def names_of_files(config: Config) -> dict[str, str]:
@@ -107,7 +114,7 @@ def load_weights(path: Path, *, machine: Machine) -> tuple[FaceNet, dict[str, An
     return model.eval().to(machine.device, memory_format=machine.layout), content
 
 
-def begin_with(model: FaceNet, config: Config, *, machine: Machine) -> None:
+def load_pretrained(model: FaceNet, config: Config, *, machine: Machine) -> None:
     """Give `model`, as `config` builds it, the weights in the file `config.pretrained`.
 
     Raises UserError for a file that `load_weights` refuses, and for another network than `model`.
@@ -125,7 +132,7 @@ def begin_with(model: FaceNet, config: Config, *, machine: Machine) -> None:
     model.load_state_dict(there.state_dict())
 
 
-def may_know(path: Path, content: dict[str, Any], data: FaceData, val_fraction: float) -> list[str]:
+def leakage_notes(path: Path, content: dict[str, Any], data: FaceData, val_fraction: float) -> list[str]:
     """A note, where the weights in `path` may have learned from the validation images of `data`."""
     if same_validation(content, data, val_fraction) and not content["dataset"].get("leakage"):
         return []
@@ -147,11 +154,11 @@ def describe(path: Path, content: dict[str, Any], *, tta: str = "none") -> str:
     kind = "the drawn demo faces" if data["demo"] else data["source"]
     part = f", {sum(data['train'])} images" if data["limit"] else ""
     votes = " with FER+ votes" if data.get("votes") else ""
-    augmented = "" if tta == "none" else f"; test-time augmentation: {tta}, {len(views(tta))} views of an image"
+    augmented = "" if tta == "none" else f"; test-time augmentation: {tta}, {len(tta_views(tta))} views of an image"
     return (
         f"weights {path}: {content['model']}, trained on {kind}{votes} ({data['fingerprint']}{part}), "
         f"validation accuracy {scores['official']['accuracy']:.4f} "
-        f"({scores['unseen']['accuracy']:.4f} without copies){augmented}"
+        f"({scores['deduplicated']['accuracy']:.4f} deduplicated){augmented}"
     )
 
 
@@ -185,7 +192,9 @@ def promote(run: Path, data: FaceData, *, machine: Machine, asked: bool = False,
         reason += f"; the old file is kept as {old}"
     config = Config(**content["config"])
     save_weights(shipped, model, ours, config=config, data=data, half=True, dataset=content["dataset"])
-    return f"{shipped} is {'replaced' if before else 'written'}: {ours.unseen.accuracy:.4f} without copies, {reason}"
+    return (
+        f"{shipped} is {'replaced' if before else 'written'}: {ours.deduplicated.accuracy:.4f} deduplicated, {reason}"
+    )
 
 
 def why_not(
@@ -202,9 +211,9 @@ def why_not(
     old, old_content = load_weights(rival, machine=machine)
     if not same_validation(old_content, data, config["val_fraction"]):
         return True, "it was trained on another dataset, or with other validation images"
-    theirs = evaluate(old, data.split("val"), machine=machine).unseen.accuracy
-    figures = f"the shipped weights reach {theirs:.4f} on these validation images without copies"
-    return ours.unseen.accuracy <= theirs, f"{figures}, this run {ours.unseen.accuracy:.4f}"
+    theirs = evaluate(old, data.split("val"), machine=machine).deduplicated.accuracy
+    figures = f"the shipped weights reach {theirs:.4f} on these validation images deduplicated"
+    return ours.deduplicated.accuracy <= theirs, f"{figures}, this run {ours.deduplicated.accuracy:.4f}"
 
 
 def stamp(path: Path) -> tuple[int, int] | None:

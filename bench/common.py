@@ -218,11 +218,11 @@ def notes_on(config: Config, data: Any) -> list[str]:
     """The notes on weights that runs of `config` begin with or learn from, which those print where nobody reads."""
     from training.distill import teacher_files
     from utils import read_checkpoint
-    from weights import find_weights, may_know
+    from weights import find_weights, leakage_notes
 
     files = [*teacher_files(config), *(find_weights(name, flag="--pretrained") for name in [config.pretrained] if name)]
     contents = {file: read_checkpoint(file, ("config", "dataset")) for file in files}
-    return [note for file, known in contents.items() for note in may_know(file, known, data, config.val_fraction)]
+    return [note for file, known in contents.items() for note in leakage_notes(file, known, data, config.val_fraction)]
 
 
 def machines(folders: Sequence[Path]) -> list[str]:

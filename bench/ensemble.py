@@ -3,7 +3,7 @@
     python bench/ensemble.py final_weights_new.pth runs/small0/best.pth --data archive.zip [--tta flip]
 
 Scores every weight file and their mean on the validation images. The best single network is the one with the highest
-accuracy without copies, so it is chosen on the images that it is compared on; the gain over it is without copies, with
+accuracy deduplicated, so it is chosen on the images that it is compared on; the gain over it is deduplicated, with
 its 95 % interval over images (paired bootstrap) and the p-value of the sign-flip test.
 """
 
@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
     from study.stages import macs
     from study.stats import bootstrap, sign_flip
     from utils import pick_machine
-    from val import in_the_mean, predict_logits, score, views
+    from val import mean_log_probs, predict_logits, score, tta_views
     from weights import find_weights, load_weights
 
     files = [find_weights(name, flag="WEIGHTS") for name in args.files]
@@ -40,8 +40,10 @@ def run(args: argparse.Namespace) -> int:
     if data.demo:
         print(DEMO_NOTE)
     val, machine = data.split("val"), pick_machine(args.resolved.device, args.resolved.precision, args.resolved.threads)
-    print(f"machine: {machine}; accuracy in % on validation images, official / without copies; "
-          f"views of an image: {len(views(args.tta))}")  # fmt: skip
+    print(
+        f"machine: {machine}; accuracy in % on validation images, official / deduplicated; "
+        f"views of an image: {len(tta_views(args.tta))}"
+    )
     log_p, work, known = [], [], [load_weights(file, machine=machine) for file in files]
     for file, (_, content) in zip(files, known, strict=True):
         if content["dataset"]["fingerprint"] != data.fingerprint:
@@ -56,16 +58,18 @@ def run(args: argparse.Namespace) -> int:
         val = load(replace(args.resolved, val_fraction=fractions.pop())).split("val")
     for file, (model, _) in zip(files, known, strict=True):
         log_p.append(predict_logits(model, val, machine=machine, ranks=Ranks(), tta=args.tta).log_softmax(1))
-        work.append(macs(model) * len(views(args.tta)))
+        work.append(macs(model) * len(tta_views(args.tta)))
         print(line(str(file), score(log_p[-1], val.labels, val.copies), work[-1]), flush=True)
-    mean = in_the_mean(log_p)
+    mean = mean_log_probs(log_p)
     print(line(f"mean of all {len(files)}", score(mean, val.labels, val.copies), sum(work)))
-    unseen = (val.labels >= 0) & ~val.copies
-    *each, whole = [(values.argmax(1).numpy() == val.labels)[None, unseen] for values in (*log_p, mean)]
+    deduplicated = (val.labels >= 0) & ~val.copies
+    *each, whole = [(values.argmax(1).numpy() == val.labels)[None, deduplicated] for values in (*log_p, mean)]
     best = int(np.argmax([hits.mean() for hits in each]))
     gain, chance = bootstrap(whole, each[best]), sign_flip(whole, each[best])
-    print(f"mean less {files[best]}, without copies: {gain.mean:+.2f} points ({gain.low:+.2f} to {gain.high:+.2f}), "
-          f"p {chance:.4f}")  # fmt: skip
+    print(
+        f"mean less {files[best]}, deduplicated: {gain.mean:+.2f} points ({gain.low:+.2f} to {gain.high:+.2f}), "
+        f"p {chance:.4f}"
+    )
     return 0
 
 

@@ -73,8 +73,10 @@ def measure_peaks(machine: Any, batch: int, sizes: tuple[int, ...]) -> Peaks:
 def show_peaks(peaks: Peaks) -> None:
     for dtype, rate in peaks.products.items():
         name = str(dtype).removeprefix("torch.")
-        print(f"peak, {name}: matrix product {rate / 1e9:.0f} GFLOP/s, 3x3 convolution forward "
-              f"{peaks.convolutions[dtype] / 1e9:.0f} GFLOP/s")  # fmt: skip
+        print(
+            f"peak, {name}: matrix product {rate / 1e9:.0f} GFLOP/s, 3x3 convolution forward "
+            f"{peaks.convolutions[dtype] / 1e9:.0f} GFLOP/s"
+        )
     print(f"peak, memory: copy {peaks.bandwidth / 1e9:.1f} GB/s")
 
 
@@ -90,14 +92,18 @@ def rate_of(row: Any, peaks: Peaks) -> str:
 def report(model: str, step: float, flops: float, rows: list[Any], peaks: Peaks, *, dtype: Any, top: int) -> None:
     """Print the step's figures, its longest operations and what limits it."""
     rate, total = flops / step, sum(row.seconds for row in rows)
-    print(f"\n{model}: a step takes {step * 1e3:.1f} ms and {flops / 1e9:.1f} GFLOP: {rate / 1e9:.0f} GFLOP/s, "
-          f"{rate / peaks.products[dtype]:.0%} of the matrix product's peak, "
-          f"{rate / peaks.convolutions[dtype]:.0%} of the convolution's")  # fmt: skip
+    print(
+        f"\n{model}: a step takes {step * 1e3:.1f} ms and {flops / 1e9:.1f} GFLOP: {rate / 1e9:.0f} GFLOP/s, "
+        f"{rate / peaks.products[dtype]:.0%} of the matrix product's peak, "
+        f"{rate / peaks.convolutions[dtype]:.0%} of the convolution's"
+    )
     print(f"{'operation':<36}{'first arguments':<46}{'calls':>6}{'ms':>8}{'share':>7}{'reached':>16}{'of peak':>9}")
     rows = sorted(rows, key=lambda row: -row.seconds)
     for row in rows[:top]:
-        print(f"{row.name:<36}{row.shapes:<46}{row.count:>6}{row.seconds * 1e3:>8.2f}{row.seconds / total:>7.1%}"
-              f"{rate_of(row, peaks)}")  # fmt: skip
+        print(
+            f"{row.name:<36}{row.shapes:<46}{row.count:>6}{row.seconds * 1e3:>8.2f}{row.seconds / total:>7.1%}"
+            f"{rate_of(row, peaks)}"
+        )
     rest = sum(row.seconds for row in rows[top:])
     print(f"{f'{len(rows[top:])} others':<88}{rest * 1e3:>8.2f}{rest / total:>7.1%}")
     print(f"{'sum; measured step':<88}{total * 1e3:>8.2f}{step * 1e3:>8.2f}")
@@ -106,9 +112,12 @@ def report(model: str, step: float, flops: float, rows: list[Any], peaks: Peaks,
     for row in rows:
         by_name[row.name] = by_name.get(row.name, 0.0) + row.seconds
     worst = max(by_name, key=lambda name: by_name[name])
-    print(f"{worst} limits the step: {by_name[worst] * 1e3:.1f} ms of {step * 1e3:.1f}; products take "
-          f"{products * 1e3:.1f} ms, at their peak they would take {flops / peaks.products[dtype] * 1e3:.1f}; "
-          f"the rest {(total - products) * 1e3:.1f} ms", flush=True)  # fmt: skip
+    print(
+        f"{worst} limits the step: {by_name[worst] * 1e3:.1f} ms of {step * 1e3:.1f}; products take "
+        f"{products * 1e3:.1f} ms, at their peak they would take {flops / peaks.products[dtype] * 1e3:.1f}; "
+        f"the rest {(total - products) * 1e3:.1f} ms",
+        flush=True,
+    )
 
 
 def examine(model: str, args: argparse.Namespace, machine: Any, peaks: Peaks, folder: Path) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # before bench/, which has a train.py too
 
 from bench.common import MAX_SEEDS, check_data, header, machines, notes_on, train_once, typed_knobs
-from cli import Parser, filled
+from cli import Parser, nonempty
 from config import MODELS, RECIPES, Config
 from study.stats import interval
 
@@ -28,7 +28,7 @@ def run(args: argparse.Namespace) -> int:
         print(note)
     name = "-".join(filter(None, (args.recipe, args.model))) or Config().model
     model = {"model": args.model} if args.model else {}
-    print(f"{name} {' '.join(args.rest)}: validation accuracy in %, official / without copies")
+    print(f"{name} {' '.join(args.rest)}: validation accuracy in %, official / deduplicated")
     gaps: list[tuple[float, float]] = []
     folders: list[Path] = []
     for seed in range(args.seeds):
@@ -38,12 +38,15 @@ def run(args: argparse.Namespace) -> int:
             folders.append(Path(args.runs, f"{name}-{precision}-{seed}"))
             last = train_once(folders[-1], knobs, recipe=args.recipe)[-1]
             check_data(folders[-1], data)
-            row.append((100 * last["val_accuracy"], 100 * last["val_accuracy_unseen"]))
-        (official32, unseen32), (official16, unseen16) = row
-        gaps.append((official16 - official32, unseen16 - unseen32))
-        print(f"seed {seed}  fp32 {official32:.2f} / {unseen32:.2f}  bf16 {official16:.2f} / {unseen16:.2f}  "
-              f"difference {gaps[-1][0]:+.2f} / {gaps[-1][1]:+.2f}", flush=True)  # fmt: skip
-    for figure, values in zip(("official", "without copies"), zip(*gaps, strict=True), strict=True):
+            row.append((100 * last["val_accuracy"], 100 * last["val_accuracy_deduplicated"]))
+        (official32, deduplicated32), (official16, deduplicated16) = row
+        gaps.append((official16 - official32, deduplicated16 - deduplicated32))
+        print(
+            f"seed {seed}  fp32 {official32:.2f} / {deduplicated32:.2f}  bf16 {official16:.2f} / {deduplicated16:.2f}  "
+            f"difference {gaps[-1][0]:+.2f} / {gaps[-1][1]:+.2f}",
+            flush=True,
+        )
+    for figure, values in zip(("official", "deduplicated"), zip(*gaps, strict=True), strict=True):
         mean, half = interval(values)
         print(f"bf16 - fp32, {figure}: {mean:+.2f} points, 95 % interval {mean - half:+.2f} to {mean + half:+.2f}")
     for line in machines(folders):  # those that were there may be of others than this one
@@ -53,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
 
 def main() -> int:
     parser = Parser("bench/precision.py", __doc__.splitlines()[0])
-    parser.add_argument("--data", required=True, type=filled, help="the dataset, as for interface.py")
+    parser.add_argument("--data", required=True, type=nonempty, help="the dataset, as for interface.py")
     parser.add_argument("--recipe", choices=tuple(RECIPES), default="", help="a named set of knobs")
     parser.add_argument("--model", choices=MODELS, default="", help="network (default: the recipe's)")
     parser.add_argument("--seeds", type=int, default=3, choices=range(2, MAX_SEEDS + 1), metavar="N")

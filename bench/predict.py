@@ -58,12 +58,14 @@ def usual_way(cell: dict[str, Any]) -> float:
     model = build_model(content["model"], **content["arguments"])
     model.load_state_dict(content["state_dict"])
     model.eval()
-    transform = transforms.Compose([
-        transforms.Grayscale(),
-        transforms.Resize((48, 48)),
-        transforms.ToTensor(),
-        transforms.Normalize(0.5, 0.5),
-    ])  # fmt: skip
+    transform = transforms.Compose(
+        [
+            transforms.Grayscale(),
+            transforms.Resize((48, 48)),
+            transforms.ToTensor(),
+            transforms.Normalize(0.5, 0.5),
+        ]
+    )
     paths = sorted(path for path in Path(cell["folder"]).rglob("*") if path.is_file())
     size = cell["batch"] or len(paths)
     with open(cell["table"], "w", newline="") as file, torch.no_grad():
@@ -243,8 +245,10 @@ def memory(small: dict[str, Any], large: dict[str, Any]) -> None:
     for images, results in found.items():
         above = [result["peak"] - base for result in results]
         span = f"({min(above):.0f}-{max(above):.0f})"
-        print(f"{f'peak memory, {images} images':<52}{statistics.median(above):>12.0f} {span} MB above {base:.0f} MB",
-              flush=True)  # fmt: skip
+        print(
+            f"{f'peak memory, {images} images':<52}{statistics.median(above):>12.0f} {span} MB above {base:.0f} MB",
+            flush=True,
+        )
 
 
 def starts(args: argparse.Namespace, top: Path) -> None:

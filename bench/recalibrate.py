@@ -16,7 +16,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # before bench/, which has a train.py too
 
 from bench.common import config_of, header
-from cli import Parser, filled
+from cli import Parser, nonempty
 
 
 def run(args: argparse.Namespace) -> int:
@@ -30,8 +30,10 @@ def run(args: argparse.Namespace) -> int:
     if data.demo:
         print(DEMO_NOTE)
     machine = pick_machine(args.resolved.device, args.resolved.precision, args.resolved.threads)
-    print(f"machine: {machine}; accuracy in %, official / without copies, with the statistics of training, then of "
-          f"plain images")  # fmt: skip
+    print(
+        f"machine: {machine}; accuracy in %, official / deduplicated, with the statistics of training, then of "
+        f"plain images"
+    )
     for name in args.runs:
         config = config_of(Path(name))
         model, content = load_weights(Path(name, "best.pth"), machine=machine)
@@ -58,7 +60,7 @@ def recalibrated(model: Any, data: Any, machine: Any) -> tuple[Any, Any]:
 
 
 def in_percent(scores: Any) -> str:
-    return f"{100 * scores.official.accuracy:.2f} / {100 * scores.unseen.accuracy:.2f}"
+    return f"{100 * scores.official.accuracy:.2f} / {100 * scores.deduplicated.accuracy:.2f}"
 
 
 def keep(out: Path, model: Any, scores: Any, config: Any, data: Any, machine: Any, dataset: dict[str, Any]) -> str:
@@ -80,7 +82,7 @@ def main() -> int:
     parser.add_argument("--data", required=True, help="the dataset that they were trained on")
     parser.add_argument("--cache", default=".cache", help="folder for decoded images")
     parser.add_argument("--precision", default="auto", help="of the scoring, as for test.py (auto)")
-    parser.add_argument("--out", type=filled, help="folder for the last run's weights with the new statistics")
+    parser.add_argument("--out", type=nonempty, help="folder for the last run's weights with the new statistics")
     args = parser.parse_args()
     knobs = {name: getattr(args, name) for name in ("data", "cache", "precision")}
     args.resolved = parser.resolve(argparse.Namespace(**knobs)).config

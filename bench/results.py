@@ -3,8 +3,8 @@
     python bench/results.py runs/small-0 runs/small-1 runs/small-2 [--tta flip crops --data archive.zip]
 
 Runs that differ in seed, place and device alone make one row, with mean and standard deviation over its seeds. The
-command is the shortest that gives the same knobs. Accuracies are "official / without copies". "best" is the epoch that
-the run kept, by its stop metric (accuracy without copies, unless said otherwise), so its figures are chosen on the
+command is the shortest that gives the same knobs. Accuracies are "official / deduplicated". "best" is the epoch that
+the run kept, by its stop metric (accuracy deduplicated, unless said otherwise), so its figures are chosen on the
 images that they are of; "last" is chosen by nothing. With --tta, best.pth of each run is also scored through test.py
 with each augmentation named. The machine of the runs stands below the table.
 """
@@ -26,7 +26,7 @@ from bench.common import ROOT, config_of, finished, flags_of, history, identity,
 from cli import Parser, combine
 from config import RECIPES, TTA, Config
 
-Pair = tuple[float, float]  # accuracy in %, official and without copies
+Pair = tuple[float, float]  # accuracy in %, official and deduplicated
 
 
 class Run(NamedTuple):
@@ -44,7 +44,7 @@ def read(folder: Path, *, tta: Sequence[str], data: str, cache: str) -> Run:
     """The figures of the run in `folder`; its best weights are scored now with each of `tta`. Raises UserError."""
     config, rows = config_of(folder), history(folder)
     best = [row for row in rows if row["best"]][-1]
-    pairs = [(100 * row["val_accuracy"], 100 * row["val_accuracy_unseen"]) for row in (best, rows[-1])]
+    pairs = [(100 * row["val_accuracy"], 100 * row["val_accuracy_deduplicated"]) for row in (best, rows[-1])]
     minutes = sum(row["seconds"] for row in rows) / 60
     augmented = [scored(folder, data or config.data, cache, tta=name) for name in tta]
     return Run(config, *pairs, minutes, seen(folder), augmented)
@@ -72,7 +72,7 @@ def scored(folder: Path, data: str, cache: str, *, tta: str) -> Pair:
         scores = json.loads(out.read_text())
     if scores["trained_on"] != scores["fingerprint"]:
         raise UserError(f"{folder} was trained on other data than {scores['data']}: name its own with --data")
-    return 100 * scores["official"]["accuracy"], 100 * scores["unseen"]["accuracy"]
+    return 100 * scores["official"]["accuracy"], 100 * scores["deduplicated"]["accuracy"]
 
 
 def grouped(runs: Sequence[Run]) -> list[list[Run]]:
@@ -112,8 +112,13 @@ def row(runs: list[Run]) -> str:
     each = zip(*([run.best, run.last, *run.augmented] for run in runs), strict=True)
     figures = [" / ".join(map(figure, zip(*pairs, strict=True))) for pairs in each]
     seeds = ", ".join(map(str, sorted(run.config.seed for run in runs)))
-    cells = [f"`{config.model}`, {params / 1e6:.1f}M", f"`{command_of(config)}`", *figures,
-             f"{statistics.mean(run.minutes for run in runs):.0f}", f"{len(runs)} ({seeds})"]  # fmt: skip
+    cells = [
+        f"`{config.model}`, {params / 1e6:.1f}M",
+        f"`{command_of(config)}`",
+        *figures,
+        f"{statistics.mean(run.minutes for run in runs):.0f}",
+        f"{len(runs)} ({seeds})",
+    ]
     return f"| {' | '.join(cells)} |"
 
 
@@ -131,7 +136,7 @@ def run(args: argparse.Namespace) -> int:
     columns = ["model, parameters", "command", "best epoch", "last epoch", *augmented, "minutes", "seeds"]
     print(f"| {' | '.join(columns)} |\n|{' --- |' * len(columns)}")
     print("\n".join(map(row, groups)))
-    said = "accuracy on validation in %, official / without copies, mean ± standard deviation over the seeds"
+    said = "accuracy on validation in %, official / deduplicated, mean ± standard deviation over the seeds"
     print("\n".join(["", said, *machines(folders)]))
     return 0
 

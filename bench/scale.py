@@ -112,9 +112,14 @@ def train(cell: dict[str, Any]) -> dict[str, float]:
         start = time.perf_counter()
         evaluate(trainer.kept, data.split("val"), machine=machine, loss=trainer.loss)
         score_seconds = time.perf_counter() - start
-    return {"load": load_seconds, "step": statistics.median(steps) * trainer.steps / images, "score": score_seconds,
-            "above": loading.bytes - before, "held": held - before,
-            "peak": max(loading.bytes, training.bytes)}  # fmt: skip
+    return {
+        "load": load_seconds,
+        "step": statistics.median(steps) * trainer.steps / images,
+        "score": score_seconds,
+        "above": loading.bytes - before,
+        "held": held - before,
+        "peak": max(loading.bytes, training.bytes),
+    }
 
 
 # --- The limit ---
@@ -172,9 +177,15 @@ def line(size: int, row: dict[str, Any]) -> str:
     images = size + VAL_FACES
     cells = [f"{size:,}", f"{row['building'] / images * 1e6:.1f}", f"{row['drawing'] / images * 1e6:.1f}"]
     if "peak" in row:
-        cells += [f"{row['load'] * 1e3:.0f}", f"{row['step'] * 1e3:.3f}", f"{row['score'] * 1e3:.0f}",
-                  f"{row['peak'] / MIB:.0f}", f"{row['build_above'] / MIB:.1f}",
-                  f"{row['above'] / MIB:.1f}", f"{row['held'] / MIB:.1f}"]  # fmt: skip
+        cells += [
+            f"{row['load'] * 1e3:.0f}",
+            f"{row['step'] * 1e3:.3f}",
+            f"{row['score'] * 1e3:.0f}",
+            f"{row['peak'] / MIB:.0f}",
+            f"{row['build_above'] / MIB:.1f}",
+            f"{row['above'] / MIB:.1f}",
+            f"{row['held'] / MIB:.1f}",
+        ]
     else:
         cells.append(f"  training did not fit into the limit: {row['failed']}")
     return "".join(f"{cell:>11}" for cell in cells)

@@ -32,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # before bench/
 
 from bench.common import CellError, header, load_random, notes_on, run_cell, typed_knobs, wait
 from bench.train import write_images
-from cli import Parser, filled
+from cli import Parser, nonempty
 from config import RECIPES, SETTING, Config
 
 PLAIN = Path(__file__).with_name("train.py")
@@ -47,7 +47,7 @@ class Timed(NamedTuple):
 
     seconds: float
     official: float
-    unseen: float
+    deduplicated: float
 
 
 def timed_run(config: Config, data: Any, machine: Any, run: Path, *, kept: bool = False) -> Timed:
@@ -74,7 +74,7 @@ def timed_run(config: Config, data: Any, machine: Any, run: Path, *, kept: bool 
     if trainer.stopped:  # in its last epoch
         raise KeyboardInterrupt
     last = trainer.history[-1]
-    return Timed(seconds, 100 * last["val_accuracy"], 100 * last["val_accuracy_unseen"])
+    return Timed(seconds, 100 * last["val_accuracy"], 100 * last["val_accuracy_deduplicated"])
 
 
 def warm_up(config: Config, images: int, machine: Any, folder: Path) -> int:
@@ -101,8 +101,16 @@ def plain_rate(args: argparse.Namespace, config: Config, device: str) -> tuple[f
     with tempfile.TemporaryDirectory() as top:
         folder = Path(top, "faces")
         count = write_images(args.data, args.images, folder)
-        cell = {"model": config.model, "width": config.width, "batch_size": config.batch_size, "variant": "float32",
-                "device": device, "folder": f"{folder}/train", "zip": f"{folder}.zip", "images": count}  # fmt: skip
+        cell = {
+            "model": config.model,
+            "width": config.width,
+            "batch_size": config.batch_size,
+            "variant": "float32",
+            "device": device,
+            "folder": f"{folder}/train",
+            "zip": f"{folder}.zip",
+            "images": count,
+        }
         try:
             rates = {workers: run_cell(str(PLAIN), {**cell, "workers": workers})["steady"] for workers in tried}
         except CellError as error:
@@ -117,7 +125,7 @@ def plain_rate(args: argparse.Namespace, config: Config, device: str) -> tuple[f
 def summary(runs: list[Timed], target: float) -> list[str]:
     """Lines with the mean and spread of each figure, and whether the mean accuracy reaches `target`, in %."""
     lines = [f"{'':<16}{'mean':>10}{'deviation':>12}{'min':>10}{'max':>10}"]
-    for name, values in zip(("seconds", "official", "without copies"), zip(*runs, strict=True), strict=True):
+    for name, values in zip(("seconds", "official", "deduplicated"), zip(*runs, strict=True), strict=True):
         spread = f"{statistics.stdev(values):.2f}" if len(values) > 1 else "-"
         lines.append(f"{name:<16}{statistics.mean(values):>10.2f}{spread:>12}{min(values):>10.2f}{max(values):>10.2f}")
     official, seconds = (statistics.mean(getattr(run, name) for run in runs) for name in ("official", "seconds"))
@@ -188,10 +196,10 @@ def run(args: argparse.Namespace) -> int:
 
 def main() -> int:
     parser = Parser("bench/speedrun.py", __doc__.splitlines()[0])
-    parser.add_argument("--data", required=True, type=filled, help="the dataset, as for interface.py")
+    parser.add_argument("--data", required=True, type=nonempty, help="the dataset, as for interface.py")
     parser.add_argument("--runs", type=int, default=ENOUGH, help=f"each with its own seed ({ENOUGH}; fewer: no record)")
     parser.add_argument("--no-plain", action="store_true", help="leave out the plain loop, which needs a folder or zip")
-    parser.add_argument("--keep", type=filled, metavar="FOLDER", help="leave the runs in this new folder, by seed")
+    parser.add_argument("--keep", type=nonempty, metavar="FOLDER", help="leave the runs in this new folder, by seed")
     parser.add_argument("--images", type=int, default=3840, help="an epoch of the plain loop, about (3840)")
     parser.add_argument(
         "--workers", type=int, nargs="+", help="to try in the plain loop (0, 1, 2, half the cores, all)"

@@ -7,7 +7,7 @@ For each seed the recipe is trained as it is ("all"), without each part of LESS 
 it lacks; what stands after `--` goes to interface.py for every run. Every run is a process of its own. The figure is
 the validation accuracy after the last epoch, so nothing is selected. A gain is what the part brings: all less the run
 without it, or the run with it less all. Its interval over seeds is Student's t over the seeds' differences: would other
-seeds show it? The one over images draws the images without copies 10,000 times anew, the same ones for both runs and
+seeds show it? The one over images draws the images deduplicated 10,000 times anew, the same ones for both runs and
 for all seeds: would other faces show it, with these weights? Believe a part that passes both.
 
 The runs stay in --runs, and one that is there is not run again; one that was stopped goes on. The table is printed
@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # before bench/, which has a train.py too
 
 from bench.common import MAX_SEEDS, check_data, finished, header, machines, notes_on, train_once, typed_knobs
-from cli import Parser, filled, from_dict
+from cli import Parser, from_dict, nonempty
 from config import RECIPES, Config
 from study.stats import bootstrap, interval
 
@@ -35,7 +35,7 @@ LESS: dict[str, dict[str, Any]] = {
     "label smoothing": {"label_smoothing": 0.0},
     "EMA": {"ema": 0.0},
     "window": {"window": 48},
-    "erasing": {"erase": 0.0},
+    "erasing": {"cutout": 0.0},
     "tones": {"contrast": 0.0, "brightness": 0.0},
     "mixup": {"mixup": 0.0},
     "cutmix": {"cutmix": 0.0},
@@ -58,8 +58,8 @@ MORE: dict[str, dict[str, Any]] = {
     "clipping": {"clip": 1.0},
 }
 OF_AUGMENTATION = ("window", "erasing", "tones", "flip", "moves")  # parts that do nothing without it
-FIGURES = ("official", "unseen")
-HEAD = ("official", "gain (over seeds)", "without copies", "gain (over seeds)", "gain (over images)", "minutes")
+FIGURES = ("official", "deduplicated")
+HEAD = ("official", "gain (over seeds)", "deduplicated", "gain (over seeds)", "gain (over images)", "minutes")
 WIDTHS = (10, 28, 17, 28, 28, 9)
 
 
@@ -81,7 +81,7 @@ class Result(NamedTuple):
     """What a run reached after its last epoch."""
 
     official: float  # accuracy in %
-    unseen: float  # the same without the images that also stand in train
+    deduplicated: float  # the same without the images that also stand in train
     minutes: float
     hits: Any  # (N,) bool, whether each validation image is named right
 
@@ -114,7 +114,7 @@ def measure(run: Path, knobs: dict[str, Any], recipe: str, data: Any) -> Result:
     """What `run` reached after its last epoch, trained now if need be."""
     rows = train_once(run, knobs, recipe=recipe)
     last, minutes = rows[-1], sum(row["seconds"] for row in rows) / 60
-    return Result(100 * last["val_accuracy"], 100 * last["val_accuracy_unseen"], minutes, hits_of(run, data))
+    return Result(100 * last["val_accuracy"], 100 * last["val_accuracy_deduplicated"], minutes, hits_of(run, data))
 
 
 def hits_of(run: Path, data: Any) -> Any:
@@ -174,10 +174,10 @@ def over_seeds(gains: list[float]) -> str:
     return f"{mean:+.2f} ({mean - half:+.2f} to {mean + half:+.2f})"
 
 
-def table(parts: list[Part], results: Results, seeds: int, unseen: Any) -> list[str]:
+def table(parts: list[Part], results: Results, seeds: int, deduplicated: Any) -> list[str]:
     """Lines with the accuracy of every variant over the first `seeds` seeds, and the gain of its part.
 
-    `unseen` (N,) bool marks the validation images that do not also stand in train.
+    `deduplicated` (N,) bool marks the validation images that do not also stand in train.
     """
     rows = {str(part): [results[str(part), seed] for seed in range(seeds)] for part in (ALL, *parts)}
     whole = rows[str(ALL)]
@@ -191,14 +191,21 @@ def table(parts: list[Part], results: Results, seeds: int, unseen: Any) -> list[
             for name in FIGURES:
                 pairs = zip(more, less, strict=True)
                 gains[name] = over_seeds([getattr(one, name) - getattr(other, name) for one, other in pairs])
-            hits = [[each.hits[unseen] for each in side] for side in (more, less)]
+            hits = [[each.hits[deduplicated] for each in side] for side in (more, less)]
             gains["images"] = "{:+.2f} ({:+.2f} to {:+.2f})".format(*bootstrap(*hits))
         minutes = f"{statistics.mean(each.minutes for each in own):.1f}"
-        shown = (cells["official"], gains["official"], cells["unseen"], gains["unseen"], gains["images"], minutes)
+        shown = (
+            cells["official"],
+            gains["official"],
+            cells["deduplicated"],
+            gains["deduplicated"],
+            gains["images"],
+            minutes,
+        )
         lines.append(f"{part!s:<24}" + "".join(f"{cell:>{width}}" for cell, width in zip(shown, WIDTHS, strict=True)))
     if seeds > 1:
         spread = [statistics.stdev(getattr(each, name) for each in whole) for name in FIGURES]
-        lines.append("all: standard deviation {:.2f} official, {:.2f} without copies".format(*spread))
+        lines.append("all: standard deviation {:.2f} official, {:.2f} deduplicated".format(*spread))
     return lines
 
 
@@ -226,24 +233,34 @@ def run(args: argparse.Namespace) -> int:
     data = load(args.config)
     for note in [*([DEMO_NOTE] if data.demo else []), *notes_on(args.config, data)]:
         print(note)
-    unseen = ~data.split("val").copies
-    cells = [(seed, part, Path(args.runs, part.folder(args.recipe, seed)))
-             for seed in range(args.seeds) for part in (ALL, *parts)]  # fmt: skip
+    deduplicated = ~data.split("val").copies
+    cells = [
+        (seed, part, Path(args.runs, part.folder(args.recipe, seed)))
+        for seed in range(args.seeds)
+        for part in (ALL, *parts)
+    ]
     there = sum(finished(folder) for *_, folder in cells)
-    print(f"recipe {args.recipe} {' '.join(args.rest)}: {len(cells)} runs, {len(parts) + 1} for each of {args.seeds} "
-          f"seeds; {there} of them are there", flush=True)  # fmt: skip
+    print(
+        f"recipe {args.recipe} {' '.join(args.rest)}: {len(cells)} runs, {len(parts) + 1} for each of {args.seeds} "
+        f"seeds; {there} of them are there",
+        flush=True,
+    )
     results: Results = {}
     for number, (seed, part, folder) in enumerate(cells):
         knobs = {"data": args.data, **args.knobs, **part.knobs, "seed": seed}
         result = results[str(part), seed] = measure(folder, knobs, args.recipe, data)
-        print(f"seed {seed}  {part!s:<24}{result.official:.2f} / {result.unseen:.2f}  {result.minutes:.1f} minutes")
+        print(
+            f"seed {seed}  {part!s:<24}{result.official:.2f} / {result.deduplicated:.2f}  {result.minutes:.1f} minutes"
+        )
         if not number:
             left = sum(not finished(folder) for *_, folder in cells)
             print(f"{left} runs are left: about {left * result.minutes / 60:.1f} hours")
         if part is parts[-1]:
-            print(f"seed {seed} done: accuracy in % after the last epoch, gains in points with 95 % intervals, over "
-                  f"images without copies; means over the seeds so far: {seed + 1}")  # fmt: skip
-            print("\n".join(table(parts, results, seed + 1, unseen)))
+            print(
+                f"seed {seed} done: accuracy in % after the last epoch, gains in points with 95 % intervals, over "
+                f"images deduplicated; means over the seeds so far: {seed + 1}"
+            )
+            print("\n".join(table(parts, results, seed + 1, deduplicated)))
             print("\n".join(places([folder for other, _, folder in cells if other <= seed])))
         sys.stdout.flush()
     return 0
@@ -251,7 +268,7 @@ def run(args: argparse.Namespace) -> int:
 
 def main() -> int:
     parser = Parser("bench/study.py", __doc__.splitlines()[0])
-    parser.add_argument("--data", required=True, type=filled, help="the dataset, as for interface.py")
+    parser.add_argument("--data", required=True, type=nonempty, help="the dataset, as for interface.py")
     parser.add_argument("--recipe", required=True, choices=tuple(RECIPES))
     parser.add_argument("--seeds", type=int, default=3, choices=range(1, MAX_SEEDS + 1), metavar="N")
     parser.add_argument("--only", nargs="+", choices=list(LESS | MORE), default=[], metavar="PART", help="these parts")

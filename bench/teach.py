@@ -6,7 +6,7 @@ The teachers are the recipe with the seeds 0, 1, ...; the students have the next
 --epochs, and the mean probabilities of all teachers, and of the weight files of --also, in their targets. What stands
 after `--` goes to interface.py for every run. One network is trained after the other. The runs stay in --runs: one that
 is there is not run again, one that was stopped goes on. Copies of the files of --also stay there too and teach in their
-place, even when the files have changed. In the end the student with the highest accuracy without copies is held to the
+place, even when the files have changed. In the end the student with the highest accuracy deduplicated is held to the
 shipped weights, as a run is at its end: it is chosen on the images that it is scored on, so read the mean over the
 students, and their last epochs.
 """
@@ -25,21 +25,24 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # before bench/
 
 from bench.common import MAX_SEEDS, check_data, header, machines, notes_on, train_once, typed_knobs
 from bench.recalibrate import in_percent
-from cli import Parser, filled
+from cli import Parser, nonempty
 from config import RECIPES, Config
 
 
 def trained(run: Path, knobs: dict[str, Any], recipe: str, data: Any) -> tuple[float, float]:
-    """The accuracies of `run`'s best epoch in %, official and without copies, with a line on it; trained if need be."""
+    """The accuracies of `run`'s best epoch in %, official and deduplicated, with a line on it; trained if need be."""
     from errors import counted
 
     rows = train_once(run, knobs, recipe=recipe)
     check_data(run, data)
     best, last = [row for row in rows if row["best"]][-1], rows[-1]
-    pairs = [(100 * row["val_accuracy"], 100 * row["val_accuracy_unseen"]) for row in (best, last)]
+    pairs = [(100 * row["val_accuracy"], 100 * row["val_accuracy_deduplicated"]) for row in (best, last)]
     minutes = sum(row["seconds"] for row in rows) / 60
-    print("{:<12}best epoch {:.2f} / {:.2f}  last {:.2f} / {:.2f}  ".format(run.name, *pairs[0], *pairs[1])
-          + f"{counted(len(rows), 'epoch')} in {minutes:.1f} minutes", flush=True)  # fmt: skip
+    print(
+        "{:<12}best epoch {:.2f} / {:.2f}  last {:.2f} / {:.2f}  ".format(run.name, *pairs[0], *pairs[1])
+        + f"{counted(len(rows), 'epoch')} in {minutes:.1f} minutes",
+        flush=True,
+    )
     return pairs[0]
 
 
@@ -72,12 +75,12 @@ def taught_by(files: Sequence[Path], config: Config) -> Config:
 def mean_of(files: Sequence[Path], data: Any, machine: Any) -> str:
     """A line with the accuracies of the mean of the networks' probabilities."""
     from ranks import Ranks
-    from val import in_the_mean, predict_logits, score
+    from val import mean_log_probs, predict_logits, score
     from weights import load_weights
 
     val = data.split("val")
     models = (load_weights(file, machine=machine)[0] for file in files)
-    mean = in_the_mean([predict_logits(model, val, machine=machine, ranks=Ranks()) for model in models])
+    mean = mean_log_probs([predict_logits(model, val, machine=machine, ranks=Ranks()) for model in models])
     return f"mean of the probabilities of all that teach: {in_percent(score(mean, val.labels, val.copies))}"
 
 
@@ -97,9 +100,11 @@ def run(args: argparse.Namespace) -> int:
     data = load(args.config)
     for note in [*([DEMO_NOTE] if data.demo else []), *notes_on(taught_by(also, args.config), data)]:
         print(note)
-    print(f"recipe {args.recipe} {' '.join(args.rest)}: {counted(args.teachers, 'teacher')} and {len(also)} more, then "
-          f"{counted(args.students, 'student')}; accuracy in % on validation images, official / without copies",
-          flush=True)  # fmt: skip
+    print(
+        f"recipe {args.recipe} {' '.join(args.rest)}: {counted(args.teachers, 'teacher')} and {len(also)} more, then "
+        f"{counted(args.students, 'student')}; accuracy in % on validation images, official / deduplicated",
+        flush=True,
+    )
     teachers = [top / f"teacher-{seed}" for seed in range(args.teachers)]
     for seed, folder in enumerate(teachers):
         trained(folder, {**knobs, "seed": seed}, args.recipe, data)
@@ -107,8 +112,10 @@ def run(args: argparse.Namespace) -> int:
     print(mean_of(files, data, machine), flush=True)
     knobs |= {"teachers": taught_by(files, args.config).teachers, **args.longer}
     students = [top / f"student-{args.teachers + number}" for number in range(args.students)]
-    scores = [trained(folder, {**knobs, "seed": args.teachers + number}, args.recipe, data)
-              for number, folder in enumerate(students)]  # fmt: skip
+    scores = [
+        trained(folder, {**knobs, "seed": args.teachers + number}, args.recipe, data)
+        for number, folder in enumerate(students)
+    ]
     print(f"students, best epochs: {' / '.join(map(spread, zip(*scores, strict=True)))}")
     print("\n".join(machines([*teachers, *students])))
     best = max(range(len(students)), key=lambda number: scores[number][1])
@@ -124,12 +131,12 @@ def spread(values: Sequence[float]) -> str:
 def main() -> int:
     parser = Parser("bench/teach.py", __doc__.splitlines()[0])
     several = {"type": int, "choices": range(1, MAX_SEEDS + 1), "metavar": "N"}
-    parser.add_argument("--data", required=True, type=filled, help="the dataset, as for interface.py")
+    parser.add_argument("--data", required=True, type=nonempty, help="the dataset, as for interface.py")
     parser.add_argument("--recipe", default="base", choices=tuple(RECIPES), help="of all networks (base)")
     parser.add_argument("--teachers", default=4, **several, help="networks that teach (4)")
     parser.add_argument("--students", default=3, **several, help="networks that are taught (3)")
     parser.add_argument("--epochs", type=int, help="of a student (the recipe's)")
-    parser.add_argument("--also", nargs="+", type=filled, default=[], metavar="WEIGHTS", help="files that teach too")
+    parser.add_argument("--also", nargs="+", type=nonempty, default=[], metavar="WEIGHTS", help="files that teach too")
     parser.add_argument("--runs", default="runs/teach", help="folder of the runs")
     parser.add_argument("rest", nargs="*", help="further flags of interface.py for every run, after --")
     args = parser.parse_args()

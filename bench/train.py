@@ -67,15 +67,17 @@ def plain_loop(cell: dict[str, Any]) -> list[float]:
     if device.type == "cuda":
         torch.cuda.init()  # as pick_machine has done in our loop before its clock starts
     start = time.perf_counter()
-    transform = transforms.Compose([
-        transforms.Grayscale(),
-        transforms.RandomHorizontalFlip(),
-        transforms.RandomAffine(
-            config.rotation, translate=(config.shift / 48,) * 2, scale=(1 - config.zoom, 1 + config.zoom)
-        ),
-        transforms.ToTensor(),
-        transforms.Normalize(0.5, 0.5),
-    ])  # fmt: skip
+    transform = transforms.Compose(
+        [
+            transforms.Grayscale(),
+            transforms.RandomHorizontalFlip(),
+            transforms.RandomAffine(
+                config.rotation, translate=(config.shift / 48,) * 2, scale=(1 - config.zoom, 1 + config.zoom)
+            ),
+            transforms.ToTensor(),
+            transforms.Normalize(0.5, 0.5),
+        ]
+    )
     folder = datasets.ImageFolder(cell["folder"], transform)
     loader = DataLoader(folder, config.batch_size, shuffle=True, num_workers=workers, persistent_workers=workers > 0)
     model = relu_first(build_model(config.model, **config.arguments)).to(device, memory_format=layout).train()

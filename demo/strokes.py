@@ -52,7 +52,7 @@ class Identity:
 
 
 class Stroke(NamedTuple):
-    """A filled polygon, or a line where `width` is above 0; points (n, 2) in pixels from mid-face."""
+    """A nonempty polygon, or a line where `width` is above 0; points (n, 2) in pixels from mid-face."""
 
     points: np.ndarray
     tone: float  # grey level; in a shading layer the change in percent

@@ -38,10 +38,24 @@ _large = threading.Lock()
 # zlib.error (compressed text), MemoryError (absurd sizes), RuntimeError (NotImplementedError too), and Warning,
 # where warnings are made errors.
 DECODER_ERRORS = (
-    OSError, SyntaxError, ValueError, TypeError, OverflowError, Image.DecompressionBombError, EOFError,
-    struct.error, IndexError, KeyError, AttributeError, AssertionError, ZeroDivisionError, zlib.error, MemoryError,
-    RuntimeError, Warning,
-)  # fmt: skip
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    OverflowError,
+    Image.DecompressionBombError,
+    EOFError,
+    struct.error,
+    IndexError,
+    KeyError,
+    AttributeError,
+    AssertionError,
+    ZeroDivisionError,
+    zlib.error,
+    MemoryError,
+    RuntimeError,
+    Warning,
+)
 
 # A damaged file is reported by BadImage; Pillow would also print warnings and log lines about it on stderr.
 # Once for the process, since `warnings.catch_warnings` must not be used in threads.
@@ -61,10 +75,14 @@ _READERS: tuple[tuple[str, tuple[bytes, ...], str], ...] = (
 
 # EXIF orientation (tag 0x0112) to the operation that sets the image upright.
 _UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
-}  # fmt: skip
+}
 
 
 class BadImage(Exception):

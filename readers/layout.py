@@ -14,9 +14,13 @@ from errors import UserError
 from readers.decode import EXTENSIONS
 
 SYNONYMS = {
-    "anger": "angry", "disgusted": "disgust", "fearful": "fear", "happiness": "happy", "sadness": "sad",
+    "anger": "angry",
+    "disgusted": "disgust",
+    "fearful": "fear",
+    "happiness": "happy",
+    "sadness": "sad",
     "surprised": "surprise",
-}  # fmt: skip
+}
 SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 CSV_NAMES = ("fer2013.csv", "icml_face_data.csv")
 JUNK = {"__macosx", "thumbs.db", "desktop.ini"}

@@ -28,9 +28,16 @@ METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 # EOFError and struct.error (short fields), ValueError (negative positions, names that are no UTF-8), OverflowError
 # (absurd sizes), RuntimeError (encryption; also NotImplementedError, for features it lacks), MemoryError.
 ZIP_ERRORS = (
-    zipfile.BadZipFile, zlib.error, OSError, EOFError, struct.error, ValueError, OverflowError, RuntimeError,
+    zipfile.BadZipFile,
+    zlib.error,
+    OSError,
+    EOFError,
+    struct.error,
+    ValueError,
+    OverflowError,
+    RuntimeError,
     MemoryError,
-)  # fmt: skip
+)
 
 
 class Listing(NamedTuple):

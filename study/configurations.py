@@ -20,9 +20,9 @@ from model import Expert, MixtureOfExperts, build_model
 from ranks import Ranks
 from study.groupings import Grouping, by_confusion, drawn_like, names
 from study.plan import Size, expert_stages, gate_work, together_work
-from study.stages import Stages, looked_at, macs
+from study.stages import Stages, extract_features, macs
 from utils import count_params, versions
-from val import evaluate, in_the_mean, predict_logits
+from val import evaluate, mean_log_probs, predict_logits
 
 FINE = 1 / 3  # of the recipe's learning rate, for what begins with trained weights
 FINER = 1 / 15  # the same, for a whole mixture
@@ -62,8 +62,15 @@ class Study:
         self.record_ensemble(seed, members, stages)
         stage = f"{seed}-longer"
         model = self.train(stage, partial(copy.deepcopy, single), size.at(draw(stage), size.further, rate=FINE))
-        self.record("longer", seed, model, begins | called([stage]), size.base + size.further, control=True,
-                    title="single ResNet, trained on as long as a mixture")  # fmt: skip
+        self.record(
+            "longer",
+            seed,
+            model,
+            begins | called([stage]),
+            size.base + size.further,
+            control=True,
+            title="single ResNet, trained on as long as a mixture",
+        )
         for name, times, title in (
             ("wide", size.members, f"single ResNet, as large as a mixture of {size.experts}"),
             ("wide-2", 2, "single ResNet, as much work as top-1"),
@@ -86,11 +93,11 @@ class Study:
     def groupings(self, seed: int, single: FaceNet) -> dict[str, Grouping]:
         """The groupings to compare, by name: the same for all seeds, but for `random`.
 
-        The clusters are of the first single network's confusions on the validation images without copies.
+        The clusters are of the first single network's confusions on the validation images deduplicated.
         """
         if not self.clusters and {"clusters", "random"} & set(self.wanted):
             scores = evaluate(single, self.val, machine=self.stages.machine)
-            self.clusters = by_confusion(np.array(scores.unseen.confusion), self.size.experts)
+            self.clusters = by_confusion(np.array(scores.deduplicated.confusion), self.size.experts)
         made = {"clusters": self.clusters, "random": drawn_like(self.clusters, seed) if self.clusters else []}
         return {name: grouping or made[name] for name, grouping in self.wanted.items()}
 
@@ -158,33 +165,54 @@ class Study:
         arrays = {"log_p": logits.log_softmax(1).numpy()}
         products = macs(model)
         if isinstance(model, MixtureOfExperts):
-            arrays["gate"] = looked_at(
+            arrays["gate"] = extract_features(
                 model, self.val.images, machine=machine, what=lambda x: model.log_gate(model.stem(x)).exp()
             )
             if model.top_k:  # the chosen expert's alone
                 each = [macs(expert) for expert in model.experts]
                 products += round(sum(each) * model.top_k / len(each)) - sum(each)
         shown = self.val.images[rows]
-        features = looked_at(model, shown, machine=machine, what=model.features)
+        features = extract_features(model, shown, machine=machine, what=model.features)
         self.put(name, seed, arrays, features, stages)
-        self.configurations.setdefault(name, {
-            "name": name, "kind": "single", "control": False, "groups": [], "gating": "", "note": "",
-            "parameters": count_params(model), "macs": products, "epochs": epochs,
-            "work": round(sum(self.work[stage] for stage in stages), 3), **about,
-        })  # fmt: skip
+        self.configurations.setdefault(
+            name,
+            {
+                "name": name,
+                "kind": "single",
+                "control": False,
+                "groups": [],
+                "gating": "",
+                "note": "",
+                "parameters": count_params(model),
+                "macs": products,
+                "epochs": epochs,
+                "work": round(sum(self.work[stage] for stage in stages), 3),
+                **about,
+            },
+        )
 
     def record_ensemble(self, seed: int, members: list[FaceNet], stages: list[str]) -> None:
         """Write the mean of the members' probabilities; its features are theirs, side by side."""
         machine, shown = self.stages.machine, self.val.images[self.rows]
-        log_p = in_the_mean([predict_logits(model, self.val, machine=machine, ranks=Ranks()) for model in members])
-        features = [looked_at(model, shown, machine=machine, what=model.features) for model in members]
+        log_p = mean_log_probs([predict_logits(model, self.val, machine=machine, ranks=Ranks()) for model in members])
+        features = [extract_features(model, shown, machine=machine, what=model.features) for model in members]
         self.put("ensemble", seed, {"log_p": log_p.numpy()}, np.concatenate(features, 1), called(stages))
-        self.configurations.setdefault("ensemble", {
-            "name": "ensemble", "title": f"ensemble of {len(members)} single ResNets", "kind": "ensemble",
-            "control": True, "groups": [], "gating": "", "note": "", "parameters": sum(map(count_params, members)),
-            "macs": sum(map(macs, members)), "epochs": self.size.base,
-            "work": sum(self.work[stage] for stage in stages),
-        })  # fmt: skip
+        self.configurations.setdefault(
+            "ensemble",
+            {
+                "name": "ensemble",
+                "title": f"ensemble of {len(members)} single ResNets",
+                "kind": "ensemble",
+                "control": True,
+                "groups": [],
+                "gating": "",
+                "note": "",
+                "parameters": sum(map(count_params, members)),
+                "macs": sum(map(macs, members)),
+                "epochs": self.size.base,
+                "work": sum(self.work[stage] for stage in stages),
+            },
+        )
 
     def put(self, name: str, seed: int, arrays: dict[str, Any], features: Any, stages: dict[str, str]) -> None:
         """Write the files of one configuration and seed."""
@@ -200,15 +228,28 @@ class Study:
         data = self.stages.data
         save_arrays(self.results / "labels.npz", labels=self.val.labels, copies=self.val.copies, rows=self.rows)
         epochs = [row for rows in self.stages.histories.values() for row in rows]
-        write_json(self.results / "study.json", {
-            "name": name, "conclusive": not why, "why": why, "command": command,
-            "machine": "; ".join(self.stages.machines), "versions": versions(),
-            "minutes": sum(row["seconds"] for row in epochs) / 60,
-            "data": {"source": Path(data.source).name, "fingerprint": data.fingerprint, "demo": data.demo,
-                     "train": self.counts, "val": self.val.counts()},
-            "seeds": list(range(self.size.seeds)), "base": "single",
-            "configurations": list(self.configurations.values()),
-        })  # fmt: skip
+        write_json(
+            self.results / "study.json",
+            {
+                "name": name,
+                "conclusive": not why,
+                "why": why,
+                "command": command,
+                "machine": "; ".join(self.stages.machines),
+                "versions": versions(),
+                "minutes": sum(row["seconds"] for row in epochs) / 60,
+                "data": {
+                    "source": Path(data.source).name,
+                    "fingerprint": data.fingerprint,
+                    "demo": data.demo,
+                    "train": self.counts,
+                    "val": self.val.counts(),
+                },
+                "seeds": list(range(self.size.seeds)),
+                "base": "single",
+                "configurations": list(self.configurations.values()),
+            },
+        )
 
 
 def called(stages: list[str]) -> dict[str, str]:

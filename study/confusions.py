@@ -75,7 +75,7 @@ class Share(NamedTuple):
 def confusion_shares(study: Study, configuration: Configuration) -> np.ndarray:
     """(7, 7) shares of the images of a true class (row) named as a class, mean over seeds; NaN without images."""
     size = len(CLASSES)
-    true, predicted = study.labels[study.unseen], configuration.predicted[:, study.unseen]
+    true, predicted = study.labels[study.deduplicated], configuration.predicted[:, study.deduplicated]
     counts = np.stack([np.bincount(true * size + row, minlength=size**2).reshape(size, size) for row in predicted])
     images = counts.sum(2, keepdims=True)
     shares = counts / np.maximum(images, 1)
@@ -84,7 +84,7 @@ def confusion_shares(study: Study, configuration: Configuration) -> np.ndarray:
 
 def wrong_pairs(study: Study, configuration: Configuration, pair: tuple[int, int]) -> np.ndarray:
     """(S, images) bool, the images of `pair` that are taken for the other class."""
-    return confused(study.labels[study.unseen], configuration.predicted[:, study.unseen], pair)
+    return confused(study.labels[study.deduplicated], configuration.predicted[:, study.deduplicated], pair)
 
 
 def pair_rate(study: Study, configuration: Configuration, pair: tuple[int, int]) -> Interval | None:
@@ -92,7 +92,7 @@ def pair_rate(study: Study, configuration: Configuration, pair: tuple[int, int])
 
     Its interval is over the images of the two classes. None where there are none.
     """
-    own = np.isin(study.labels[study.unseen], pair)
+    own = np.isin(study.labels[study.deduplicated], pair)
     return proportion(wrong_pairs(study, configuration, pair)[:, own]) if own.any() else None
 
 
@@ -108,25 +108,27 @@ def over_seeds(base: np.ndarray, mixed: np.ndarray) -> tuple[float, float] | Non
 
 def compare_pairs(study: Study, base_of: Configuration, best: Configuration) -> list[PairResult]:
     """How often each of the 21 pairs is confused, by `base_of` and by `best`."""
-    shared, labels = share_expert(best), study.labels[study.unseen]
+    shared, labels = share_expert(best), study.labels[study.deduplicated]
     known = not study.has_other_groups(best)
     both = [(wrong_pairs(study, base_of, pair), wrong_pairs(study, best, pair)) for pair in PAIRS]
     alone = [mcnemar(base[0], mixed[0]) if len(base) == 1 else None for base, mixed in both]
     p_values = [one.p if one else sign_flip(*each) for one, each in zip(alone, both, strict=True)]
     found = []
     for pair, (base, mixed), one, p, adjusted in zip(PAIRS, both, alone, p_values, holm(p_values), strict=True):
-        found.append(PairResult(
-            pair=pair,
-            images=int(np.isin(labels, pair).sum()),
-            base=float(base.sum(1).mean()),
-            best=float(mixed.sum(1).mean()),
-            change=in_images(bootstrap(mixed, base), len(labels)),
-            seeds=over_seeds(base, mixed),
-            p=p,
-            adjusted=float(adjusted),
-            together=bool(shared[pair]) if known else None,
-            discordant=one,
-        ))  # fmt: skip
+        found.append(
+            PairResult(
+                pair=pair,
+                images=int(np.isin(labels, pair).sum()),
+                base=float(base.sum(1).mean()),
+                best=float(mixed.sum(1).mean()),
+                change=in_images(bootstrap(mixed, base), len(labels)),
+                seeds=over_seeds(base, mixed),
+                p=p,
+                adjusted=float(adjusted),
+                together=bool(shared[pair]) if known else None,
+                discordant=one,
+            )
+        )
     return found
 
 
@@ -137,10 +139,13 @@ def each_seed(study: Study, pairs: list[PairResult], best: Configuration) -> lis
     """
     if len(study.seeds) == 1:
         return []
-    both = [(one, seed, mcnemar(base, mixed))
-            for one in pairs
-            for seed, base, mixed in zip(study.seeds, wrong_pairs(study, study.base, one.pair),
-                                         wrong_pairs(study, best, one.pair), strict=True)]  # fmt: skip
+    both = [
+        (one, seed, mcnemar(base, mixed))
+        for one in pairs
+        for seed, base, mixed in zip(
+            study.seeds, wrong_pairs(study, study.base, one.pair), wrong_pairs(study, best, one.pair), strict=True
+        )
+    ]
     adjusted = holm([found.p for _, _, found in both])
     return [SeedTest(*each, float(p)) for each, p in zip(both, adjusted, strict=True)]
 
@@ -159,17 +164,22 @@ def compare_groups(study: Study, base_of: Configuration, best: Configuration) ->
     shared = share_expert(best)
     if len({bool(shared[pair]) for pair in PAIRS}) == 1 or study.has_other_groups(best):
         return None
-    labels, found = study.labels[study.unseen], []
+    labels, found = study.labels[study.deduplicated], []
     for inside in (True, False):
         both = []
         for one in (base_of, best):
-            predicted = one.predicted[:, study.unseen]
+            predicted = one.predicted[:, study.deduplicated]
             both.append((predicted != labels) & (shared[labels, predicted] == inside))
         found.append(both)
     adjusted = holm([sign_flip(*both) for both in found])
     within, across = (
-        Share(float(base.sum(1).mean()), float(mixed.sum(1).mean()), in_images(bootstrap(mixed, base), len(labels)),
-              over_seeds(base, mixed), float(p))
+        Share(
+            float(base.sum(1).mean()),
+            float(mixed.sum(1).mean()),
+            in_images(bootstrap(mixed, base), len(labels)),
+            over_seeds(base, mixed),
+            float(p),
+        )
         for (base, mixed), p in zip(found, adjusted, strict=True)
-    )  # fmt: skip
+    )
     return within, across

@@ -40,11 +40,11 @@ def stage_curves(models: Sequence[tuple[str, Sequence[list[dict]]]], path: Path,
         starts = np.concatenate([[0], np.cumsum(lengths)])
         part.supxlabel(_stage_names([stage["stage"] for stage in seeds[0]]), fontsize=9, color=GREY)
         loss, hits = part.subplots(1, 2)
-        _stage_lines(loss, seeds, starts, {"train_loss": BLUE, "val_loss_unseen": ORANGE}, 1)
-        _stage_lines(hits, seeds, starts, {"train_accuracy": BLUE, "val_accuracy_unseen": ORANGE}, 100)
+        _stage_lines(loss, seeds, starts, {"train_loss": BLUE, "val_loss_deduplicated": ORANGE}, 1)
+        _stage_lines(hits, seeds, starts, {"train_accuracy": BLUE, "val_accuracy_deduplicated": ORANGE}, 100)
         loss.set_ylabel("loss (nats per image)", color=INK)
         hits.set_ylabel("accuracy (% of images)", color=INK)
-    handles = [handle(color=BLUE, label="train"), handle(color=ORANGE, label="val (without copies)")]
+    handles = [handle(color=BLUE, label="train"), handle(color=ORANGE, label="val (deduplicated)")]
     figure.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=9, frameon=False)
     write_png(figure, path)
 
@@ -75,7 +75,7 @@ def accuracies(
     names: Sequence[str],
     looks: Sequence[str],
     official: np.ndarray,
-    unseen: np.ndarray,
+    deduplicated: np.ndarray,
     gains: np.ndarray,
     path: Path,
     *,
@@ -83,8 +83,8 @@ def accuracies(
 ) -> None:
     """Write a PNG with a row per configuration: its accuracies, and its gain over the base, with 95 % intervals.
 
-    `official`, `unseen` and `gains` are (K, 3): mean, low and high in percent or points; a gain of NaN is the base's
-    own. `seeds` (K, S) are the accuracies without copies of each seed; `looks` names one of LOOKS for each.
+    `official`, `deduplicated` and `gains` are (K, 3): mean, low and high in percent or points; a gain of NaN is the base's
+    own. `seeds` (K, S) are the accuracies deduplicated of each seed; `looks` names one of LOOKS for each.
     """
     from matplotlib.figure import Figure
 
@@ -94,20 +94,20 @@ def accuracies(
     for row, look in enumerate(looks):
         colour, marker = LOOKS[look]
         _dot(left, row + 0.2, official[row], {"color": GREY, "marker": "x", "linewidth": 0.9, "markersize": 5})
-        _dot(left, row - 0.1, unseen[row], {"color": colour, "marker": marker, "linewidth": 1.8, "markersize": 7})
+        _dot(left, row - 0.1, deduplicated[row], {"color": colour, "marker": marker, "linewidth": 1.8, "markersize": 7})
         if seeds.shape[1] > 1:
             left.plot(seeds[row], [row - 0.1] * seeds.shape[1], "|", color=colour, markersize=9, markeredgewidth=1)
         _dot(right, row - 0.1, gains[row], {"color": colour, "marker": marker, "linewidth": 1.8, "markersize": 7})
     left.set_yticks(rows, [fill(f"{number}  {name}", 40) for number, name in enumerate(names, 1)], fontsize=9)
     left.set_ylim(len(names) - 0.5, -0.6)
     left.set_xlabel("accuracy (% of images)", color=INK)
-    right.set_xlabel("gain over the base without copies (points)", color=INK)
+    right.set_xlabel("gain over the base deduplicated (points)", color=INK)
     right.axvline(0, color=INK, linewidth=0.8)
     for axes in (left, right):
         axes.grid(axis="x", color=FAINT, linewidth=0.6)
         bare(axes)
     official_look = {"color": GREY, "marker": "x", "linewidth": 0.9, "label": "official"}
-    handles = [*_look_handles(looks, ", without copies"), handle(**official_look)]
+    handles = [*_look_handles(looks, ", deduplicated"), handle(**official_look)]
     if seeds.shape[1] > 1:
         handles.append(handle(color=GREY, marker="|", linewidth=0, label="one seed"))
     figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=9, frameon=False)
@@ -139,14 +139,14 @@ def _look_handles(looks: Sequence[str], what: str = "") -> list[Any]:
 def costs(
     names: Sequence[str],
     looks: Sequence[str],
-    unseen: np.ndarray,
+    deduplicated: np.ndarray,
     parameters: Sequence[int],
     macs: Sequence[int],
     path: Path,
 ) -> None:
-    """Write a PNG with the accuracy without copies against the parameters, and against the MACs for one image.
+    """Write a PNG with the accuracy deduplicated against the parameters, and against the MACs for one image.
 
-    `unseen` is (K, 3): mean, low and high in percent; each point carries its number, which the key explains.
+    `deduplicated` is (K, 3): mean, low and high in percent; each point carries its number, which the key explains.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import EngFormatter, LogLocator
@@ -157,7 +157,7 @@ def costs(
         (left, parameters, "parameters (log scale)"),
         (right, macs, "multiply-adds (MACs) for one image (log scale)"),
     ):
-        for value, (mean, _, _), look in zip(values, unseen, looks, strict=True):
+        for value, (mean, _, _), look in zip(values, deduplicated, looks, strict=True):
             colour, marker = LOOKS[look]
             axes.plot([value], [mean], color=colour, marker=marker, markersize=7, linewidth=0)
         axes.set_xscale("log")
@@ -168,8 +168,10 @@ def costs(
         axes.set_xlabel(label, color=INK)
         axes.grid(color=FAINT, linewidth=0.6)
         bare(axes)
-    left.set_ylabel("accuracy without copies (% of images)", color=INK)
-    half = (unseen[:, 2] - unseen[:, 1]).mean() / 2  # many have one size: their intervals would hide each other
+    left.set_ylabel("accuracy deduplicated (% of images)", color=INK)
+    half = (
+        deduplicated[:, 2] - deduplicated[:, 1]
+    ).mean() / 2  # many have one size: their intervals would hide each other
     left.set_title(f"95 % intervals reach {half:.1f} points up and down", loc="left", fontsize=9, color=GREY)
     key.set_axis_off()
     lines = "\n".join(fill(f"{number}  {name}", 40, subsequent_indent="     ") for number, name in enumerate(names, 1))
@@ -177,7 +179,7 @@ def costs(
     figure.legend(handles=_look_handles(looks), loc="outside lower center", ncols=4, fontsize=9, frameon=False)
     figure.draw_without_rendering()  # the layout must stand before the numbers find their places
     for axes, values in ((left, parameters), (right, macs)):
-        _number_points(axes, values, unseen[:, 0])
+        _number_points(axes, values, deduplicated[:, 0])
     write_png(figure, path)
 
 
@@ -197,8 +199,16 @@ def _number_points(axes, xs: Sequence[float], ys: np.ndarray) -> None:
         line = {"arrowprops": {"arrowstyle": "-", "color": GREY, "linewidth": 0.5, "relpos": (0, 0.5)}}
         style = {"textcoords": "offset points", "ha": "left", "va": "center"}
         away = (place - point) * 72 / DPI
-        axes.annotate(str(index + 1), (xs[index], ys[index]), xycoords="data", xytext=away, **style, fontsize=9,
-                      color=INK, **(line if crowded[index] else {}))  # fmt: skip
+        axes.annotate(
+            str(index + 1),
+            (xs[index], ys[index]),
+            xycoords="data",
+            xytext=away,
+            **style,
+            fontsize=9,
+            color=INK,
+            **(line if crowded[index] else {}),
+        )
 
 
 def spaced(wanted: np.ndarray, gap: float, low: float, high: float) -> np.ndarray:

@@ -110,8 +110,9 @@ def feature_maps(panels: Sequence[Panel], path: Path) -> None:
             handle(linewidth=0, markersize=5, label=fill(name, 26), **_sign(panel.signs, index))
             for index, name in enumerate(panel.names)
         ]
-        below.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.07), ncols=2, fontsize=9,
-                     frameon=False)  # fmt: skip
+        below.legend(
+            handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.07), ncols=2, fontsize=9, frameon=False
+        )
     write_png(figure, path)
 
 
@@ -128,8 +129,14 @@ def _scatter(axes, points: np.ndarray, members: np.ndarray, signs: Sequence[tupl
             axes.scatter(*points[own].T, s=13, alpha=0.75, linewidths=0, **_sign(signs, index))
 
 
-def gate_use(load: np.ndarray, chosen: np.ndarray, per_class: np.ndarray, groups: Sequence[Sequence[str]],
-             names: Sequence[str], path: Path) -> None:  # fmt: skip
+def gate_use(
+    load: np.ndarray,
+    chosen: np.ndarray,
+    per_class: np.ndarray,
+    groups: Sequence[Sequence[str]],
+    names: Sequence[str],
+    path: Path,
+) -> None:
     """Write a PNG of what a gate does with its E experts, called `names`, which have the classes in `groups`.
 
     `load` (E,) are mean weights and `chosen` (E,) the shares of images for which an expert has the most weight;
@@ -165,8 +172,9 @@ def gate_use(load: np.ndarray, chosen: np.ndarray, per_class: np.ndarray, groups
             corner = (place - 0.47, CLASSES.index(name) - 0.47)
             cells.add_patch(Rectangle(corner, 0.94, 0.94, fill=False, edgecolor=INK, linewidth=1.6))
     cells.set_aspect("auto")
-    cells.set_title("mean weight over the images of a class (%); framed: the expert's own classes", fontsize=10,
-                    color=GREY)  # fmt: skip
+    cells.set_title(
+        "mean weight over the images of a class (%); framed: the expert's own classes", fontsize=10, color=GREY
+    )
     narrow = max(9, 64 // count)
     cells.set_xticks(rows, [fill(name, narrow) for name in names], fontsize=9)
     cells.set_yticks(range(len(CLASSES)), CLASSES, fontsize=9)

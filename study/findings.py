@@ -53,10 +53,10 @@ class Result(NamedTuple):
 
     configuration: Configuration
     official: list[float]
-    unseen: list[float]
-    f1: list[float]  # without copies
+    deduplicated: list[float]
+    f1: list[float]  # deduplicated
     official_interval: Interval
-    unseen_interval: Interval
+    deduplicated_interval: Interval
     f1_interval: Interval
     official_gain: Interval | None  # over the base; None for the base itself
     gain: Gap | None
@@ -67,7 +67,7 @@ class Result(NamedTuple):
 
     @property
     def mean(self) -> float:
-        return statistics.mean(self.unseen)
+        return statistics.mean(self.deduplicated)
 
 
 class GateResult(NamedTuple):
@@ -87,7 +87,7 @@ class GateResult(NamedTuple):
 
 @dataclass(frozen=True)
 class Findings:
-    """All that the report says of a study. The best mixture has the highest mean accuracy without copies."""
+    """All that the report says of a study. The best mixture has the highest mean accuracy deduplicated."""
 
     study: Study
     results: list[Result]
@@ -124,8 +124,9 @@ def find(study: Study) -> Findings:
     base = by_name[study.base.name]
     mixtures = [by_name[one.name] for one in study.mixtures]
     best = max(mixtures, key=lambda one: one.mean)
-    controls = trained_alike([one for one in results if one.configuration.is_control and one not in (base, *mixtures)],
-                             best)  # fmt: skip
+    controls = trained_alike(
+        [one for one in results if one.configuration.is_control and one not in (base, *mixtures)], best
+    )
     gatings, further = alike(mixtures)
     lowest = lowest_grouping(mixtures)
     pairs = compare_pairs(study, base.configuration, best.configuration)
@@ -169,9 +170,13 @@ def trained_alike(controls: list[Result], best: Result) -> list[Result]:
 def trained_on(controls: list[Result], base: Result) -> list[Result]:
     """The controls that are the base, trained for longer."""
     own = base.configuration
-    return [one for one in controls
-            if one.configuration.kind == "single" and one.configuration.parameters == own.parameters
-            and one.configuration.epochs > own.epochs]  # fmt: skip
+    return [
+        one
+        for one in controls
+        if one.configuration.kind == "single"
+        and one.configuration.parameters == own.parameters
+        and one.configuration.epochs > own.epochs
+    ]
 
 
 def as_long(controls: list[Result], base: Result, best: Result) -> Result | None:
@@ -213,20 +218,22 @@ def score_all(study: Study) -> list[Result]:
     gaps = iter(gaps_of(study, [(one, study.base) for one in study.configurations if one is not study.base]))
     results = []
     for one in study.configurations:
-        official, unseen = study.hits(one, official=True), study.hits(one)
-        named = study.labels[study.unseen], one.predicted[:, study.unseen]
+        official, deduplicated = study.hits(one, official=True), study.hits(one)
+        named = study.labels[study.deduplicated], one.predicted[:, study.deduplicated]
         other = one is not study.base
-        results.append(Result(
-            configuration=one,
-            official=[100 * float(hits.mean()) for hits in official],
-            unseen=[100 * float(hits.mean()) for hits in unseen],
-            f1=macro_f1(*named).tolist(),
-            official_interval=proportion(official),
-            unseen_interval=proportion(unseen),
-            f1_interval=macro_f1_interval(*named),
-            official_gain=bootstrap(official, study.hits(study.base, official=True)) if other else None,
-            gain=next(gaps) if other else None,
-        ))  # fmt: skip
+        results.append(
+            Result(
+                configuration=one,
+                official=[100 * float(hits.mean()) for hits in official],
+                deduplicated=[100 * float(hits.mean()) for hits in deduplicated],
+                f1=macro_f1(*named).tolist(),
+                official_interval=proportion(official),
+                deduplicated_interval=proportion(deduplicated),
+                f1_interval=macro_f1_interval(*named),
+                official_gain=bootstrap(official, study.hits(study.base, official=True)) if other else None,
+                gain=next(gaps) if other else None,
+            )
+        )
     return results
 
 
@@ -251,15 +258,17 @@ def gaps_of(study: Study, both: Sequence[tuple[Configuration, Configuration]]) -
 
 
 def look_at_gate(study: Study, best: Configuration) -> GateResult:
-    """What the gate of `best` does, over the images without copies and all seeds, or the first with its own groups."""
+    """What the gate of `best` does, over the images deduplicated and all seeds, or the first with its own groups."""
     seeds = slice(1 if study.has_other_groups(best) else None)
-    gate, labels = best.gate[seeds, study.unseen].astype(np.float64), study.labels[study.unseen]
+    gate, labels = best.gate[seeds, study.deduplicated].astype(np.float64), study.labels[study.deduplicated]
     has = np.array([[name in group for group in best.groups] for name in CLASSES])  # (7, E)
     chosen = gate.argmax(2)
     own = has[labels[None], chosen]
     hits = study.hits(best)[seeds]
-    per_class = [gate[:, labels == index].mean((0, 1)) if (labels == index).any() else np.full(len(best.groups), np.nan)
-                 for index in range(len(CLASSES))]  # fmt: skip
+    per_class = [
+        gate[:, labels == index].mean((0, 1)) if (labels == index).any() else np.full(len(best.groups), np.nan)
+        for index in range(len(CLASSES))
+    ]
 
     def share(values: np.ndarray) -> float | None:
         return float(values.mean()) if values.size else None

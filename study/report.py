@@ -65,7 +65,7 @@ def gate_caption(found: Findings) -> str:
     seeds = " and all seeds" if len(found.study.seeds) > 1 else ""
     if found.study.has_other_groups(best):
         seeds = " and the first seed, whose groups are shown"
-    return f"What the gate of {named(found.best)} does with its experts, over the images without copies{seeds}."
+    return f"What the gate of {named(found.best)} does with its experts, over the images deduplicated{seeds}."
 
 
 def curves_caption(found: Findings) -> str:
@@ -76,7 +76,7 @@ def curves_caption(found: Findings) -> str:
     return (
         f"Loss and accuracy per epoch{lines}. Training figures are measured in passing, on augmented images: windows "
         "of faces, but whole ones in the last fifth of a stage, its last epoch at least, where the figures may step. "
-        "Validation figures are without copies. A stage of a mixture may train and score a part of it only, so its "
+        "Validation figures are deduplicated. A stage of a mixture may train and score a part of it only, so its "
         f"figures need not be comparable.{soft}"
     )
 
@@ -84,7 +84,7 @@ def curves_caption(found: Findings) -> str:
 def features_caption(found: Findings) -> str:
     shown = int(found.study.shown.sum())
     return (
-        f"Features before the last layer, of {shown:,} validation images without copies, with the first seed: two "
+        f"Features before the last layer, of {shown:,} validation images deduplicated, with the first seed: two "
         f"principal components above, t-SNE below (perplexity {perplexity(shown):.3g}, the same random state for both "
         "networks). Distances between clusters and their sizes mean little in t-SNE. The mixture's features are its "
         "experts' side by side, each times its weight, so images of one expert lie together by their making. Expert: "
@@ -112,13 +112,14 @@ def draw_all(found: Findings, out: Path) -> None:
     plots_inside.confusions(*shares, out / "confusion.png", names=names)
     titles = [one.title for one in found.results]
     looks = [look(found, one.configuration) for one in found.results]
-    official, unseen = (np.array([getattr(one, f"{name}_interval") for one in found.results])
-                        for name in ("official", "unseen"))  # fmt: skip
+    official, deduplicated = (
+        np.array([getattr(one, f"{name}_interval") for one in found.results]) for name in ("official", "deduplicated")
+    )
     gains = np.array([_gain(one) for one in found.results])
-    seeds = np.array([one.unseen for one in found.results])
-    plots_study.accuracies(titles, looks, official, unseen, gains, out / "accuracy.png", seeds=seeds)
+    seeds = np.array([one.deduplicated for one in found.results])
+    plots_study.accuracies(titles, looks, official, deduplicated, gains, out / "accuracy.png", seeds=seeds)
     parameters, macs = ([getattr(one, name) for one in study.configurations] for name in ("parameters", "macs"))
-    plots_study.costs(titles, looks, unseen, parameters, macs, out / "cost.png")
+    plots_study.costs(titles, looks, deduplicated, parameters, macs, out / "cost.png")
     use = found.gate
     plots_inside.gate_use(use.load, use.chosen, use.per_class, best.groups, best.experts, out / "gate.png")
     plots_inside.feature_maps(feature_panels(found), out / "features.png")
@@ -131,7 +132,7 @@ def _gain(one: Result) -> tuple[float, float, float]:
 def feature_panels(found: Findings) -> list[plots_inside.Panel]:
     """Base and best mixture by class, and the mixture by the expert with the most weight, with the first seed.
 
-    Of the images whose features are kept, those without copies.
+    Of the images whose features are kept, those deduplicated.
     """
     study, best = found.study, found.best.configuration
     rows = study.rows[study.shown]

@@ -1,6 +1,6 @@
 """What a study's accuracies say, in sentences: the mixtures against the base, each other and the controls.
 
-Each is chosen and filled by rules from the figures of that study; report_words.py says what is called shown.
+Each is chosen and nonempty by rules from the figures of that study; report_words.py says what is called shown.
 """
 
 from errors import counted
@@ -12,19 +12,25 @@ MORE = 1.05  # times the size of another network is called larger
 
 def best_against_base(found: Findings) -> list[str]:
     """Whether the best mixture is better than the base, and what stands for the mixtures."""
-    return [verdict(f"the mixture {named(found.best)}", f"the base {named(found.base)}", found.best.gain),
-            *groups_of_its_own(found)]  # fmt: skip
+    return [
+        verdict(f"the mixture {named(found.best)}", f"the base {named(found.base)}", found.best.gain),
+        *groups_of_its_own(found),
+    ]
 
 
 def groups_of_its_own(found: Findings) -> list[str]:
     """That the best mixture is a control, and that it has no groups of its own, where that is so."""
     best, said = found.best.configuration, []
     if found.only_controls:
-        said.append("The study has no mixtures but those that serve as controls: whether experts for groups of "
-                    "emotions that were chosen help was not tried.")  # fmt: skip
+        said.append(
+            "The study has no mixtures but those that serve as controls: whether experts for groups of "
+            "emotions that were chosen help was not tried."
+        )
     if best.is_plain:
-        said.append(f"Every expert of {named(found.best)} has all classes: it has no groups of its own, so nothing "
-                    f"that it gains or loses is owed to groups of emotions.")  # fmt: skip
+        said.append(
+            f"Every expert of {named(found.best)} has all classes: it has no groups of its own, so nothing "
+            f"that it gains or loses is owed to groups of emotions."
+        )
     elif best.is_drawn:
         said.append(f"The groups of {named(found.best)} are drawn at random.")
     return said
@@ -75,18 +81,21 @@ def groupings(found: Findings) -> list[str]:
     count = len({repr(one.configuration.groups) for one in found.mixtures})
     said = [verdict(f"the best grouping ({named(found.best)})", f"the lowest ({named(lowest)})", gap)]
     if count > 2:
-        said.append(f"Each of the {count} groupings stands for its highest mixture there; being the extremes, the two "
-                    f"are further apart than two named beforehand would be.")  # fmt: skip
+        said.append(
+            f"Each of the {count} groupings stands for its highest mixture there; being the extremes, the two "
+            f"are further apart than two named beforehand would be."
+        )
     return said
 
 
 def gatings(found: Findings) -> list[str]:
     """Soft against top-1 gating, for the same groups after the same stages."""
     said = [
-        verdict(f"soft gating ({named(soft)})",
-                f"top-1 gating ({named(top)}, trained with soft gating, top-1 in use)", gap)
+        verdict(
+            f"soft gating ({named(soft)})", f"top-1 gating ({named(top)}, trained with soft gating, top-1 in use)", gap
+        )
         for soft, top, gap in found.gatings
-    ]  # fmt: skip
+    ]
     return said or ["No mixture was tried with both soft and top-1 gating on the same groups."]
 
 
@@ -109,8 +118,10 @@ def controls(found: Findings) -> list[str]:
     mixtures = [one for one in found.study.configurations if one.kind == "mixture" and one.control]
     compared = sum(one.configuration.kind == "mixture" for one, _ in found.controls)
     if 0 < compared < len(mixtures):
-        said.append(f"Control mixtures are compared with it here where their gating and last stage are the mixture's "
-                    f"({compared} of {len(mixtures)}); the tables have the others.")  # fmt: skip
+        said.append(
+            f"Control mixtures are compared with it here where their gating and last stage are the mixture's "
+            f"({compared} of {len(mixtures)}); the tables have the others."
+        )
     return said + missing_controls(found)
 
 
@@ -185,8 +196,11 @@ def controls_counted(found: Findings) -> list[str]:
     words = {1: "better than", -1: "worse than", 0: "not shown to differ from"}
     parts = []
     for sign, word in words.items():
-        names = [f"{named(one)}{' (not borne out over seeds)' if ahead.unsure else ''}"
-                 for one, ahead in found.controls if ahead.sign == sign]  # fmt: skip
+        names = [
+            f"{named(one)}{' (not borne out over seeds)' if ahead.unsure else ''}"
+            for one, ahead in found.controls
+            if ahead.sign == sign
+        ]
         if names:
             parts.append(f"{word} {listed(names)}")
     return [f"Against the controls, the mixture is {'; '.join(parts)}."]

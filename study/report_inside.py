@@ -1,6 +1,6 @@
 """What goes on inside a study's networks, in sentences: confused classes, the gate, training, features.
 
-Each is chosen and filled by rules from the figures of that study; report_words.py says what is called shown.
+Each is chosen and nonempty by rules from the figures of that study; report_words.py says what is called shown.
 """
 
 import math
@@ -22,9 +22,11 @@ def pairs(found: Findings) -> list[str]:
         rate = 100 * one.base / max(one.images, 1)
         shown = {1: "fewer, which is shown", -1: "more, which is shown", 0: "no change is shown"}[one.sign]
         together = {True: ", share an expert", False: ", have no expert in common", None: ""}[one.together]
-        said.append(f"{one.name}, {rate:.1f} % of whose images the base takes for the other{together}: "
-                    f"{one.base:.1f} images to {one.best:.1f}, {_change(one.change)} ({shown}, adjusted p "
-                    f"{p_text(one.adjusted)}{_over_seeds(one.seeds)}).")  # fmt: skip
+        said.append(
+            f"{one.name}, {rate:.1f} % of whose images the base takes for the other{together}: "
+            f"{one.base:.1f} images to {one.best:.1f}, {_change(one.change)} ({shown}, adjusted p "
+            f"{p_text(one.adjusted)}{_over_seeds(one.seeds)})."
+        )
     return said
 
 
@@ -33,8 +35,10 @@ def pairs_by_length(found: Findings) -> list[str]:
     if found.longer is not None:
         return [f"{_changed(found.pairs_longer, named(found.longer))}{_one_seed(found)}."]
     if found.best.configuration.epochs > found.base.configuration.epochs:
-        return ["The mixture was trained for longer than the base, and no control for as long: what is confused more "
-                "or less than by the base may be owed to length."]  # fmt: skip
+        return [
+            "The mixture was trained for longer than the base, and no control for as long: what is confused more "
+            "or less than by the base may be owed to length."
+        ]
     return []
 
 
@@ -44,10 +48,15 @@ def _changed(ones: list[PairResult], than: str) -> str:
     if not better and not worse:
         least = min(ones, key=lambda one: one.adjusted)
         which = f" ({least.name})" if least.adjusted < 1 else ""
-        return (f"No pair of classes is shown to be confused more or less by the mixture than by {than}: after "
-                f"correction for {len(ones)} pairs the smallest p is {p_text(least.adjusted)}{which}")  # fmt: skip
-    parts = [f"{word}: {listed([_pair(one) for one in some])}"
-             for word, some in (("fewer confusions", better), ("more confusions", worse)) if some]  # fmt: skip
+        return (
+            f"No pair of classes is shown to be confused more or less by the mixture than by {than}: after "
+            f"correction for {len(ones)} pairs the smallest p is {p_text(least.adjusted)}{which}"
+        )
+    parts = [
+        f"{word}: {listed([_pair(one) for one in some])}"
+        for word, some in (("fewer confusions", better), ("more confusions", worse))
+        if some
+    ]
     rest = "" if better and worse else f"; none is shown to be confused {'more' if better else 'less'}"
     what = f"{'; '.join(parts)}{rest}"
     return f"Of {len(ones)} pairs of classes, after correction, the mixture shows, against {than}, {what}"
@@ -72,12 +81,17 @@ def _one_seed(found: Findings) -> str:
 
 def never_named(found: Findings) -> list[str]:
     """Classes that the base, the mixture or both never name, with any seed: a rare one that accuracy would hide."""
-    unseen = found.study.unseen
-    base, best = ({name for index, name in enumerate(CLASSES) if not (one.predicted[:, unseen] == index).any()}
-                  for one in (found.base.configuration, found.best.configuration))  # fmt: skip
-    where = " on images without copies" + (", with any seed" if len(found.study.seeds) > 1 else "")
-    said = [("Neither the base nor the mixture ever names", base & best), ("The base never names", base - best),
-            ("The mixture never names", best - base)]  # fmt: skip
+    deduplicated = found.study.deduplicated
+    base, best = (
+        {name for index, name in enumerate(CLASSES) if not (one.predicted[:, deduplicated] == index).any()}
+        for one in (found.base.configuration, found.best.configuration)
+    )
+    where = " on images deduplicated" + (", with any seed" if len(found.study.seeds) > 1 else "")
+    said = [
+        ("Neither the base nor the mixture ever names", base & best),
+        ("The base never names", base - best),
+        ("The mixture never names", best - base),
+    ]
     return [f"{who} {listed([name for name in CLASSES if name in names])}{where}." for who, names in said if names]
 
 
@@ -98,9 +112,11 @@ def _shares(groups: tuple[Share, Share], than: str) -> list[str]:
     said = []
     for one, what in zip(groups, ("share an expert", "have no expert in common"), strict=True):
         shown = {1: "more, which is shown", -1: "fewer, which is shown", 0: "no change is shown"}[one.sign]
-        said.append(f"Classes that {what} are confused on {one.base:,.1f} images by {than} and on {one.best:,.1f} by "
-                    f"the mixture, {_change(one.change)} ({shown}, p {p_text(one.adjusted)} after correction for 2 "
-                    f"comparisons{_over_seeds(one.seeds)}).")  # fmt: skip
+        said.append(
+            f"Classes that {what} are confused on {one.base:,.1f} images by {than} and on {one.best:,.1f} by "
+            f"the mixture, {_change(one.change)} ({shown}, p {p_text(one.adjusted)} after correction for 2 "
+            f"comparisons{_over_seeds(one.seeds)})."
+        )
     return said
 
 
@@ -121,8 +137,7 @@ def gate(found: Findings) -> list[str]:
     lowest, highest = use.load.min(), use.load.max()
     span = f"mean weights from {lowest:.1%} to {highest:.1%}, {1 / len(groups):.1%} being even"
     if idle:
-        said = [f"The gate hardly uses {len(idle)} of {len(groups)} experts{once} "
-                f"({'; '.join(idle)}; {span})."]  # fmt: skip
+        said = [f"The gate hardly uses {len(idle)} of {len(groups)} experts{once} ({'; '.join(idle)}; {span})."]
     else:
         said = [f"The gate uses all {len(groups)} experts{always} ({span})."]
     return said + _routing(use, plain=found.best.configuration.is_plain)
@@ -133,15 +148,21 @@ def _routing(use: GateResult, *, plain: bool) -> list[str]:
         return ["Every expert has every class, so no choice of the gate can miss the true one."]
     more = use.own - use.blind
     word = "follows" if more > 0.05 else "hardly follows" if more > 0.01 else "does not follow"
-    said = [f"It {word} the groups: the experts that have the true class get {use.own:.1%} of its weight, and would "
-            f"get {use.blind:.1%} if every image had the same mean weights."]  # fmt: skip
+    said = [
+        f"It {word} the groups: the experts that have the true class get {use.own:.1%} of its weight, and would "
+        f"get {use.blind:.1%} if every image had the same mean weights."
+    ]
     if use.hits_own is not None and use.hits_other is not None:
-        said.append(f"Where the expert with the most weight has the true class, {use.hits_own:.1%} of the images are "
-                    f"named right; where it has not, {use.hits_other:.1%}.")  # fmt: skip
+        said.append(
+            f"Where the expert with the most weight has the true class, {use.hits_own:.1%} of the images are "
+            f"named right; where it has not, {use.hits_other:.1%}."
+        )
     if use.misled is not None:
         blame = "many" if use.misled > 0.5 else "a part"
-        said.append(f"Of the mixture's mistakes, {use.misled:.1%} have their most weight on an expert without the true "
-                    f"class, of all images {use.missed:.1%}: {blame} of the mistakes could be the gate's.")  # fmt: skip
+        said.append(
+            f"Of the mixture's mistakes, {use.misled:.1%} have their most weight on an expert without the true "
+            f"class, of all images {use.missed:.1%}: {blame} of the mistakes could be the gate's."
+        )
     return said
 
 
@@ -153,7 +174,7 @@ def training(one: Result) -> list[str]:
     ends, tops, gaps = [], [], []
     for stages in one.configuration.histories:
         epochs = stages[-1]["epochs"]
-        curve = [epoch.get("val_accuracy_unseen") for epoch in epochs]
+        curve = [epoch.get("val_accuracy_deduplicated") for epoch in epochs]
         known = [value for value in curve if value is not None and math.isfinite(value)]
         if not known or curve[-1] != known[-1]:
             return []
@@ -180,6 +201,8 @@ def features(found: Findings) -> list[str]:
         word = "alike in both"
     else:
         word = f"{'more' if best > base else 'less'} often in the mixture's than in the base's"
-    images = f"first seed, {int(found.study.shown.sum())} images without copies"
-    return [f"Among the {NEIGHBOURS} nearest neighbours by features ({images}), images of the same class are found "
-            f"{word}: {best:.1%} against {base:.1%}, a description without an interval."]  # fmt: skip
+    images = f"first seed, {int(found.study.shown.sum())} images deduplicated"
+    return [
+        f"Among the {NEIGHBOURS} nearest neighbours by features ({images}), images of the same class are found "
+        f"{word}: {best:.1%} against {base:.1%}, a description without an interval."
+    ]

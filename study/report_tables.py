@@ -29,18 +29,43 @@ def setting(study: Study) -> list[Block]:
         ["machine", about["machine"]],
         ["versions", ", ".join(f"{name} {version}" for name, version in about["versions"].items())],
     ]
-    return [Code(about["command"]), Table("The study", ["", ""], facts),
-            Table("Images of each class", ["class", "train", "val"], counts)]  # fmt: skip
+    return [
+        Code(about["command"]),
+        Table("The study", ["", ""], facts),
+        Table("Images of each class", ["class", "train", "val"], counts),
+    ]
 
 
 def configuration_table(found: Findings) -> Table:
     rows = []
     for number, one in enumerate(found.study.configurations, 1):
         groups = "; ".join(one.experts) + (" (first seed)" if found.study.has_other_groups(one) else "")
-        rows.append([str(number), one.title, role(found, one), groups, one.gating, amount(one.parameters),
-                     amount(one.macs), f"{one.epochs:,}", f"{one.work:,.1f}", one.note])  # fmt: skip
-    head = ["#", "configuration", "role", "experts' classes", "gating", "parameters", "MACs", "epochs",
-            "training work", "note"]  # fmt: skip
+        rows.append(
+            [
+                str(number),
+                one.title,
+                role(found, one),
+                groups,
+                one.gating,
+                amount(one.parameters),
+                amount(one.macs),
+                f"{one.epochs:,}",
+                f"{one.work:,.1f}",
+                one.note,
+            ]
+        )
+    head = [
+        "#",
+        "configuration",
+        "role",
+        "experts' classes",
+        "gating",
+        "parameters",
+        "MACs",
+        "epochs",
+        "training work",
+        "note",
+    ]
     used = [place for place, name in enumerate(head) if any(row[place] for row in rows)]
     top = any(one.gating == "top-1" for one in found.study.configurations)
     caption = (
@@ -66,40 +91,52 @@ def accuracy_blocks(found: Findings) -> list[Block]:
     return [
         score_table(found),
         gain_table(found),
-        Picture("accuracy.png", "Accuracy of every configuration, and its gain over the base, with 95 % intervals over "
-                "images. Two configurations are to be compared by the gain: it is paired, image by image."),
+        Picture(
+            "accuracy.png",
+            "Accuracy of every configuration, and its gain over the base, with 95 % intervals over "
+            "images. Two configurations are to be compared by the gain: it is paired, image by image.",
+        ),
         cost_table(found),
-        Picture("cost.png", "Accuracy without copies against parameters and against multiply-adds."),
-    ]  # fmt: skip
+        Picture("cost.png", "Accuracy deduplicated against parameters and against multiply-adds."),
+    ]
 
 
 def score_table(found: Findings) -> Table:
     rows = [
-        [str(number), one.title, with_interval(one.official, one.official_interval),
-         with_interval(one.unseen, one.unseen_interval), with_interval(one.f1, one.f1_interval)]
+        [
+            str(number),
+            one.title,
+            with_interval(one.official, one.official_interval),
+            with_interval(one.deduplicated, one.deduplicated_interval),
+            with_interval(one.f1, one.f1_interval),
+        ]
         for number, one in enumerate(found.results, 1)
-    ]  # fmt: skip
+    ]
     over = "of one seed" if len(found.study.seeds) == 1 else "mean ± standard deviation over seeds"
     caption = (
         f"Accuracy and macro-F1 in %, {over}, with 95 % intervals over images (bootstrap; of macro-F1 with "
         f"{F1_DRAWS:,} draws)"
     )
-    return Table(caption, ["#", "configuration", "official", "without copies", "macro-F1 without copies"], rows)
+    return Table(caption, ["#", "configuration", "official", "deduplicated", "macro-F1 deduplicated"], rows)
 
 
 def gain_table(found: Findings) -> Table:
     several = len(found.study.seeds) > 1
     rows = [
-        [str(number), one.title, in_points(one.official_gain) if one.official_gain else "",
-         *gap_cells(one.gain, several=several)]
+        [
+            str(number),
+            one.title,
+            in_points(one.official_gain) if one.official_gain else "",
+            *gap_cells(one.gain, several=several),
+        ]
         for number, one in enumerate(found.results, 1)
-    ]  # fmt: skip
-    head = ["#", "configuration", "gain, official", "gain, without copies", "adjusted p"]
+    ]
+    head = ["#", "configuration", "gain, official", "gain, deduplicated", "adjusted p"]
     if several:
         head.insert(4, "gain over seeds")
     caption = (
         f"Gain in accuracy over the base, in points with its 95 % interval over images (paired bootstrap)"
-        f"{student(found)}; p of the sign-flip test without copies, adjusted by "
+        f"{student(found)}; p of the sign-flip test deduplicated, adjusted by "
         f"Holm for {len(found.results) - 1} configurations"
     )
     return Table(caption, head, rows)
@@ -110,12 +147,18 @@ def cost_table(found: Findings) -> Table:
     for number, one in enumerate(found.results, 1):
         own = one.configuration
         rates = [pair_rate(found.study, own, pair.pair) for pair in worst]
-        rows.append([str(number), one.title, f"{own.parameters:,}", amount(own.macs),
-                     *("-" if rate is None else f"{rate.mean:.1f} ({rate.low:.1f} to {rate.high:.1f})"
-                       for rate in rates)])  # fmt: skip
+        rows.append(
+            [
+                str(number),
+                one.title,
+                f"{own.parameters:,}",
+                amount(own.macs),
+                *("-" if rate is None else f"{rate.mean:.1f} ({rate.low:.1f} to {rate.high:.1f})" for rate in rates),
+            ]
+        )
     caption = (
         f"Cost, and for the {len(worst)} pairs that the base confuses most the share in % of both classes' images that "
-        f"is taken for the other class, without copies{over_seeds(found)}, with its 95 % interval over these "
+        f"is taken for the other class, deduplicated{over_seeds(found)}, with its 95 % interval over these "
         f"images (bootstrap)"
     )
     return Table(caption, ["#", "configuration", "parameters", "MACs", *(one.name for one in worst)], rows)
@@ -124,22 +167,39 @@ def cost_table(found: Findings) -> Table:
 def confusion_blocks(found: Findings) -> list[Block]:
     """The matrices, and the tables of pairs."""
     blocks = [
-        Picture("confusion.png", f"Base {named(found.base)}, best mixture {named(found.best)}, and the difference; "
-                f"without copies{over_seeds(found)}."),
+        Picture(
+            "confusion.png",
+            f"Base {named(found.base)}, best mixture {named(found.best)}, and the difference; "
+            f"deduplicated{over_seeds(found)}.",
+        ),
         pair_table(found, found.pairs, "base"),
-    ]  # fmt: skip
+    ]
     if found.longer:
-        blocks += [Heading(f"The same against {named(found.longer)}", 3),
-                   pair_table(found, found.pairs_longer, "longer")]  # fmt: skip
+        blocks += [
+            Heading(f"The same against {named(found.longer)}", 3),
+            pair_table(found, found.pairs_longer, "longer"),
+        ]
     if found.tests:
-        rows = [[one.pair.name, str(one.seed), str(one.found.first), str(one.found.second), p_text(one.found.p),
-                 p_text(one.adjusted)] for one in found.tests]  # fmt: skip
-        blocks.append(Table(
-            f"McNemar's exact test of each seed alone, for the {len(found.worst)} pairs that the base confuses most: "
-            f"images that only one of the two networks takes for the other class; p adjusted by Holm for "
-            f"{len(found.tests)} tests (pairs times seeds)",
-            ["pair", "seed", "only base", "only mixture", "p", "adjusted p"], rows,
-        ))  # fmt: skip
+        rows = [
+            [
+                one.pair.name,
+                str(one.seed),
+                str(one.found.first),
+                str(one.found.second),
+                p_text(one.found.p),
+                p_text(one.adjusted),
+            ]
+            for one in found.tests
+        ]
+        blocks.append(
+            Table(
+                f"McNemar's exact test of each seed alone, for the {len(found.worst)} pairs that the base confuses most: "
+                f"images that only one of the two networks takes for the other class; p adjusted by Holm for "
+                f"{len(found.tests)} tests (pairs times seeds)",
+                ["pair", "seed", "only base", "only mixture", "p", "adjusted p"],
+                rows,
+            )
+        )
     return blocks
 
 
@@ -149,13 +209,15 @@ def pair_table(found: Findings, pairs: Sequence[PairResult], against: str) -> Ta
     head = ["pair", "images", "shared expert", against, "best mixture", "difference"]
     head += ["over seeds"] if several else [f"only {against}", "only mixture"]
     if several:
-        test = ("the sign-flip test, in which an image counts once, with its mean over the seeds (with one seed it "
-                "would be McNemar's exact test, up to Monte Carlo error)")  # fmt: skip
+        test = (
+            "the sign-flip test, in which an image counts once, with its mean over the seeds (with one seed it "
+            "would be McNemar's exact test, up to Monte Carlo error)"
+        )
     else:
         test = "McNemar's exact test (with several seeds it would be the sign-flip test, which is the same for one)"
     alike = ", without width where all seeds agree, which does not make it sure either" if several else ""
     caption = (
-        f"Images of a pair of classes that are taken for the other class, without copies{over_seeds(found)}; the "
+        f"Images of a pair of classes that are taken for the other class, deduplicated{over_seeds(found)}; the "
         f"difference with its 95 % interval over images (paired bootstrap: without width where no image changed, which "
         f"does not make it sure){student(found)}{alike}; p of {test}; adjusted by Holm for {len(pairs)} pairs"
     )
@@ -167,9 +229,16 @@ def pair_row(one: PairResult) -> list[str]:
     digits = 0 if one.seeds is None else 1
     more = [str(count) for count in one.discordant[:2]] if one.seeds is None else [span(one.seeds, 1)]
     return [
-        one.name, f"{one.images:,}", shared, f"{one.base:.{digits}f}", f"{one.best:.{digits}f}",
-        f"{gap.mean:+.{digits}f} ({gap.low:+.1f} to {gap.high:+.1f})", *more, p_text(one.p), p_text(one.adjusted),
-    ]  # fmt: skip
+        one.name,
+        f"{one.images:,}",
+        shared,
+        f"{one.base:.{digits}f}",
+        f"{one.best:.{digits}f}",
+        f"{gap.mean:+.{digits}f} ({gap.low:+.1f} to {gap.high:+.1f})",
+        *more,
+        p_text(one.p),
+        p_text(one.adjusted),
+    ]
 
 
 # --- Words in tables ---

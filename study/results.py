@@ -15,12 +15,34 @@ from config import CLASSES
 from errors import UserError
 
 KINDS = ("single", "mixture", "ensemble")
-LEAST_ROWS = 10  # images without copies whose features are shown
-ABOUT = {"name": str, "conclusive": bool, "why": str, "command": str, "machine": str, "versions": dict,
-         "minutes": (int, float), "data": dict, "seeds": list, "base": str, "configurations": list}  # fmt: skip
+LEAST_ROWS = 10  # images deduplicated whose features are shown
+ABOUT = {
+    "name": str,
+    "conclusive": bool,
+    "why": str,
+    "command": str,
+    "machine": str,
+    "versions": dict,
+    "minutes": (int, float),
+    "data": dict,
+    "seeds": list,
+    "base": str,
+    "configurations": list,
+}
 DATA = {"source": str, "fingerprint": str, "demo": bool, "train": list, "val": list}
-CONFIGURATION = {"name": str, "title": str, "kind": str, "control": bool, "groups": list, "gating": str,
-                 "parameters": int, "macs": int, "epochs": int, "work": (int, float), "note": str}  # fmt: skip
+CONFIGURATION = {
+    "name": str,
+    "title": str,
+    "kind": str,
+    "control": bool,
+    "groups": list,
+    "gating": str,
+    "parameters": int,
+    "macs": int,
+    "epochs": int,
+    "work": (int, float),
+    "note": str,
+}
 COSTS = ("parameters", "macs", "epochs", "work")
 DAMAGED = (ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
 
@@ -73,8 +95,9 @@ class Configuration:
     def experts(self) -> list[str]:
         """A name for each expert: its classes, with a number where another has the same."""
         names = ["all classes" if len(group) == len(CLASSES) else " + ".join(group) for group in self.groups]
-        return [f"{name} ({names[:at].count(name) + 1})" if names.count(name) > 1 else name
-                for at, name in enumerate(names)]  # fmt: skip
+        return [
+            f"{name} ({names[:at].count(name) + 1})" if names.count(name) > 1 else name for at, name in enumerate(names)
+        ]
 
 
 @dataclass(frozen=True)
@@ -102,14 +125,14 @@ class Study:
         return [one for one in mixtures if not one.control] or mixtures
 
     @property
-    def unseen(self) -> np.ndarray:
+    def deduplicated(self) -> np.ndarray:
         """(N,) bool, the images that do not also stand in train."""
         return ~self.copies
 
     @property
     def shown(self) -> np.ndarray:
         """(M,) bool, which of the rows whose features are kept are of images that do not also stand in train."""
-        return self.unseen[self.rows]
+        return self.deduplicated[self.rows]
 
     def has_other_groups(self, configuration: Configuration) -> bool:
         """Whether the groups of a mixture are others with each seed, so that only those of the first are known."""
@@ -118,7 +141,7 @@ class Study:
     def hits(self, configuration: Configuration, *, official: bool = False) -> np.ndarray:
         """(S, images) bool, whether each seed's network names an image right."""
         hits = configuration.predicted == self.labels
-        return hits if official else hits[:, self.unseen]
+        return hits if official else hits[:, self.deduplicated]
 
 
 # --- Reading ---
@@ -132,11 +155,17 @@ def read_study(folder: Path) -> Study:
     path = folder / "study.json"
     for name in ("train", "val"):
         counts = about["data"][name]
-        _demand(len(counts) == len(CLASSES) and all(type(count) is int for count in counts), path,
-                f"data: {name} is not a list of {len(CLASSES)} counts")  # fmt: skip
+        _demand(
+            len(counts) == len(CLASSES) and all(type(count) is int for count in counts),
+            path,
+            f"data: {name} is not a list of {len(CLASSES)} counts",
+        )
     seeds = about["seeds"]
-    _demand(bool(seeds) and all(type(seed) is int for seed in seeds) and len(set(seeds)) == len(seeds), path,
-            f"seeds: {seeds} is not a list of different numbers")  # fmt: skip
+    _demand(
+        bool(seeds) and all(type(seed) is int for seed in seeds) and len(set(seeds)) == len(seeds),
+        path,
+        f"seeds: {seeds} is not a list of different numbers",
+    )
     names = []
     for number, one in enumerate(about["configurations"]):
         _check_keys(one, CONFIGURATION, path, f"configurations[{number}]: ")
@@ -146,8 +175,11 @@ def read_study(folder: Path) -> Study:
     _demand(about["base"] in names, path, f"base: {about['base']!r} is not among the configurations")
     kinds = {one["name"]: one["kind"] for one in about["configurations"]}
     _demand(kinds[about["base"]] != "mixture", path, f"base: {about['base']!r} is a mixture, not what they are held to")
-    _demand(any(one["kind"] == "mixture" for one in about["configurations"]), path,
-            "configurations: there is no mixture, so nothing is to be compared with the base")  # fmt: skip
+    _demand(
+        any(one["kind"] == "mixture" for one in about["configurations"]),
+        path,
+        "configurations: there is no mixture, so nothing is to be compared with the base",
+    )
     labels, copies, rows = _read_labels(folder / "labels.npz")
     made = [_read_configuration(folder, one, seeds, len(labels), len(rows)) for one in about["configurations"]]
     return Study(about, labels, copies, rows, made)
@@ -177,7 +209,7 @@ def _read_labels(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     inside = len(rows) >= LEAST_ROWS and rows.min() >= 0 and rows.max() < len(labels)
     _demand(bool(inside), path, f"rows are not {LEAST_ROWS} or more places among the {len(labels)} labels")
     shown = len(rows) - int(copies[rows].sum())
-    _demand(shown >= LEAST_ROWS, path, f"rows hold {shown} images without copies, {LEAST_ROWS} are needed")
+    _demand(shown >= LEAST_ROWS, path, f"rows hold {shown} images deduplicated, {LEAST_ROWS} are needed")
     return labels.astype(np.int64), copies, rows.astype(np.int64)
 
 
@@ -202,14 +234,17 @@ def _read_configuration(folder: Path, one: dict[str, Any], seeds: list[int], ima
     _demand(len(stages) == 1, folder / one["name"], "the seeds went through other stages")
     fields = {name: one[name] for name in CONFIGURATION}
     return Configuration(
-        **fields, predicted=np.stack(predicted), gate=np.stack(gates) if gates else None,
-        features=features[0], histories=histories,
-    )  # fmt: skip
+        **fields,
+        predicted=np.stack(predicted),
+        gate=np.stack(gates) if gates else None,
+        features=features[0],
+        histories=histories,
+    )
 
 
 def _read_history(path: Path) -> list[dict]:
     stages = _read_json(path)
-    keys = ("train_loss", "train_accuracy", "val_loss_unseen", "val_accuracy_unseen")
+    keys = ("train_loss", "train_accuracy", "val_loss_deduplicated", "val_accuracy_deduplicated")
     whole = isinstance(stages, list) and stages
     for stage in stages if whole else ():
         named = isinstance(stage, dict) and isinstance(stage.get("stage"), str)

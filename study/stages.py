@@ -163,7 +163,9 @@ def in_words(seconds: float) -> str:
 # --- Looking at a network ---
 
 
-def looked_at(model: FaceNet, images: np.ndarray, *, machine: Machine, what: Callable[[Tensor], Tensor]) -> np.ndarray:
+def extract_features(
+    model: FaceNet, images: np.ndarray, *, machine: Machine, what: Callable[[Tensor], Tensor]
+) -> np.ndarray:
     """What `what` makes of the network inputs of `images` (N, 48, 48) uint8, a row for each, as float32."""
     rows = []
     model.eval()

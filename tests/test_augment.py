@@ -72,8 +72,8 @@ def test_draws_are_uniform_and_not_alike():
 
 def test_an_images_variant_does_not_depend_on_its_batch():
     images = torch.rand(8, 1, 48, 48)
-    whole = augment(images, draw(Config(erase=0.3), np.arange(8), epoch=0))
-    alone = augment(images[5:6], draw(Config(erase=0.3), np.array([5]), epoch=0))
+    whole = augment(images, draw(Config(cutout=0.3), np.arange(8), epoch=0))
+    alone = augment(images[5:6], draw(Config(cutout=0.3), np.array([5]), epoch=0))
     torch.testing.assert_close(whole[5:6], alone)
 
 
@@ -83,7 +83,7 @@ def test_erase_greys_the_square_and_nothing_else():
 
 
 def test_the_erased_square_has_the_configured_side():
-    out = apply(Config(**STILL, erase=0.5), torch.ones(200, 1, 48, 48))
+    out = apply(Config(**STILL, cutout=0.5), torch.ones(200, 1, 48, 48))
     areas = (out == 0).sum((1, 2, 3))
     assert areas.max() == 24 * 24 and areas.min() >= 12 * 12 - 24
 
@@ -120,7 +120,7 @@ def test_tones_are_strengthened_lightened_and_kept_in_range():
 
 def test_new_augmentation_leaves_the_other_draws_as_they_were():
     rows = np.arange(5)
-    plain, toned = (draw(Config(erase=0.2, contrast=c), rows, epoch=3) for c in (0.0, 0.5))
+    plain, toned = (draw(Config(cutout=0.2, contrast=c), rows, epoch=3) for c in (0.0, 0.5))
     assert torch.equal(plain.theta, toned.theta) and torch.equal(plain.boxes, toned.boxes) and plain.tones is None
 
 

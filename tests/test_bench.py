@@ -269,11 +269,13 @@ def test_scale_divides_memory_by_the_images_between_two_sizes():
 
 
 def write_run(run, config, *figures):
-    """A finished run as interface.py leaves it, less its weights, with (official, unseen, seconds) of every epoch."""
+    """A finished run as interface.py leaves it, less its weights, with (official, deduplicated, seconds) of every epoch."""
     run.mkdir(parents=True, exist_ok=True)
     (run / "config.json").write_text(json.dumps(asdict(config)))
-    best = [unseen > max([-1.0, *(row[1] for row in figures[:at])]) for at, (_, unseen, _) in enumerate(figures)]
-    keys = ("val_accuracy", "val_accuracy_unseen", "seconds", "best")
+    best = [
+        deduplicated > max([-1.0, *(row[1] for row in figures[:at])]) for at, (_, deduplicated, _) in enumerate(figures)
+    ]
+    keys = ("val_accuracy", "val_accuracy_deduplicated", "seconds", "best")
     rows = [dict(zip(keys, (*row, new), strict=True)) for row, new in zip(figures, best, strict=True)]
     (run / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     (run / "confusion.png").touch()
@@ -309,7 +311,7 @@ def test_a_run_is_trained_unless_it_is_there(calls, tmp_path):
     knobs = {"data": "faces.zip", "seed": 3, "epochs": 2, "flip": False}
     for _ in range(2):
         rows = train_once(Path("runs/one"), knobs, recipe="small")
-        assert rows == [{"val_accuracy": 0.5, "val_accuracy_unseen": 0.25, "seconds": 60.0, "best": True}]
+        assert rows == [{"val_accuracy": 0.5, "val_accuracy_deduplicated": 0.25, "seconds": 60.0, "best": True}]
     (args,) = calls
     places = {
         name: str(tmp_path / value) for name, value in (("data", "faces.zip"), ("cache", ".cache"), ("runs", "runs"))
@@ -359,7 +361,7 @@ def test_a_taught_run_is_known_by_what_is_in_its_teachers(calls, tmp_path):
     assert len(calls) == 1
 
 
-def test_runs_say_which_weights_may_know_their_validation_images(tmp_path, monkeypatch):
+def test_runs_say_which_weights_leakage_notes_their_validation_images(tmp_path, monkeypatch):
     from bench.common import notes_on
 
     monkeypatch.chdir(tmp_path)
@@ -429,7 +431,7 @@ def test_precision_pairs_runs_of_both_formats(calls, monkeypatch, capsys):
     assert made == [("fp32", 0, 3), ("bf16", 0, 3), ("fp32", 1, 3), ("bf16", 1, 3)]
     text = capsys.readouterr().out
     assert "seed 1  fp32 50.00 / 25.00  bf16 50.00 / 25.00  difference +0.00 / +0.00" in text
-    assert "bf16 - fp32, without copies: +0.00 points, 95 % interval +0.00 to +0.00" in text
+    assert "bf16 - fp32, deduplicated: +0.00 points, 95 % interval +0.00 to +0.00" in text
     assert text.splitlines()[-1] == "4 runs on two cores"
 
 
@@ -489,7 +491,7 @@ def test_ensemble_holds_the_mean_of_probabilities_against_the_best_network(bench
         assert line == f"{figure}  {times * work:,.0f}M multiply-adds  {name}"
     best = int(right[1][new].mean() > right[0][new].mean())
     gain = 100 * (right[2][new].mean() - right[best][new].mean())
-    assert lines[3].startswith(f"mean less {files[best]}, without copies: {gain:+.2f} points (")
+    assert lines[3].startswith(f"mean less {files[best]}, deduplicated: {gain:+.2f} points (")
     assert "name other weight files too" in bench("ensemble.py", files[0], files[0], *places, status=2)
     assert "no such weight file" in bench("ensemble.py", files[0], tmp_path / "none.pth", *places, status=2)
     other = zip_folder(write_folders(tmp_path / "other", val_copies=3), tmp_path / "other.zip")
@@ -627,20 +629,22 @@ def test_study_table_has_the_gain_of_a_part_and_both_intervals():
     from bench.study import ALL, Part, Result, table
 
     less, more = Part("EMA", {"ema": 0.0}), Part("mixup", {"mixup": 0.2}, True)
-    unseen = np.arange(10) < 8
-    full, few = np.arange(10) < 6, np.arange(10) >= 8  # 6 and 0 of 8 right without copies
+    deduplicated = np.arange(10) < 8
+    full, few = np.arange(10) < 6, np.arange(10) >= 8  # 6 and 0 of 8 right deduplicated
     results = {}
     for seed, shift in enumerate((0.0, 1.0)):
         results[str(ALL), seed] = Result(70.0 + shift, 60.0, 10.0, full)
         results[str(less), seed] = Result(68.0 + 2 * shift, 61.0, 20.0, few)
         results[str(more), seed] = Result(71.0 + shift, 62.0, 30.0, full)
-    _, whole, without, added, spread = (" ".join(line.split()) for line in table([less, more], results, 2, unseen))
+    _, whole, without, added, spread = (
+        " ".join(line.split()) for line in table([less, more], results, 2, deduplicated)
+    )
     assert whole == "all 70.50 60.00 10.0"
     # Gains 2 and 1: mean 1.5, standard error 0.5; of 8 images 6 are lost
     assert without.startswith("without EMA 69.00 +1.50 (-4.85 to +7.85) 61.00 -1.00 (-1.00 to -1.00) +75.00 (")
     assert added == "with mixup 71.50 +1.00 (+1.00 to +1.00) 62.00 +2.00 (+2.00 to +2.00) +0.00 (+0.00 to +0.00) 30.0"
-    assert spread == "all: standard deviation 0.71 official, 0.00 without copies"
-    alone = table([less], results, 1, unseen)
+    assert spread == "all: standard deviation 0.71 official, 0.00 deduplicated"
+    alone = table([less], results, 1, deduplicated)
     assert len(alone) == 3 and "+2.00  " in alone[2] and "nan" not in alone[2]
 
 
@@ -693,7 +697,7 @@ def test_speedrun_compares_the_mean_with_the_target(last, verdict):
     lines = summary(runs, 71.0)
     assert lines[-1] == f"target 71.0 % {verdict}: {(70 + last) / 2:.2f} % official in 12.00 s, mean of 2 runs"
     assert lines[1].split() == ["seconds", "12.00", "2.83", "10.00", "14.00"]
-    assert rows("\n".join(lines))["without copies"] == ["61.00", "1.41", "60.00", "62.00"]
+    assert rows("\n".join(lines))["deduplicated"] == ["61.00", "1.41", "60.00", "62.00"]
     text = (
         "plain loop, float32, x: 100 images/s; 6,000 images would take it 60 s (computed, without scoring), 5.0 times"
     )

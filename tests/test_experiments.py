@@ -217,8 +217,10 @@ def test_the_scripts_take_a_mixture_unchanged(study):
 def test_drawn_groups_are_others_with_each_seed(drawn):
     folder, out = drawn
     found, made = configurations(folder), marks(folder)
-    groups = [[[CLASSES[c] for c in made[f"{seed}-random-gate"]["arguments"]["groups"][at]] for at in (0, 1)]
-              for seed in (0, 1)]  # fmt: skip
+    groups = [
+        [[CLASSES[c] for c in made[f"{seed}-random-gate"]["arguments"]["groups"][at]] for at in (0, 1)]
+        for seed in (0, 1)
+    ]
     assert groups[0] != groups[1] and sorted(map(len, groups[0])) == sorted(map(len, groups[1]))
     assert found["random"]["groups"] == groups[0]
     assert found["random"]["note"] == "drawn, with the sizes of the clusters; anew with each seed"
@@ -403,21 +405,36 @@ def test_what_is_no_grouping_is_refused_before_anything_is_read(tmp_path, monkey
     [
         ("small", 3, (110, 40, 20, 20), (28709, 28709, 3309, False), ""),
         ("small", 5, (200, 40, 20, 20), (28709, 28709, 3309, False), ""),
-        ("small", 3, (110, 40, 20, 20), (5600, 5600, 1400, True),
-         "its faces are drawn and it learns from 5,600 images"),
+        (
+            "small",
+            3,
+            (110, 40, 20, 20),
+            (5600, 5600, 1400, True),
+            "its faces are drawn and it learns from 5,600 images",
+        ),
         ("small", 3, (110, 40, 20, 20), (9000, 28709, 3309, False), "it sees 9,000 of the 28,709 images"),
         ("small", 3, (110, 40, 20, 20), (10000, 10000, 1000, False), ""),
         ("small", 3, (110, 40, 20, 20), (10000, 10000, 999, False), "it scores 999 images"),
         ("small", 2, (110, 40, 20, 20), (28709, 28709, 3309, False), "it has 2 seeds"),
-        ("small", 3, (110, 40, 19, 20), (28709, 28709, 3309, False),
-         "its stages are short (110 + 40 + 19 + 20 epochs)"),
+        (
+            "small",
+            3,
+            (110, 40, 19, 20),
+            (28709, 28709, 3309, False),
+            "its stages are short (110 + 40 + 19 + 20 epochs)",
+        ),
         ("nano", 3, (110, 40, 20, 20), (28709, 28709, 3309, False), "its networks are small"),
         ("nano", 1, (110, 40, 20, 20), (28709, 28709, 3309, False), "its networks are small and it has a single seed"),
-        ("nano", 1, (10, 5, 3, 2), (8997, 28709, 3309, True),
-         "its faces are drawn, its networks are small, it sees 8,997 of the 28,709 images, it has a single seed and "
-         "its stages are short (10 + 5 + 3 + 2 epochs)"),
+        (
+            "nano",
+            1,
+            (10, 5, 3, 2),
+            (8997, 28709, 3309, True),
+            "its faces are drawn, its networks are small, it sees 8,997 of the 28,709 images, it has a single seed and "
+            "its stages are short (10 + 5 + 3 + 2 epochs)",
+        ),
     ],
-)  # fmt: skip
+)
 def test_why_a_study_is_too_small_comes_from_its_size(recipe, seeds, lengths, told, said):
     seen, whole, scored, is_drawn = told
     size = Size(Config(**RECIPES[recipe]), seeds, *lengths)
@@ -517,13 +534,15 @@ def test_the_time_left_is_that_of_the_rest_as_fast_as_it_went_so_far(tmp_path, m
     assert Stages(tmp_path, None, None).start(0) == ""
 
 
-@pytest.mark.parametrize(("seconds", "words"), [(1, "1 minute"), (89, "1 minute"), (7140, "119 minutes"),
-                                               (7200, "2.0 hours"), (90000, "25.0 hours")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(1, "1 minute"), (89, "1 minute"), (7140, "119 minutes"), (7200, "2.0 hours"), (90000, "25.0 hours")],
+)
 def test_times_are_told_in_words(seconds, words):
     assert in_words(seconds) == words
 
 
-def test_experts_begin_with_what_the_single_network_knows_of_their_classes():
+def test_experts_load_pretrained_what_the_single_network_knows_of_their_classes():
     torch.manual_seed(0)
     single = build_model("EmotionResNet-nano").eval()
     faces = torch.rand(20, 1, 48, 48)

@@ -21,7 +21,7 @@ def split(count: int = 35) -> Split:
     return Split("train", images, labels, np.zeros(count, DIGEST), np.zeros(count, bool))
 
 
-@pytest.mark.parametrize("knobs", [{}, {"augment": False}, {"erase": 0.25}], ids=str)
+@pytest.mark.parametrize("knobs", [{}, {"augment": False}, {"cutout": 0.25}], ids=str)
 @pytest.mark.parametrize("place", ["host", "device", "chunks"])
 def test_every_place_gives_the_rows_that_were_asked_for(monkeypatch, place, knobs):
     monkeypatch.setattr(feed, "CHUNK", 5)  # 3 + 2, 3 + 1, 3

@@ -459,8 +459,13 @@ VOTED = voted_split([[0, 0, 0, 4, 0, 0, 0], [0] * 7, [0, 0, 3, 3, 2, 0, 0], [1, 
 
 
 def test_targets_are_shares_of_the_votes_and_the_label_without_any():
-    wanted = [[0, 0, 0, 1, 0, 0, 0], np.eye(7)[1], [0, 0, 0.375, 0.375, 0.25, 0, 0], [0.125, 0, 0, 0.25, 0, 0, 0.625],
-              np.eye(7)[4]]  # fmt: skip
+    wanted = [
+        [0, 0, 0, 1, 0, 0, 0],
+        np.eye(7)[1],
+        [0, 0, 0.375, 0.375, 0.25, 0, 0],
+        [0.125, 0, 0, 0.25, 0, 0, 0.625],
+        np.eye(7)[4],
+    ]
     targets = VOTED.targets()
     assert targets.dtype == np.float32 and np.array_equal(targets, np.array(wanted, np.float32))
     assert VOTED.votes[1].tolist() == [0] * 7  # left as they were

@@ -62,7 +62,7 @@ def test_a_grouping_has_a_name_of_its_own(name):
         given({name: HALVES, "mood": HALVES}, ["mood"], 3)
 
 
-def test_only_groupings_wanted_are_looked_at():
+def test_only_groupings_wanted_are_extract_features():
     bad = {"mood": [list(CLASSES)], "half": HALVES[:1], "good": HALVES}
     assert list(given(bad, ["good"], 3)) == ["good"]
     with pytest.raises(

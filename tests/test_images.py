@@ -289,15 +289,16 @@ def test_too_small(size):
 
 
 BMP_BOMB = (
-    b"BM" + struct.pack("<IHHI", 100, 0, 0, 54)
-    + struct.pack("<IiiHHIIiiII", 40, 100000, 100000, 1, 24, *[0] * 6)
-)  # fmt: skip
+    b"BM" + struct.pack("<IHHI", 100, 0, 0, 54) + struct.pack("<IiiHHIIiiII", 40, 100000, 100000, 1, 24, *[0] * 6)
+)
 PNG_BOMB = png(100000, 100000, b"")
 TIFF_TAGS = [(256, 4, 100000), (257, 4, 100000), (258, 3, 8), (259, 3, 1), (262, 3, 1), (273, 4, 8), (279, 4, 1)]
 TIFF_BOMB = (
-    b"II*\0" + struct.pack("<IH", 8, len(TIFF_TAGS))
-    + b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in TIFF_TAGS) + bytes(4)
-)  # fmt: skip
+    b"II*\0"
+    + struct.pack("<IH", 8, len(TIFF_TAGS))
+    + b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in TIFF_TAGS)
+    + bytes(4)
+)
 
 
 @pytest.mark.parametrize("data", [BMP_BOMB, PNG_BOMB, TIFF_BOMB, b"P5\n100000 100000\n255\n"])

@@ -32,8 +32,13 @@ def start(cwd, *args, code=""):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
     return subprocess.Popen(
         [sys.executable, "-c", script, *map(str, args)],
-        cwd=cwd, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        cwd=cwd,
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def wait_for(process, text):
@@ -217,7 +222,7 @@ def test_a_finished_run_resumed_reports_again_and_promotes_nothing(trained):
     done = run_script("interface.py", "--resume", "runs/first", cwd=cwd)
     assert done.returncode == 0, done.stderr
     assert "final_weights_new.pth is left as it is" in done.stdout
-    assert re.findall(r"without copies  .*", done.stdout) == re.findall(r"without copies  .*", out)
+    assert re.findall(r"deduplicated    .*", done.stdout) == re.findall(r"deduplicated    .*", out)
 
 
 def test_resume_refuses_other_data(trained, tmp_path):

@@ -156,11 +156,14 @@ def test_each_expert_can_be_asked_alone(shared_stem):
         assert torch.equal(model.ask(0, images()), model.experts[0](images()))
 
 
-@pytest.mark.parametrize(("network", "gate", "any_size"), [
-    ("EmotionResNet-nano", "EmotionResNet-nano", True),
-    ("ImprovedFER2013Model", "EmotionResNet-nano", False),
-    ("EmotionResNet-nano", "TheModel", False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("network", "gate", "any_size"),
+    [
+        ("EmotionResNet-nano", "EmotionResNet-nano", True),
+        ("ImprovedFER2013Model", "EmotionResNet-nano", False),
+        ("EmotionResNet-nano", "TheModel", False),
+    ],
+)
 def test_a_mixture_takes_the_sizes_that_its_networks_take(network, gate, any_size):
     model = mixture([(0, 1, 2, 3), (4, 5, 6)], network=network, gate=gate).eval()
     assert model.any_size is any_size

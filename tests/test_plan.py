@@ -39,10 +39,13 @@ def test_every_seed_and_use_of_a_stage_counts():
     assert found[17].name == "1-single-0"
 
 
-@pytest.mark.parametrize(("scratch", "before", "of_expert", "further", "through"), [
-    (False, 10, 5, 10, 15),
-    (True, 0, 10, 5, 10),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("scratch", "before", "of_expert", "further", "through"),
+    [
+        (False, 10, 5, 10, 15),
+        (True, 0, 10, 5, 10),
+    ],
+)
 def test_scratch_begins_anew_and_trains_experts_as_long(scratch, before, of_expert, further, through):
     size = Size(NANO, 1, **MEANT, scratch=scratch)
     assert (size.before, size.of_expert, size.further, size.through) == (before, of_expert, further, through)

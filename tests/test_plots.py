@@ -19,7 +19,7 @@ from study import figures_inside as plots_inside
 ROOT = Path(plots.__file__).parent
 
 
-def rows(count: int, *, rates=None, unseen=0.01) -> list[dict]:
+def rows(count: int, *, rates=None, deduplicated=0.01) -> list[dict]:
     """`count` epochs of a run that gets better until the last but one."""
     return [
         {
@@ -29,7 +29,7 @@ def rows(count: int, *, rates=None, unseen=0.01) -> list[dict]:
             "train_accuracy": 0.2 + 0.6 * i / count,
             "val_loss": 1.8 - 0.5 * i / count,
             "val_accuracy": 0.2 + 0.4 * i / count,
-            "val_accuracy_unseen": None if unseen is None else 0.2 + 0.4 * i / count - unseen,
+            "val_accuracy_deduplicated": None if deduplicated is None else 0.2 + 0.4 * i / count - deduplicated,
             "best": i < max(1, count - 1),
         }
         for i in range(count)
@@ -91,19 +91,19 @@ def test_curves_shows_train_val_and_val_without_copies(tmp_path, figures):
     plots.curves(rows(20), tmp_path / "curves.png", title="")
     loss, accuracy = ([line.get_label() for line in axes.lines] for axes in figures[0].axes)
     assert loss[:2] == ["train", "val"]
-    assert accuracy[:3] == ["train", "val", "val (without copies)"]
+    assert accuracy[:3] == ["train", "val", "val (deduplicated)"]
 
 
-@pytest.mark.parametrize("unseen", [None, 0.0, math.nan], ids=["absent", "equal", "nan"])
-def test_curves_leaves_out_a_third_line_that_would_say_nothing(tmp_path, figures, unseen):
-    plots.curves(rows(20, unseen=unseen), tmp_path / "curves.png", title="")
-    assert "without copies" not in texts(figures[0])
+@pytest.mark.parametrize("deduplicated", [None, 0.0, math.nan], ids=["absent", "equal", "nan"])
+def test_curves_leaves_out_a_third_line_that_would_say_nothing(tmp_path, figures, deduplicated):
+    plots.curves(rows(20, deduplicated=deduplicated), tmp_path / "curves.png", title="")
+    assert "deduplicated" not in texts(figures[0])
 
 
 def test_curves_marks_the_last_best_epoch_by_its_accuracy_without_copies(tmp_path, figures):
     history = rows(20)
     plots.curves(history, tmp_path / "curves.png", title="")
-    assert f"best: epoch 19, {history[18]['val_accuracy_unseen']:.1%}" in texts(figures[0])
+    assert f"best: epoch 19, {history[18]['val_accuracy_deduplicated']:.1%}" in texts(figures[0])
     assert f"best: epoch 19, {history[18]['val_loss']:.3f}" in texts(figures[0])
 
 
@@ -282,7 +282,9 @@ LOOKS = ["base", "mixture", "control"]
 
 
 def stages(*lengths) -> list[dict]:
-    rows = [{"train_loss": 1.0, "train_accuracy": 0.5, "val_loss_unseen": None, "val_accuracy_unseen": 0.25}] * 9
+    rows = [
+        {"train_loss": 1.0, "train_accuracy": 0.5, "val_loss_deduplicated": None, "val_accuracy_deduplicated": 0.25}
+    ] * 9
     return [{"stage": f"stage {chr(97 + i)}", "epochs": rows[:length]} for i, length in enumerate(lengths)]
 
 
@@ -329,7 +331,7 @@ def test_accuracies_has_a_row_for_each_and_no_gain_of_the_base(tmp_path, figures
     assert [label.get_text()[:2] for label in left.get_yticklabels()] == ["1 ", "2 ", "3 "]
     dots = [line for line in right.lines if line.get_marker() in "os^" and np.isfinite(line.get_xdata()).all()]
     assert [(line.get_marker(), line.get_xdata()[0]) for line in dots] == [("s", 1.5), ("^", -0.5)]
-    assert "control, without copies" in texts(figures[0]) and "other" not in texts(figures[0])
+    assert "control, deduplicated" in texts(figures[0]) and "other" not in texts(figures[0])
 
 
 def test_costs_numbers_points_so_that_no_two_numbers_touch(tmp_path, figures):

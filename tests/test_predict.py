@@ -185,8 +185,10 @@ def test_bad_files_are_named_counted_and_skipped(go, tmp_path):
     status, out, err = go("in", "--csv", "t.csv")
     assert status == 0 and named(out) == ["in/b.png"]
     assert err.splitlines() == [
-        "skipped in/a.png: 0 bytes", "skipped in/c.png: truncated", "skipped in/d.txt: not an image file"
-    ]  # fmt: skip
+        "skipped in/a.png: 0 bytes",
+        "skipped in/c.png: truncated",
+        "skipped in/d.txt: not an image file",
+    ]
     assert "1 image, 3 skipped, 0 notes" in out
     table = rows(tmp_path / "t.csv")
     assert [row["problem"] for row in table] == ["0 bytes", "", "truncated", "not an image file"]
@@ -437,8 +439,15 @@ def test_strange_file_names_do_not_break_lines_or_tables(go, tmp_path):
     found = {row["file"] for row in rows(tmp_path / "t.csv")}
     assert found == {f"in/{name}" for name in [*names, "\\xff.png"]}
     assert {entry["file"] for entry in json.loads((tmp_path / "t.json").read_text())} == found
-    assert set(named(out)) == {"in/a\\nb.png", "in/c\\rd.png", 'in/e,"f.png', "in/=1+1.png", "in/g\\x1b[31m.png",
-                               "in/höhe.png", "in/\\xff.png"}  # fmt: skip
+    assert set(named(out)) == {
+        "in/a\\nb.png",
+        "in/c\\rd.png",
+        'in/e,"f.png',
+        "in/=1+1.png",
+        "in/g\\x1b[31m.png",
+        "in/höhe.png",
+        "in/\\xff.png",
+    }
 
 
 def test_a_name_that_is_no_utf8_can_be_typed(go, tmp_path):
@@ -455,11 +464,14 @@ def test_what_the_terminal_cannot_write_is_escaped():
     assert stream.buffer.getvalue() == b"h\\xf6he\n"
 
 
-@pytest.mark.parametrize(("target", "reason"), [
-    ("no/t.csv", "No such file or directory"),
-    (".", "Is a directory"),
-    ("x" * 300, "File name too long"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("target", "reason"),
+    [
+        ("no/t.csv", "No such file or directory"),
+        (".", "Is a directory"),
+        ("x" * 300, "File name too long"),
+    ],
+)
 def test_a_table_that_cannot_be_written_stops_before_any_work(go, tmp_path, target, reason):
     save(tmp_path / "a.png")
     status, out, err = go("a.png", "--csv", target)
@@ -531,7 +543,7 @@ def test_two_tables_in_one_file_are_refused_before_any_work(tmp_path, monkeypatc
     assert stopped.value.code == 2 and f"argument --json: {other} is where --csv writes" in capsys.readouterr().err
 
 
-def test_names_that_begin_with_a_dash_stand_after_two_dashes(go, tmp_path, weights, capsys):
+def test_names_that_load_pretrained_a_dash_stand_after_two_dashes(go, tmp_path, weights, capsys):
     for name in ("-a.png", "b.png", "--csv/c.png"):
         save(tmp_path / name)
     flags = ["--weights", str(weights), "--device", "cpu", "--precision", "fp32"]
@@ -567,8 +579,13 @@ def many_images(path: Path, count: int) -> Path:
 
 def test_a_reader_that_leaves_ends_it_quietly(tmp_path, weights):
     many_images(tmp_path / "test.zip", 600)
-    process = subprocess.Popen([*RUN, "--weights", str(weights), "--csv", "t.csv"], cwd=tmp_path, text=True,
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+    process = subprocess.Popen(
+        [*RUN, "--weights", str(weights), "--csv", "t.csv"],
+        cwd=tmp_path,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
     assert process.stdout.readline().startswith("weights ")
     process.stdout.close()
     assert (process.wait(300), process.stderr.read()) == (141, "")
@@ -578,8 +595,13 @@ def test_a_reader_that_leaves_ends_it_quietly(tmp_path, weights):
 
 def test_ctrl_c_ends_it_with_130(tmp_path, weights):
     many_images(tmp_path / "test.zip", 2000)
-    process = subprocess.Popen([*RUN, "--weights", str(weights), "--csv", "t.csv"], cwd=tmp_path, text=True,
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+    process = subprocess.Popen(
+        [*RUN, "--weights", str(weights), "--csv", "t.csv"],
+        cwd=tmp_path,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
     assert process.stdout.readline().startswith("weights ")
     process.stdout.readline()
     process.send_signal(signal.SIGINT)
@@ -597,8 +619,14 @@ def test_ctrl_c_ends_it_with_130(tmp_path, weights):
 def test_a_full_disk_under_standard_output_is_an_error(tmp_path, weights, flags):
     save(tmp_path / "a.png")
     with open("/dev/full", "w") as full:
-        done = subprocess.run([*RUN, "a.png", "--weights", str(weights), *flags], cwd=tmp_path, stdout=full,
-                              stderr=subprocess.PIPE, text=True, timeout=300)  # fmt: skip
+        done = subprocess.run(
+            [*RUN, "a.png", "--weights", str(weights), *flags],
+            cwd=tmp_path,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=300,
+        )
     assert done.returncode == 2
     assert re.search(r"^error: (the output|--csv -) could not be written \(No space left on device\)", done.stderr)
     assert "Traceback" not in done.stderr and "Exception" not in done.stderr
@@ -734,16 +762,23 @@ def test_strict_and_nothing_readable_end_all_processes(go_together, tmp_path):
     save(tmp_path / "a.png")
     (tmp_path / "b.png").write_bytes(b"")
     assert go_together(2, "a.png", "b.png", "--strict")[::2] == (
-        2, "skipped b.png: 0 bytes\nerror: --strict: 1 skipped\n"
-    )  # fmt: skip
+        2,
+        "skipped b.png: 0 bytes\nerror: --strict: 1 skipped\n",
+    )
     assert go_together(2, "b.png")[2].endswith("error: nothing could be read: 1 skipped\n")
 
 
 def torchrun(processes: int, *args: str | Path, cwd: Path) -> subprocess.CompletedProcess:
     """A finished `torchrun predict.py args`; its stdout is that of predict.py."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    return subprocess.run([*command, str(REPO / "predict.py"), *map(str, args)], cwd=cwd, capture_output=True,
-                          text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
+    return subprocess.run(
+        [*command, str(REPO / "predict.py"), *map(str, args)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
 
 
 @pytest.mark.parametrize(("processes", "count"), [(2, 600), (3, 300)])  # three batches; two, so that one idles

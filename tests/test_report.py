@@ -23,14 +23,32 @@ from study.stats import PAIRS, Interval, bootstrap, confused, holm, mcnemar
 
 GROUPS = [["angry", "fear", "disgust"], ["sad", "neutral"], ["happy", "surprise"]]
 LIKELY = {0: 2, 1: 0, 2: 0, 3: 6, 4: 6, 5: 2, 6: 4}  # what a class is most often taken for
-KINDS = {"single": ("single", False, []), "wide": ("single", True, []), "ensemble": ("ensemble", True, []),
-         "soft": ("mixture", False, GROUPS), "top": ("mixture", False, GROUPS)}  # fmt: skip
+KINDS = {
+    "single": ("single", False, []),
+    "wide": ("single", True, []),
+    "ensemble": ("ensemble", True, []),
+    "soft": ("mixture", False, GROUPS),
+    "top": ("mixture", False, GROUPS),
+}
 PLAIN = [list(CLASSES)] * 3
 DRAWN = [["angry", "sad"], [*CLASSES[1:4], *CLASSES[5:]]]
 
 
-def make_study(folder, *, images=700, seeds=(0, 1, 2), gains=(), only=None, routed=0.8, idle=False, demo=False,
-               conclusive=False, kinds=KINDS, shown=40, about=()):  # fmt: skip
+def make_study(
+    folder,
+    *,
+    images=700,
+    seeds=(0, 1, 2),
+    gains=(),
+    only=None,
+    routed=0.8,
+    idle=False,
+    demo=False,
+    conclusive=False,
+    kinds=KINDS,
+    shown=40,
+    about=(),
+):
     """A folder as experiments.py leaves it, from random numbers with a known structure.
 
     The base and "longer" have a third of the others' parameters and MACs. Weights go through the 6 epochs of the base,
@@ -52,12 +70,22 @@ def make_study(folder, *, images=700, seeds=(0, 1, 2), gains=(), only=None, rout
     for place, (name, (kind, is_control, groups)) in enumerate(kinds.items()):
         gain, size = gains.get(name, 0.0), 1 if name in ("single", "longer") else 3
         epochs = 12 if groups or name == "longer" else 6
-        listed.append({
-            "name": name, "title": f"{name} <network>", "kind": kind, "control": is_control, "groups": groups,
-            "gating": ("top-1" if name.startswith("top") else "soft") if groups else "",
-            "parameters": 300_000 * size, "macs": 28_000_000 * size, "epochs": epochs,
-            "work": 6.0 * size + 6 * (epochs > 6), "note": "", **about_each.get(name, {}),
-        })  # fmt: skip
+        listed.append(
+            {
+                "name": name,
+                "title": f"{name} <network>",
+                "kind": kind,
+                "control": is_control,
+                "groups": groups,
+                "gating": ("top-1" if name.startswith("top") else "soft") if groups else "",
+                "parameters": 300_000 * size,
+                "macs": 28_000_000 * size,
+                "epochs": epochs,
+                "work": 6.0 * size + 6 * (epochs > 6),
+                "note": "",
+                **about_each.get(name, {}),
+            }
+        )
         for seed in seeds:
             draw = np.random.default_rng([place, seed])
             right = hard + 0.05 * draw.standard_normal(images) < 0.6
@@ -80,12 +108,24 @@ def make_study(folder, *, images=700, seeds=(0, 1, 2), gains=(), only=None, rout
             (run / "history.json").write_text(json.dumps(history))
     np.savez(folder / "labels.npz", labels=labels.astype(np.int64), copies=copies, rows=np.arange(shown))
     about = {
-        "name": "quick", "conclusive": conclusive, "why": "9,000 training images", "command": "python experiments.py",
-        "machine": "two cores", "versions": {"torch": "2.15"}, "minutes": 19.3, "seeds": list(seeds), "base": "single",
-        "data": {"source": "archive.zip", "fingerprint": "14bc", "demo": demo, "train": [100] * 7,
-                 "val": np.bincount(labels, minlength=7).tolist()},
+        "name": "quick",
+        "conclusive": conclusive,
+        "why": "9,000 training images",
+        "command": "python experiments.py",
+        "machine": "two cores",
+        "versions": {"torch": "2.15"},
+        "minutes": 19.3,
+        "seeds": list(seeds),
+        "base": "single",
+        "data": {
+            "source": "archive.zip",
+            "fingerprint": "14bc",
+            "demo": demo,
+            "train": [100] * 7,
+            "val": np.bincount(labels, minlength=7).tolist(),
+        },
         "configurations": listed,
-    }  # fmt: skip
+    }
     (folder / "study.json").write_text(json.dumps(about))
     return folder
 
@@ -102,8 +142,14 @@ def make_gate(labels, groups, routed, idle, draw):
 
 def make_epoch(index, draw):
     accuracy = 0.2 + 0.06 * index + 0.01 * draw.random()
-    return {"epoch": index + 1, "train_loss": 1.9 - 0.1 * index, "train_accuracy": accuracy + 0.05,
-            "val_loss_unseen": 1.9 - 0.08 * index, "val_accuracy_unseen": accuracy, "seconds": 1.0}  # fmt: skip
+    return {
+        "epoch": index + 1,
+        "train_loss": 1.9 - 0.1 * index,
+        "train_accuracy": accuracy + 0.05,
+        "val_loss_deduplicated": 1.9 - 0.08 * index,
+        "val_accuracy_deduplicated": accuracy,
+        "seconds": 1.0,
+    }
 
 
 @pytest.fixture
@@ -183,8 +229,10 @@ def test_further_stages_and_groupings_are_compared(said):
 
 
 def test_only_control_mixtures_trained_like_the_mixture_are_held_to_it(said):
-    kinds = KINDS | {name: ("mixture", True, groups) for name, groups in (
-        ("plain-gate", PLAIN), ("plain", PLAIN), ("top-plain", PLAIN), ("drawn-gate", DRAWN))}  # fmt: skip
+    kinds = KINDS | {
+        name: ("mixture", True, groups)
+        for name, groups in (("plain-gate", PLAIN), ("plain", PLAIN), ("top-plain", PLAIN), ("drawn-gate", DRAWN))
+    }
     text = said(kinds=kinds, gains={"soft": 0.4}, images=200, seeds=(0,))
     assert "Control mixture “plain <network>” (900k parameters, 84M MACs, 12 epochs, training work 24.0): " in text
     assert "Each of its experts has all classes." in text and "the control mixture “drawn-gate <network>”" in text
@@ -218,7 +266,7 @@ def test_groups_that_are_drawn_are_not_taken_for_those_of_all_seeds(tmp_path, se
     assert {one.together for one in found.pairs} == ({True, False} if alone else {None})
     page = markdown("t", contents(found))
     assert ("happy + surprise (first seed)" in page and "the first seed, whose groups are shown" in page) != alone
-    assert found.gate.load == pytest.approx(found.best.configuration.gate[0][found.study.unseen].mean(0))
+    assert found.gate.load == pytest.approx(found.best.configuration.gate[0][found.study.deduplicated].mean(0))
 
 
 @pytest.mark.parametrize("seeds", [(0,), (0, 1)])
@@ -260,10 +308,12 @@ def test_pairs_are_held_to_the_base_that_was_trained_for_as_long(tmp_path, said)
     study = read_study(make_study(tmp_path, images=3000, kinds=LONGER, gains={"soft": 0.9}, only=(0, 2)))
     found = find(study)
     longer = next(one for one in study.configurations if one.name == "longer")
-    labels = study.labels[study.unseen]
+    labels = study.labels[study.deduplicated]
     for one in found.pairs_longer:
-        counts = [confused(labels, each.predicted[:, study.unseen], one.pair).sum(1).mean()
-                  for each in (longer, found.best.configuration)]  # fmt: skip
+        counts = [
+            confused(labels, each.predicted[:, study.deduplicated], one.pair).sum(1).mean()
+            for each in (longer, found.best.configuration)
+        ]
         assert [one.base, one.best] == pytest.approx(counts)
     assert found.pairs_longer[1].sign == 1  # angry / fear
     page = markdown("t", contents(found))
@@ -292,7 +342,7 @@ def test_a_class_that_is_never_named_is_said(tmp_path, said, silent, message):
         if one.name in silent:
             one.predicted[one.predicted == 1] = 0  # disgust: angry
     text = "\n".join(line for _, lines in discussion(find(study)) for line in lines)
-    assert f"{message}without copies, with any seed." in text and text.count("names disgust") == 1
+    assert f"{message}deduplicated, with any seed." in text and text.count("names disgust") == 1
 
 
 def test_what_the_gate_does_is_said(said):
@@ -312,7 +362,7 @@ def test_a_gate_that_looks_at_nothing_does_not_follow_the_groups(tmp_path):
     assert found.gate.own == pytest.approx(found.gate.blind) and found.gate.own > 0.3
     text = "\n".join(line for _, lines in discussion(found) for line in lines)
     assert "It does not follow the groups" in text
-    has = np.isin(study.labels[study.unseen], [CLASSES.index(name) for name in GROUPS[1]])
+    has = np.isin(study.labels[study.deduplicated], [CLASSES.index(name) for name in GROUPS[1]])
     assert found.gate.missed == pytest.approx(1 - has.mean())
     assert f"of all images {found.gate.missed:.1%}: " in text
 
@@ -398,13 +448,15 @@ LONGER = KINDS | {"longer": ("single", True, [])}
     ("about", "message"),
     [
         ({}, "“longer <network>”, with 12 epochs, is what tells length from structure, and the mixture is better than"),
-        ({"longer": {"epochs": 10}}, "a training of the base alone for as long was not tried (“longer <network>” went "
-         "through 10), so"),
+        (
+            {"longer": {"epochs": 10}},
+            "a training of the base alone for as long was not tried (“longer <network>” went through 10), so",
+        ),
         ({"longer": {"epochs": 6}}, "the base's through 6: a longer training of the base alone was not tried, so"),
         ({"longer": {"parameters": 400_000}}, "a longer training of the base alone was not tried"),
         ({"soft": {"epochs": 6}}, "No weights of the mixture went through more epochs than the base's (6 and 6)."),
     ],
-)  # fmt: skip
+)
 def test_how_long_the_mixture_was_trained_is_said(said, about, message):
     text = said(kinds=LONGER, gains={"soft": 0.5}, images=300, about=about)
     assert message in text
@@ -461,7 +513,7 @@ def test_rates_are_those_of_the_images_without_copies(tmp_path):
     study = read_study(make_study(tmp_path))
     shares = confusion_shares(study, study.base)
     assert shares.shape == (7, 7) and np.allclose(shares.sum(1), 1)
-    counts = np.bincount(study.labels[study.unseen], minlength=7)
+    counts = np.bincount(study.labels[study.deduplicated], minlength=7)
     taken = shares[0, 2] * counts[0] + shares[2, 0] * counts[2]
     rate = pair_rate(study, study.base, (0, 2))
     assert rate.mean == pytest.approx(100 * taken / (counts[0] + counts[2])) and rate.low < rate.mean < rate.high
@@ -475,8 +527,8 @@ def test_rates_are_those_of_the_images_without_copies(tmp_path):
 
 def test_pairs_are_tested_by_mcnemar_where_there_is_one_seed(tmp_path):
     study = read_study(make_study(tmp_path, seeds=(4,), gains={"soft": 0.3}))
-    found, labels = find(study), study.labels[study.unseen]
-    base, best = (one.predicted[0][study.unseen] for one in (study.base, found.best.configuration))
+    found, labels = find(study), study.labels[study.deduplicated]
+    base, best = (one.predicted[0][study.deduplicated] for one in (study.base, found.best.configuration))
     tests = [mcnemar(confused(labels, base, pair), confused(labels, best, pair)) for pair in PAIRS]
     assert [one.discordant for one in found.pairs] == tests and [one.p for one in found.pairs] == [t.p for t in tests]
     assert [one.adjusted for one in found.pairs] == pytest.approx(holm([test.p for test in tests]))
@@ -488,9 +540,9 @@ def test_pairs_are_tested_by_mcnemar_where_there_is_one_seed(tmp_path):
 
 def test_pairs_are_tested_over_all_seeds_and_the_worst_with_each(tmp_path):
     study = read_study(make_study(tmp_path, gains={"soft": 0.3}))
-    found, labels = find(study), study.labels[study.unseen]
-    worst, best = found.worst[0], found.best.configuration.predicted[:, study.unseen]
-    base = study.base.predicted[:, study.unseen]
+    found, labels = find(study), study.labels[study.deduplicated]
+    worst, best = found.worst[0], found.best.configuration.predicted[:, study.deduplicated]
+    base = study.base.predicted[:, study.deduplicated]
     both = [confused(labels, predicted, worst.pair) for predicted in (best, base)]
     assert worst.change == pytest.approx(np.array(bootstrap(*both)) * len(labels) / 100)
     assert worst.change.mean == pytest.approx(worst.best - worst.base) and worst.discordant is None
@@ -506,7 +558,7 @@ def test_pairs_are_tested_over_all_seeds_and_the_worst_with_each(tmp_path):
 def test_every_configuration_has_its_figures_with_intervals(tmp_path):
     found = find(read_study(make_study(tmp_path)))
     tables = {tuple(block.head): block.rows for block in contents(found) if isinstance(block, Table)}
-    scores = tables["#", "configuration", "official", "without copies", "macro-F1 without copies"]
+    scores = tables["#", "configuration", "official", "deduplicated", "macro-F1 deduplicated"]
     costs = next(rows for head, rows in tables.items() if head[2:4] == ("parameters", "MACs") and len(head) == 7)
     assert len(scores) == len(costs) == len(KINDS)
     for row in scores:
@@ -525,7 +577,7 @@ def test_features_are_those_of_the_images_without_copies(tmp_path):
     found = find(study)
     for panel in feature_panels(found):
         assert len(panel.pca) == len(panel.tsne) == len(panel.members) == study.shown.sum()
-    assert f"first seed, {study.shown.sum()} images without copies" in markdown("t", contents(found))
+    assert f"first seed, {study.shown.sum()} images deduplicated" in markdown("t", contents(found))
 
 
 def test_a_p_value_below_the_level_looks_so():
@@ -646,7 +698,7 @@ def spoil_copies(folder, count):
         (lambda f: spoil_configuration(f, work="much"), r"configurations\[3\]: work: 'much' is of a wrong type"),
         (lambda f: spoil_configuration(f, work=0.0), r"'soft': parameters, macs, epochs, work must be above 0"),
         (lambda f: spoil_configuration(f, work=float("nan")), r"'soft': .* must be above 0"),
-        (lambda f: spoil_copies(f, 31), r"rows hold 9 images without copies, 10 are needed"),
+        (lambda f: spoil_copies(f, 31), r"rows hold 9 images deduplicated, 10 are needed"),
         (lambda f: spoil_json(f, base="none"), r"base: 'none' is not among the configurations"),
         (lambda f: spoil_json(f, base="soft"), r"base: 'soft' is a mixture"),
         (lambda f: spoil_json(f, seeds=[]), r"seeds: \[\] is not a list"),
@@ -660,7 +712,7 @@ def spoil_copies(folder, count):
         (lambda f: (f / "wide/0/features.npz").unlink(), r"features\.npz: No such file"),
         (lambda f: np.zeros(9).dump(f / "wide/0/features.npz"), r"features\.npz: it is damaged"),
     ],
-)  # fmt: skip
+)
 def test_a_folder_that_is_no_finished_study_is_named(tmp_path, spoil, message):
     folder = make_study(tmp_path / "study", images=60, seeds=(0,))
     spoil(folder)

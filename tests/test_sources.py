@@ -158,9 +158,14 @@ def test_nested_under_single_folders(make, folder):
 
 def test_junk_is_passed_over_silently(make):
     junk = [
-        "__MACOSX/train/angry/._Training_0.png", "train/.DS_Store", "train/angry/Thumbs.db", "desktop.ini",
-        "train/.ipynb_checkpoints/x.png", "train/happy/.ipynb_checkpoints/x-checkpoint.png", ".git/config",
-    ]  # fmt: skip
+        "__MACOSX/train/angry/._Training_0.png",
+        "train/.DS_Store",
+        "train/angry/Thumbs.db",
+        "desktop.ini",
+        "train/.ipynb_checkpoints/x.png",
+        "train/happy/.ipynb_checkpoints/x-checkpoint.png",
+        ".git/config",
+    ]
     source = open_dataset(make({**train_files("train"), **dict.fromkeys(junk, b"junk")}))
     assert source.total == 7 and problems(source) == {}
 

@@ -30,7 +30,7 @@ def test_the_test_split_through_the_command_line(tmp_path, weights):
     assert lines[0].startswith(f"weights {weights}: TheModel, trained on archive.zip")
     figures = "accuracy 1.0000 (21 of 21)  macro-F1 1.0000  ECE 0."
     assert any(line.startswith(f"test  official        {figures}") for line in lines)
-    assert any(line.startswith(f"test  without copies  {figures}") for line in lines)
+    assert any(line.startswith(f"test  deduplicated    {figures}") for line in lines)
     written = json.loads((tmp_path / "t.json").read_text())
     assert (written["split"], written["demo"], written["data"]) == ("test", False, "archive.zip")
     assert written["official"]["accuracy"] == 1.0 and written["official"]["count"] == 21
@@ -49,10 +49,10 @@ def test_copies_of_train_images_are_left_out_of_the_second_line(go, tmp_path):
     write_folders(tmp_path / "archive", val=28, val_copies=10)
     _, out, _ = go("--split", "val", "--json", "t.json")
     assert re.search(r"^val  official +accuracy 1.0000 \(28 of 28\)", out, re.M)
-    assert re.search(r"^val  without copies +accuracy 1.0000 \(18 of 18\)", out, re.M)
+    assert re.search(r"^val  deduplicated +accuracy 1.0000 \(18 of 18\)", out, re.M)
     assert "10 of the val images also stand in train" in out
     written = json.loads((tmp_path / "t.json").read_text())
-    assert (written["official"]["count"], written["unseen"]["count"]) == (28, 18)
+    assert (written["official"]["count"], written["deduplicated"]["count"]) == (28, 18)
 
 
 def test_a_dataset_without_a_test_split_names_the_other(go, tmp_path):
@@ -186,8 +186,13 @@ def test_a_dataset_that_is_not_there_is_an_error(go):
 
 def test_a_reader_that_leaves_ends_it_quietly(tmp_path, weights):
     write_folders(tmp_path / "archive", train=14, val=7, test=7)
-    process = subprocess.Popen([sys.executable, str(REPO / "test.py"), "--weights", str(weights)], cwd=tmp_path,
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, str(REPO / "test.py"), "--weights", str(weights)],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     process.stdout.close()
     assert (process.wait(300), process.stderr.read()) == (141, "")
     process.stderr.close()
@@ -216,14 +221,14 @@ def test_a_tally_of_nothing_is_all_zero():
 def test_test_time_augmentation_is_said_with_its_cost(go, tmp_path, monkeypatch, tta, count):
     write_folders(tmp_path / "archive")
     looks = []
-    seen_as = val.seen_as
-    monkeypatch.setattr(val, "seen_as", lambda images, *view: looks.append(len(images)) or seen_as(images, *view))
+    apply_view = val.apply_view
+    monkeypatch.setattr(val, "apply_view", lambda images, *view: looks.append(len(images)) or apply_view(images, *view))
     _, out, _ = go("--split", "val", "--tta", tta, "--json", "t.json")
     (
         first,
         *_,
     ) = out.splitlines()
-    assert first.endswith(f"without copies); test-time augmentation: {tta}, {count} views of an image")
+    assert first.endswith(f"deduplicated); test-time augmentation: {tta}, {count} views of an image")
     assert "val  official        accuracy 1.0000 (28 of 28)" in out
     assert json.loads((tmp_path / "t.json").read_text())["tta"] == tta and len(looks) == count * 4  # batches of 8
 
@@ -243,7 +248,7 @@ def test_votes_bring_a_second_pair_of_figures(go, tmp_path):
     _, out, _ = go("--split", "val", "--votes", "votes.csv", "--json", "t.json")
     assert "val  official        accuracy 1.0000 (28 of 28)" in out
     assert "val  FER+ official        accuracy 0.9630 (26 of 27)" in out
-    assert "val  FER+ without copies  accuracy 0.9500 (19 of 20)" in out
+    assert "val  FER+ deduplicated    accuracy 0.9500 (19 of 20)" in out
     assert "published figures are of 8 classes" in out
     written = json.loads((tmp_path / "t.json").read_text())
     assert written["ferplus"]["official"]["count"] == 27 and written["official"]["accuracy"] == 1.0

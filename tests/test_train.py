@@ -70,7 +70,7 @@ def cut_in_mid_epoch(monkeypatch):
 
 VARIANTS = {
     "plain": {},
-    "sgd, onecycle, averaged": {"optimizer": "sgd", "schedule": "onecycle", "ema": 0.9, "erase": 0.2},
+    "sgd, onecycle, averaged": {"optimizer": "sgd", "schedule": "onecycle", "ema": 0.9, "cutout": 0.2},
     "blended, toned, clipped, in windows": {
         **{"model": "EmotionResNet-nano", "mixup": 0.4, "cutmix": 1.0, "contrast": 0.3, "clip": 1.0, "window": 40},
         **{"whole": 0.5, "schedule": "cosine", "ema": 0.9, "loss": "cross_entropy"},
@@ -138,10 +138,10 @@ def test_partners_do_not_depend_on_the_number_of_processes(count, size):
     rows, config = np.arange(count) * 3, Config(mixup=0.4)
     pairs = []
     for rank in range(size):
-        part = train.rows_of(rows, config, Ranks(rank, size))
+        part = train.rank_rows(rows, config, Ranks(rank, size))
         pairs += zip(part[1:].tolist(), part[:-1].tolist(), strict=True)
     assert pairs == list(zip(rows.tolist(), np.roll(rows, 1).tolist(), strict=True))
-    whole = [train.rows_of(rows, Config(), Ranks(rank, size)) for rank in range(size)]
+    whole = [train.rank_rows(rows, Config(), Ranks(rank, size)) for rank in range(size)]
     assert np.array_equal(np.concatenate(whole), rows)
 
 
@@ -461,7 +461,7 @@ def test_teachers_give_their_share_of_the_targets(archive, tmp_path, monkeypatch
     seen = []
     make = train.inputs_and_targets
     monkeypatch.setattr(train, "inputs_and_targets", lambda *args: seen.append((args[1], *make(*args))) or seen[-1][1:])
-    run_fit(tmp_path / "run", epochs=1, teachers=", ".join(files), teaching=0.6, precision="fp32")
+    run_fit(tmp_path / "run", epochs=1, teachers=", ".join(files), distill_weight=0.6, precision="fp32")
     for batch, images, targets in seen:
         with torch.no_grad():
             mean = sum(model(images).softmax(1) for model in models) / 2

@@ -10,7 +10,7 @@ from model import build_model
 from ranks import Ranks
 from readers.cache import DIGEST
 from utils import pick_machine
-from val import Tally, evaluate, forward, measure, predict_logits, seen_as, summary, table, views
+from val import Tally, apply_view, evaluate, forward, measure, predict_logits, summary, table, tta_views
 
 MACHINE = pick_machine("cpu", "fp32")
 
@@ -89,10 +89,10 @@ def test_a_batch_is_padded_to_one_of_a_few_sizes(count, padded):
 def test_every_image_is_scored_once_and_copies_are_left_out_of_the_second_score():
     model, split = build_model("ImprovedFER2013Model").eval(), split_of(300, copies=10)
     scores = evaluate(model, split, machine=MACHINE, loss=CrossEntropy(reduction="none"))
-    assert (scores.official.count, scores.unseen.count) == (300, 290)
+    assert (scores.official.count, scores.deduplicated.count) == (300, 290)
     logits = predict_logits(model, split, machine=MACHINE, ranks=Ranks())
     right = (logits.argmax(1) == torch.from_numpy(split.labels)).numpy()
-    assert scores.official.correct == right.sum() and scores.unseen.correct == right[10:].sum()
+    assert scores.official.correct == right.sum() and scores.deduplicated.correct == right[10:].sum()
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -122,14 +122,16 @@ def test_summary_and_table_print_the_figures():
 
 
 def test_views_are_the_image_its_mirror_image_and_both_in_five_places():
-    assert views("none") == [(False, 0, 0)] and views("flip") == [(False, 0, 0), (True, 0, 0)]
-    assert len(set(views("crops"))) == 10 and sum(mirrored for mirrored, *_ in views("crops")) == 5
+    assert tta_views("none") == [(False, 0, 0)] and tta_views("flip") == [(False, 0, 0), (True, 0, 0)]
+    assert len(set(tta_views("crops"))) == 10 and sum(mirrored for mirrored, *_ in tta_views("crops")) == 5
 
 
 def test_a_view_is_moved_and_its_edge_repeated():
     image = torch.arange(25.0).view(1, 1, 5, 5)
-    assert torch.equal(seen_as(image, False, 0, 0), image) and torch.equal(seen_as(image, True, 0, 0), image.flip(3))
-    moved = seen_as(image, False, 2, -1)[0, 0]
+    assert torch.equal(apply_view(image, False, 0, 0), image) and torch.equal(
+        apply_view(image, True, 0, 0), image.flip(3)
+    )
+    moved = apply_view(image, False, 2, -1)[0, 0]
     assert torch.equal(moved[2:, :4], image[0, 0, :3, 1:]) and torch.equal(moved[0], moved[2])
     assert torch.equal(moved[:, 4], moved[:, 3])
 
@@ -142,7 +144,7 @@ def test_test_time_augmentation_averages_probabilities(tta):
     torch.testing.assert_close(both.exp().sum(1), torch.ones(20))
     inputs = images[:, None].float() / 127.5 - 1
     with torch.no_grad():
-        mean = torch.stack([model(seen_as(inputs, *view)).softmax(1) for view in views(tta)]).mean(0)
+        mean = torch.stack([model(apply_view(inputs, *view)).softmax(1) for view in tta_views(tta)]).mean(0)
     torch.testing.assert_close(both.exp(), mean, atol=1e-5, rtol=1e-4)
     assert not torch.allclose(alone.softmax(1), mean, atol=1e-5)
     mirrored = forward(model, images.flip(2), machine=MACHINE, tta="flip")

@@ -11,7 +11,7 @@ from helpers import write_folders
 from model import TheModel, build_model
 from utils import pick_machine
 from val import evaluate
-from weights import begin_with, describe, find_weights, load_weights, may_know, promote, save_weights
+from weights import describe, find_weights, leakage_notes, load_pretrained, load_weights, promote, save_weights
 
 MACHINE = pick_machine("cpu", "fp32")
 NAME = "ImprovedFER2013Model"
@@ -71,8 +71,7 @@ def test_weights_that_do_not_fit_are_refused(data, tmp_path, values, message):
 def test_a_network_of_another_size_is_refused(data, tmp_path):
     write_run(tmp_path / "run", data)
     model = TheModel(image_size=64)
-    change(tmp_path / "run" / "best.pth", model="TheModel", arguments={"image_size": 64},
-           state_dict=model.state_dict())  # fmt: skip
+    change(tmp_path / "run" / "best.pth", model="TheModel", arguments={"image_size": 64}, state_dict=model.state_dict())
     with pytest.raises(UserError, match=r"it takes another size.*\(64, 1, 7\)"):
         load_weights(tmp_path / "run" / "best.pth", machine=MACHINE)
 
@@ -208,13 +207,13 @@ def test_a_tie_leaves_the_shipped_weights(data, tmp_path):
     assert (tmp_path / "shipped.pth").stat().st_mtime_ns == before
 
 
-def test_weights_that_learned_from_others_which_may_know_the_validation_images_are_never_shipped(data, tmp_path):
+def test_weights_that_learned_from_others_which_leakage_notes_the_validation_images_are_never_shipped(data, tmp_path):
     write_run(tmp_path / "run", data)
     content = torch.load(tmp_path / "run" / "best.pth", weights_only=True)
     change(tmp_path / "run" / "best.pth", dataset={**content["dataset"], "leakage": True})
     assert "may know its validation images" in promoted(tmp_path, data, "run")
     assert not (tmp_path / "shipped.pth").exists()
-    assert may_know(tmp_path / "run", torch.load(tmp_path / "run" / "best.pth"), data, 0.1)
+    assert leakage_notes(tmp_path / "run", torch.load(tmp_path / "run" / "best.pth"), data, 0.1)
 
 
 def test_a_shipped_network_that_gives_no_numbers_is_left_alone(data, tmp_path):
@@ -256,5 +255,5 @@ def test_a_run_begins_with_weights_of_its_own_network_only(data, tmp_path, there
     save_weights(tmp_path / "other.pth", model, scores, config=Config(), data=data)
     config = Config(model=NANO, pretrained="other.pth", **wanted)
     with pytest.raises(UserError) as raised:
-        begin_with(build_model(NANO, **config.arguments), config, machine=MACHINE)
+        load_pretrained(build_model(NANO, **config.arguments), config, machine=MACHINE)
     assert str(raised.value) == f"--pretrained other.pth: its network, {name}, is another one: {way}"

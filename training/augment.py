@@ -42,9 +42,15 @@ def draw(config: Config, rows: np.ndarray, *, epoch: int, size: int = 48) -> Dra
     angle = angle * math.radians(config.rotation)
     scale = 1 + zoom * config.zoom
     move = 2 * config.shift / size
-    theta = [scale * angle.cos() * sign, -scale * angle.sin(), dx * move,
-             scale * angle.sin() * sign, scale * angle.cos(), dy * move]  # fmt: skip
-    half = config.erase  # of the image's width, 2
+    theta = [
+        scale * angle.cos() * sign,
+        -scale * angle.sin(),
+        dx * move,
+        scale * angle.sin() * sign,
+        scale * angle.cos(),
+        dy * move,
+    ]
+    half = config.cutout  # of the image's width, 2
     boxes = torch.stack([box_x - half, box_y - half, box_x + half, box_y + half], 1) if half else None
     toned = config.contrast or config.brightness
     tones = torch.stack([1 + gain * config.contrast, 2 * offset * config.brightness], 1) if toned else None

@@ -11,7 +11,7 @@ from config import Config
 from dataset import FaceData
 from errors import UserError
 from utils import Machine, channels_last
-from weights import describe, find_weights, load_weights, may_know
+from weights import describe, find_weights, leakage_notes, load_weights
 
 
 class Teachers:
@@ -36,7 +36,7 @@ class Teachers:
         known = [
             note
             for path, content in self.contents.items()
-            for note in may_know(path, content, data, self.val_fraction)
+            for note in leakage_notes(path, content, data, self.val_fraction)
         ]
         return about, known
 

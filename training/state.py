@@ -105,16 +105,19 @@ class Trainer:
         if not self.ranks.first:
             return
         self.save_best()
-        write_checkpoint(self.run / "last.pth", {
-            "model": self.config.model,
-            "config": asdict(self.config),
-            "fingerprint": self.data.fingerprint,
-            "targets": self.sources,
-            "made_on": self.made_on,
-            "leakage": self.leakage,
-            "progress": {name: getattr(self, name) for name in PROGRESS},
-            **{key: part.state_dict() for key, part in self.parts().items()},
-        })  # fmt: skip
+        write_checkpoint(
+            self.run / "last.pth",
+            {
+                "model": self.config.model,
+                "config": asdict(self.config),
+                "fingerprint": self.data.fingerprint,
+                "targets": self.sources,
+                "made_on": self.made_on,
+                "leakage": self.leakage,
+                "progress": {name: getattr(self, name) for name in PROGRESS},
+                **{key: part.state_dict() for key, part in self.parts().items()},
+            },
+        )
         lines = "".join(f"{json.dumps(row)}\n" for row in self.history)
         write_file(self.run / "metrics.jsonl", lines.encode())
 
