@@ -26,6 +26,8 @@ from readers.votes import Votes, agreement, match, read_votes
 
 DEMO_IDENTITIES, DEMO_VAL_IDENTITIES = 400, 100  # 2,800 and 700 drawn faces: minutes on two cores
 PASS = 65_536  # digests looked at together, 1 MB
+# Official images per class of FER2013: a dataset with these counts is FER2013, in whatever form people have it
+FER2013 = {"train": [3995, 436, 4097, 7215, 4830, 3171, 4965], "val": [467, 56, 496, 895, 653, 415, 607]}
 VAL_SEED = 2013  # of the drawn validation part: the same for every run, so that runs compare on the same images
 # Zips of FER2013 that are not called as expected: as other tools save it, or as a browser names the second copy
 ALIKE = re.compile(r".*(archive|fer[-_ ]?2013).*\.zip", re.IGNORECASE)
@@ -129,14 +131,16 @@ class Split:
 class FaceData:
     """A dataset ready to train on: its splits by name ("test" may be missing) and what is known of it.
 
+    `name` is "fer2013" for FER2013 in any form, "demo" for the rendered faces, else the source's file name.
     `votes` is 16 hex digits over the votes on all images, whatever the limit; "" without votes.
     """
 
     splits: dict[str, Split]
+    name: str
     source: str
     fingerprint: str
     demo: bool = False
-    drawn_val: bool = False
+    sampled_val: bool = False
     unreadable: list[str] = field(default_factory=list)
     unreadable_count: int = 0
     notes: list[str] = field(default_factory=list)
@@ -153,11 +157,12 @@ class FaceData:
 
     def describe(self) -> list[str]:
         """Lines that say what was found: source, splits, counts per class, copies, unreadable files."""
-        lines = [f"data: {self.source}, fingerprint {self.fingerprint}", *self.notes]
+        form = f"fer2013 ({self.source})" if self.name == "fer2013" else self.source
+        lines = [f"data: {form}, fingerprint {self.fingerprint}", *self.notes]
         width = max(map(len, CLASSES)) + 1
         lines.append(" " * 14 + "".join(f"{name:>{width}}" for name in (*CLASSES, "all")))
         for name, split in self.splits.items():
-            label = f"{name} (drawn)" if name == "val" and self.drawn_val else name
+            label = f"{name} (drawn)" if name == "val" and self.sampled_val else name
             row = [*split.counts(), len(split)]
             lines.append(f"  {label:<12}" + "".join(f"{count:>{width}}" for count in row))
         for name in ("val", "test"):
@@ -263,6 +268,9 @@ def assemble(
         none = np.broadcast_to(False, len(train_digests))
         copies = none if name == "train" else found_in(digests[at], train_digests)
         splits[name] = Split(name, pixels, labels[at], digests[at], copies, None if given is None else given[at])
+    name = "demo" if demo else Path(os.path.abspath(source.path)).name
+    if all(splits[part].counts() == counts for part, counts in FER2013.items()):
+        name = "fer2013"
     if config.limit and config.limit < len(splits["train"]):
         splits["train"] = splits["train"].take(stratified_rows(splits["train"].labels, config.limit))
     if splits["val"].copies.all():
@@ -271,7 +279,7 @@ def assemble(
             f"choose weights by; validate on other images"
         )
     unreadable = meta["unreadable"], meta["unreadable_count"]
-    return FaceData(splits, str(source.path), meta["fingerprint"], demo, drawn, *unreadable, notes, mark)
+    return FaceData(splits, name, str(source.path), meta["fingerprint"], demo, drawn, *unreadable, notes, mark)
 
 
 def split_rows(

@@ -72,7 +72,7 @@ def prepare(args: argparse.Namespace) -> Task:
     from dataset import GET_FER2013, find, is_demo, load
     from errors import UserError
     from utils import pick_machine
-    from weights import SHIPPED, describe, find_weights, load_weights
+    from weights import SHIPPED, describe, find_weights, load_weights, same_dataset
 
     out = args.json
     if out:
@@ -99,10 +99,10 @@ def prepare(args: argparse.Namespace) -> Task:
         )
     data = load(config)
     print("\n".join(data.describe()))
-    trained_on = content["dataset"]["fingerprint"]
-    if trained_on != data.fingerprint:
+    if not same_dataset(content, data):
         print(
-            f"note: these weights were trained on another dataset ({trained_on}, this one is {data.fingerprint}); "
+            f"note: these weights were trained on another dataset ({content['dataset']['fingerprint']}, "
+            f"this one is {data.fingerprint}); "
             f"'deduplicated' can only look at this one's train images"
         )
     split = data.split(args.split)
@@ -118,7 +118,7 @@ def show(task: Task, scores: Any, voted: Any, args: argparse.Namespace) -> None:
     from errors import write_json
 
     data, split = task.data, task.split
-    drawn = split.name == "val" and data.drawn_val
+    drawn = split.name == "val" and data.sampled_val
     name = f"{split.name} (drawn)" if drawn else split.name
     print("\n".join(lines(name, scores)))
     if voted:

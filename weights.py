@@ -17,6 +17,7 @@ from val import Scores, evaluate, tta_views
 
 PATHS = ("data", "cache", "votes", "runs", "pretrained")  # the knobs that hold one
 SHIPPED = "final_weights_new.pth"
+FER2013 = "14bc802825ac8905"  # the fingerprint of its PNG and csv forms: older weight files give no name
 
 
 def save_weights(
@@ -56,6 +57,7 @@ def weight_file(
         "config": asdict(config) | names_of_files(config),
         "metrics": scores.plain(),
         "dataset": {
+            "name": data.name,
             "source": Path(data.source).name,
             "fingerprint": data.fingerprint,
             "demo": data.demo,
@@ -144,8 +146,16 @@ def leakage_notes(path: Path, content: dict[str, Any], data: FaceData, val_fract
 
 def same_validation(content: dict[str, Any], data: FaceData, val_fraction: float) -> bool:
     """Whether the weights in `content` were trained on `data`, with the same images left for validation."""
-    same_part = content["config"].get("val_fraction") == val_fraction or not data.drawn_val
-    return same_part and content["dataset"]["fingerprint"] == data.fingerprint
+    same_part = content["config"].get("val_fraction") == val_fraction or not data.sampled_val
+    return same_part and same_dataset(content, data)
+
+
+def same_dataset(content: dict[str, Any], data: FaceData) -> bool:
+    """Whether the weights in `content` were trained on `data`; FER2013 is one dataset in all its forms."""
+    trained_on = content["dataset"]
+    if data.name == "fer2013":
+        return trained_on.get("name") == "fer2013" or trained_on["fingerprint"] == FER2013
+    return trained_on["fingerprint"] == data.fingerprint
 
 
 def describe(path: Path, content: dict[str, Any], *, tta: str = "none") -> str:

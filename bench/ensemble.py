@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     for file, (_, content) in zip(files, known, strict=True):
         if content["dataset"]["fingerprint"] != data.fingerprint:
             raise UserError(f"{file} was trained on other data than {data.source}, and may know these images")
-    if data.drawn_val:  # the part that none of them was trained on
+    if data.sampled_val:  # the part that none of them was trained on
         fractions = {content["config"]["val_fraction"] for _, content in known}
         if len(fractions) > 1:
             raise UserError(

@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
         model, content = load_weights(Path(name, "best.pth"), machine=machine)
         if content["dataset"]["fingerprint"] != data.fingerprint:
             raise UserError(f"{name} was trained on other data than {data.source}: score it on its own with --data")
-        if data.drawn_val:  # the part that this run did not train on
+        if data.sampled_val:  # the part that this run did not train on
             data = load(replace(args.resolved, val_fraction=config.val_fraction))
         before, after = recalibrated(model, data, machine)
         images = f"{len(data.split('train')):,} images"

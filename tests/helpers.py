@@ -96,7 +96,7 @@ def brightness_weights(path: Path, *, data: object = None, noise: float = 55.5) 
     images, labels = faces(7)
     if data is None:
         train = Split("train", images, labels, np.zeros(7, DIGEST), np.zeros(7, bool))
-        data = FaceData({"train": train}, "archive.zip", "0123456789abcdef")
+        data = FaceData({"train": train}, "archive.zip", "archive.zip", "0123456789abcdef")
     model = TheModel()
     levels = (noise + 28 * torch.arange(7)) / 127.5  # what an image's mean pixel is, in [0, 2], after both poolings
     centred = levels - levels.mean()

@@ -2,10 +2,12 @@ import json
 import os
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import dataset
 from config import CLASSES, Config
@@ -281,12 +283,12 @@ def test_a_split_that_is_not_there_names_the_others(tmp_path):
 def test_without_a_validation_part_a_tenth_of_each_class_is_drawn(tmp_path):
     data = load_from(write_folders(tmp_path / "a", train=700, val=0, test=0), tmp_path)
     assert data.split("val").counts() == [10] * 7 and data.split("train").counts() == [90] * 7
-    assert data.drawn_val and "  val (drawn)" in "\n".join(data.describe())
+    assert data.sampled_val and "  val (drawn)" in "\n".join(data.describe())
     again = load_from(tmp_path / "a", tmp_path, seed=5)
     assert np.array_equal(data.split("val").digests, again.split("val").digests)
 
 
-def test_copies_stay_on_one_side_of_the_drawn_validation():
+def test_copies_stay_on_one_side_of_the_sampled_validation():
     digests = np.array([(i // 3, 0) for i in range(700)], cache.DIGEST)  # groups of three
     labels = np.arange(700) // 3 % 7
     drawn = draw_validation(labels, digests, 0.1)
@@ -302,11 +304,11 @@ def test_an_image_copied_over_and_over_stays_in_train(sizes):
     assert 0 < drawn.sum() <= max(7, min(sizes)) and not drawn.all()
 
 
-def test_a_drawn_validation_part_leaves_the_pixels_on_disk(tmp_path):
+def test_a_sampled_validation_part_leaves_the_pixels_on_disk(tmp_path):
     folder = write_folders(tmp_path / "faces", train=140, val=0, test=0)
     data = load_from(folder, tmp_path)
     train, val = data.split("train"), data.split("val")
-    assert data.drawn_val and isinstance(train.images, Picked) and isinstance(val.images, Picked)
+    assert data.sampled_val and isinstance(train.images, Picked) and isinstance(val.images, Picked)
     assert train.images.shape == (len(train), 48, 48) and train.images.nbytes == len(train) * 48 * 48
     pixels = np.asarray(train.images)
     assert np.array_equal(train.images[3:5], pixels[3:5]) and np.array_equal(train.images[[7, 2]], pixels[[7, 2]])
@@ -361,16 +363,55 @@ def test_dataset_py_ends_with_status_2_for_a_missing_dataset(tmp_path):
     assert done.returncode == 2 and done.stderr.startswith("error: nowhere: no such")
 
 
-real = pytest.mark.skipif("FER2013_DATA" not in os.environ, reason="FER2013_DATA names no real dataset")
+COUNTS = {"train": [10] * 7, "val": [4] * 7}  # those of `write_folders`, in the place of FER2013's official ones
 
 
-@real
-def test_fer2013_is_counted_as_published(tmp_path):
-    data = load_from(os.environ["FER2013_DATA"], tmp_path)
+def as_jpegs(folder):
+    """The images below `folder` as JPEGs of quality 95, as Kaggle has FER2013."""
+    for file in folder.rglob("*.png"):
+        Image.open(file).save(file.with_suffix(".jpg"), quality=95)
+        file.unlink()
+    return folder
+
+
+def test_fer2013_is_one_dataset_in_every_form(tmp_path, monkeypatch):
+    monkeypatch.setattr(dataset, "FER2013", COUNTS)
+    pngs = write_folders(tmp_path / "a", val_copies=3)
+    jpegs = as_jpegs(write_folders(tmp_path / "b", val_copies=3, test=0))
+    forms = [pngs, jpegs, zip_folder(jpegs, tmp_path / "faces.zip"), csv_of_folders(pngs, tmp_path / "x.csv")]
+    loaded = [load_from(form, tmp_path) for form in forms]
+    assert {data.name for data in loaded} == {"fer2013"}
+    assert load_from(pngs, tmp_path, limit=14).name == "fer2013"
+    assert loaded[0].fingerprint != loaded[1].fingerprint == loaded[2].fingerprint
+    assert [data.split("val").copies.sum() for data in loaded] == [3] * 4
+
+
+def test_other_data_has_the_name_of_its_file_and_rendered_faces_are_the_demo(tmp_path, monkeypatch):
+    from demo import faces as demo_faces
+
+    other = write_folders(tmp_path / "mine")
+    monkeypatch.chdir(other)
+    assert load_from(".", tmp_path).name == "mine"
+    demo_faces.write_folder(tmp_path / "rendered", identities=3, seed=0)
+    assert load_from(tmp_path / "rendered", tmp_path).name == "demo"
+
+
+FORMS = ("archive.zip", "archive_kaggle_jpeg.zip")
+REAL = Path(os.environ.get("FER2013_DATA", "none"))
+
+
+@pytest.mark.skipif(not REAL.exists(), reason="FER2013_DATA names no real dataset")
+@pytest.mark.parametrize("form", FORMS)
+def test_fer2013_is_counted_as_published(tmp_path, form):
+    path = REAL.with_name(form)
+    if not path.exists():
+        pytest.skip(f"no {form} beside FER2013_DATA")
+    data = load_from(path, tmp_path)
     assert data.split("train").counts() == [3995, 436, 4097, 7215, 4830, 3171, 4965]
     assert data.split("val").counts() == [467, 56, 496, 895, 653, 415, 607]
     assert data.split("val").copies.sum() == 280
-    assert data.fingerprint == "14bc802825ac8905"
+    assert data.name == "fer2013" and "data: fer2013 (" in data.describe()[0]
+    assert data.fingerprint == "14bc802825ac8905" or form != "archive.zip"
 
 
 def test_a_folder_of_drawn_faces_is_known_as_such(tmp_path):

@@ -103,7 +103,7 @@ def test_votes_by_name_travel_with_the_images_of_every_form(archive, tmp_path):
     loaded = [load_from(form, tmp_path, votes) for form in forms]
     for data in loaded:
         check(data, wanted)
-    assert loaded[3].split("train").votes.any() and loaded[3].split("val").votes.any() and loaded[3].drawn_val
+    assert loaded[3].split("train").votes.any() and loaded[3].split("val").votes.any() and loaded[3].sampled_val
     assert len({data.votes for data in loaded[:3]}) == 1 and len(loaded[0].votes) == 16
 
 

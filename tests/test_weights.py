@@ -1,4 +1,5 @@
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +12,16 @@ from helpers import write_folders
 from model import TheModel, build_model
 from utils import pick_machine
 from val import evaluate
-from weights import describe, find_weights, leakage_notes, load_pretrained, load_weights, promote, save_weights
+from weights import (
+    describe,
+    find_weights,
+    leakage_notes,
+    load_pretrained,
+    load_weights,
+    promote,
+    same_validation,
+    save_weights,
+)
 
 MACHINE = pick_machine("cpu", "fp32")
 NAME = "ImprovedFER2013Model"
@@ -177,9 +187,9 @@ def test_a_shipped_file_that_cannot_be_read_is_left_alone(data, tmp_path):
     assert (tmp_path / "shipped.pth").read_bytes() == b"damaged"
 
 
-def test_another_drawn_validation_part_is_another_dataset(data, tmp_path):
+def test_another_sampled_validation_part_is_another_dataset(data, tmp_path):
     write_run(tmp_path / "worse", data, always=6)
-    object.__setattr__(data, "drawn_val", True)
+    object.__setattr__(data, "sampled_val", True)
     promoted(tmp_path, data, "worse")
     write_run(tmp_path / "run", data, val_fraction=0.3)
     assert "is left as it is: it was trained on another dataset" in promoted(tmp_path, data, "run")
@@ -197,6 +207,20 @@ def test_weights_of_another_dataset_are_never_replaced_unless_asked(data, tmp_pa
     said = promote(tmp_path / "run", data, machine=MACHINE, asked=True, shipped=tmp_path / "shipped.pth")
     assert "is replaced" in said
     assert (tmp_path / "run" / "replaced_weights.pth").read_bytes() == before
+
+
+def test_fer2013_in_another_form_is_the_same_dataset(data, tmp_path):
+    write_run(tmp_path / "run", data)
+    _, content = load_weights(tmp_path / "run" / "best.pth", machine=MACHINE)
+    older = {key: value for key, value in content["dataset"].items() if key != "name"}
+    jpegs = replace(data, name="fer2013", fingerprint="of the JPEGs")
+    for trained_on, same in (
+        ({**older, "name": "fer2013", "fingerprint": "of the csv"}, True),
+        ({**older, "fingerprint": "14bc802825ac8905"}, True),
+        (content["dataset"], False),
+    ):
+        assert same_validation(content | {"dataset": trained_on}, jpegs, 0.1) == same
+        assert not same_validation(content | {"dataset": trained_on | {"fingerprint": "other"}}, data, 0.1)
 
 
 def test_a_tie_leaves_the_shipped_weights(data, tmp_path):
