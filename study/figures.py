@@ -83,8 +83,8 @@ def accuracies(
 ) -> None:
     """Write a PNG with a row per configuration: its accuracies, and its gain over the base, with 95 % intervals.
 
-    `official`, `deduplicated` and `gains` are (K, 3): mean, low and high in percent or points; a gain of NaN is the base's
-    own. `seeds` (K, S) are the accuracies deduplicated of each seed; `looks` names one of LOOKS for each.
+    `official`, `deduplicated` and `gains` are (K, 3): mean, low and high in percent or points; a gain of NaN is the
+    base's own. `seeds` (K, S) are the accuracies deduplicated of each seed; `looks` names one of LOOKS for each.
     """
     from matplotlib.figure import Figure
 

@@ -193,8 +193,8 @@ def confusion_blocks(found: Findings) -> list[Block]:
         ]
         blocks.append(
             Table(
-                f"McNemar's exact test of each seed alone, for the {len(found.worst)} pairs that the base confuses most: "
-                f"images that only one of the two networks takes for the other class; p adjusted by Holm for "
+                f"McNemar's exact test of each seed alone, for the {len(found.worst)} pairs that the base confuses "
+                f"most: images that only one of the two networks takes for the other class; p adjusted by Holm for "
                 f"{len(found.tests)} tests (pairs times seeds)",
                 ["pair", "seed", "only base", "only mixture", "p", "adjusted p"],
                 rows,

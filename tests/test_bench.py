@@ -269,7 +269,7 @@ def test_scale_divides_memory_by_the_images_between_two_sizes():
 
 
 def write_run(run, config, *figures):
-    """A finished run as interface.py leaves it, less its weights, with (official, deduplicated, seconds) of every epoch."""
+    """A finished run as interface.py leaves it, less its weights; (official, deduplicated, seconds) of each epoch."""
     run.mkdir(parents=True, exist_ok=True)
     (run / "config.json").write_text(json.dumps(asdict(config)))
     best = [
