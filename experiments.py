@@ -109,6 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Train what is missing, score, and write the report; 0, or 130 where Ctrl-C ended it early."""
+    print(f"study {args.name}: loading torch", flush=True)
     from dataset import DEMO_NOTE, load
     from errors import UserError, locked
     from study.configurations import Study
@@ -125,6 +126,7 @@ def run(args: argparse.Namespace) -> int:
     size = Size(config, seeds, *lengths, experts=args.experts, scratch=args.scratch)
     machine = pick_machine(config.device, config.precision, config.threads)
     print(f"machine: {machine}")
+    print(f"reading {config.data or 'the dataset'}: decoded once, then kept in the cache", flush=True)
     data = load(config)
     print("\n".join(data.describe()))
     if data.demo:
@@ -134,6 +136,7 @@ def run(args: argparse.Namespace) -> int:
     whole = len(load(replace(config, limit=0)).split("train")) if config.limit else images["train"]
     scored = int((~data.split("val").copies).sum())
     too_small = why(size, seen=images["train"], whole=whole, scored=scored, drawn=data.demo)
+    print("timing a few training steps", flush=True)
     each = seconds_per_image(config, machine)
     plan = [(step.name, seconds(step, config, **images, each=each)) for step in steps(size, wanted)]
     folder, out = Path(config.runs, f"study-{args.name}"), Path(args.out, args.name)

@@ -211,7 +211,7 @@ def pair_table(found: Findings, pairs: Sequence[PairResult], against: str) -> Ta
     if several:
         test = (
             "the sign-flip test, in which an image counts once, with its mean over the seeds (with one seed it "
-            "would be McNemar's exact test, up to Monte Carlo error)"
+            "is McNemar's exact test)"
         )
     else:
         test = "McNemar's exact test (with several seeds it would be the sign-flip test, which is the same for one)"

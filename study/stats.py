@@ -16,7 +16,7 @@ from config import CLASSES
 
 PAIRS = tuple((a, b) for a in range(len(CLASSES)) for b in range(a + 1, len(CLASSES)))  # 21, by index into CLASSES
 LEVEL = 0.05  # an adjusted p below this is called shown
-DRAWS = 10_000  # of the bootstrap and of the permutation test
+DRAWS = 10_000  # of the bootstrap
 F1_DRAWS = 2_000  # of the bootstrap of macro-F1, each of which counts classes anew
 AT_ONCE = 200  # of them, to bound the memory
 
@@ -98,25 +98,28 @@ def macro_f1_interval(labels: np.ndarray, predicted: np.ndarray, draws: int = F1
     return Interval(*(float(100 * value) for value in (mean, low, high)))
 
 
-def sign_flip(first: np.ndarray, second: np.ndarray, draws: int = DRAWS, seed: int = 0) -> float:
-    """The two-sided p-value of the difference between `first` and `second`, (S, N) bool each, over images.
+def sign_flip(first: np.ndarray, second: np.ndarray) -> float:
+    """The exact two-sided p-value of the difference between `first` and `second`, (S, N) bool each, over images.
 
-    An image's difference is averaged over the seeds, and its sign is drawn anew `draws` times: were the two kinds of
-    network alike, either could have had either part. p is never below 1 / (draws + 1) (Phipson and Smyth, 2010, doi
-    10.2202/1544-6115.1585). McNemar's test over the pooled images of several seeds would count each image once per
-    seed: the networks of all seeds fail on the same hard images, so those are not S N independent trials, and p would
-    come out too small. Raises ValueError where the shapes differ.
+    An image's difference is averaged over the seeds. If the two kinds of network were alike, its sign would be a fair
+    coin: p is the probability that the sum over images is then as far from zero as it is, over all 2^N signs (the
+    sign-flip permutation test). With one seed this is McNemar's exact test. McNemar's test over the pooled images of
+    several seeds would count each image once per seed: the networks of all seeds fail on the same hard images, so
+    those are not S N independent trials, and p would come out too small. Raises ValueError where the shapes differ.
     """
-    sums = np.abs(_gaps(first, second))  # in S-ths, so that equal sums are equal bit for bit
-    observed = abs(int(_gaps(first, second).sum()))
-    sizes, counts = np.unique(sums[sums > 0], return_counts=True)
-    rng = np.random.default_rng(seed)
-    # Of `count` images with the same size of difference, a draw turns a binomial number around
-    drawn = sum(
-        (size * (2 * rng.binomial(count, 0.5, draws) - count) for size, count in zip(sizes, counts, strict=True)),
-        start=np.zeros(draws, np.int64),
-    )
-    return (1 + int((np.abs(drawn) >= observed).sum())) / (draws + 1)
+    from scipy.special import gammaln  # late: --help need not wait for scipy
+
+    gaps = _gaps(first, second)  # in S-ths, whole numbers
+    sizes, counts = np.unique(np.abs(gaps[gaps != 0]), return_counts=True)
+    total = np.ones(1)  # probabilities of the sums -end, -end + 2, ... end of the images so far
+    for size, count in zip(sizes, counts, strict=True):
+        heads = np.arange(count + 1)  # images of this size whose sign is positive: binomial
+        chances = gammaln(count + 1) - gammaln(heads + 1) - gammaln(count - heads + 1) - count * math.log(2)
+        own = np.zeros(size * count + 1)
+        own[size * heads] = np.exp(chances)
+        total = np.convolve(total, own)
+    sums = np.arange(len(total)) * 2 - (len(total) - 1)
+    return float(min(1.0, total[np.abs(sums) >= abs(int(gaps.sum()))].sum()))
 
 
 def mcnemar(first: np.ndarray, second: np.ndarray) -> Discordant:

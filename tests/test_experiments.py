@@ -343,6 +343,13 @@ def test_a_folder_that_cannot_be_made_is_refused_before_training(tmp_path, monke
     assert not list(tmp_path.glob("runs/*/*"))
 
 
+def test_a_study_says_what_it_does_before_it_reads_the_data(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert experiments.main(["--quick", "--data", "missing.zip"]) == 2
+    out = capsys.readouterr().out.splitlines()
+    assert out[0].startswith("study quick: ") and out[-1].startswith("reading missing.zip")
+
+
 def test_the_help_names_a_default_of_its_own(capsys):
     with pytest.raises(SystemExit):
         experiments.main(["--help"])
