@@ -1,11 +1,11 @@
-"""Faces drawn by the project: a demo dataset for where there is no FER2013.
+"""Rendered faces: a demo dataset for when there is no FER2013.
 
-Each face is drawn as curves on a canvas four times too large, shaded, reduced to 48x48, then lit, blurred and
-made noisy. An expression is a set of facial action units (AU; Ekman and Friesen, Facial Action Coding System,
-1978): an upper half (brows, lids, cheeks, nose root) and a mouth, each with an intensity of its own, so that
-both halves carry part of the emotion and neither gives it away on every image.
+A face is painted at four times its size, shaded, reduced to 48x48, then lit, blurred and made noisy. An expression
+is a set of facial action units (AU; Ekman and Friesen, Facial Action Coding System, 1978): an upper half (brows,
+lids, cheeks, nose root) and a mouth, each with its own intensity. So both halves carry part of the emotion, and
+neither shows it on every image.
 
-    python -m demo.faces --out demo/      # demo/train/<class>/*.png and demo/val/<class>/*.png
+    python -m demo.faces --out FOLDER      # FOLDER/train/<class>/*.png and FOLDER/val/<class>/*.png
 """
 
 import sys
@@ -19,15 +19,16 @@ from cli import Parser
 from config import CLASSES
 from demo import strokes
 from demo.strokes import LINE, Identity, Mouth, Stroke, Upper
+from errors import UserError, exit_status
+from readers.layout import DRAWN_MARK
 
 SIZE = 48
 
-# How hard the faces are: weaker expressions and more chance make the classes overlap. Both halves must matter, so
-# that a classifier loses at least 20 points without the mouth. Measure with and without --one-mouth:
-#     python -m demo.faces --out demo && python interface.py --data demo --epochs 20
-UPPER_INTENSITY = (0.35, 1.1)  # of brows, lids, cheeks and nose, drawn per image, as a multiple of UPPERS
-MOUTH_INTENSITY = (0.75, 1.15)  # of the mouth, as a multiple of MOUTHS
-JITTER = 0.09  # standard deviation of what chance adds to every action unit
+# How hard the faces are. Weaker expressions and more jitter make the classes overlap. Chosen so that a classifier
+# needs both halves of the face: docs/demo.md has its accuracy with and without --one-mouth.
+UPPER_INTENSITY = (0.35, 1.1)  # range of the factor on UPPERS, sampled per image
+MOUTH_INTENSITY = (0.75, 1.15)  # range of the factor on MOUTHS
+JITTER = 0.09  # standard deviation of the noise on every action unit
 
 UPPERS = {
     "angry": Upper(0, 0.25, 1, 0.3, 0, 0.7, 0.25, 0),
@@ -39,15 +40,9 @@ UPPERS = {
     "neutral": Upper(0, 0, 0, 0, 0, 0, 0, 0),
 }
 AT_REST = Mouth(0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
-MOUTHS = {  # the ways to show an emotion: one is picked per image
-    "angry": (
-        Mouth(-0.12, 0, 0, 0, 0.1, 1, 0, 0, 0.3, 0.1),
-        Mouth(-0.4, 0.5, 1, 0.3, 0.1, 0.2, 1, 1, 0, 0.1),
-    ),
-    "disgust": (
-        Mouth(-0.2, 0, 0, 1, -0.1, 0, 0, 0, 0.6, 0.9),
-        Mouth(-0.25, 0.25, 0.2, 1, 0, 0, 1, 0, 0.1, 0.8),
-    ),
+MOUTHS = {  # the ways to show an emotion; one is sampled per image
+    "angry": (Mouth(-0.12, 0, 0, 0, 0.1, 1, 0, 0, 0.3, 0.1), Mouth(-0.4, 0.5, 1, 0.3, 0.1, 0.2, 1, 1, 0, 0.1)),
+    "disgust": (Mouth(-0.2, 0, 0, 1, -0.1, 0, 0, 0, 0.6, 0.9), Mouth(-0.25, 0.25, 0.2, 1, 0, 0, 1, 0, 0.1, 0.8)),
     "fear": (
         Mouth(-0.55, 0.4, 0.8, 0, 0.55, 0.3, 0, 0.8, 0, 0.1),
         Mouth(-0.55, 0.6, 0.7, 0, 0.4, 0.2, 0.3, 0.5, 0, 0.1),
@@ -57,23 +52,17 @@ MOUTHS = {  # the ways to show an emotion: one is picked per image
         Mouth(1, 0.7, 0.1, 0.1, 0.4, 0.2, 1, 0.2, 0, 0.1),
         Mouth(0.9, 0, 0, 0, 0.4, 0.2, 0, 0, 0, 0.2),
     ),
-    "sad": (
-        Mouth(-1, 0, 0, 0, -0.1, 0, 0, 0, 0.8, 0.1),
-        Mouth(-0.95, 0.2, 0, 0, 0.1, 0, 0, 0.2, 0.4, 0.1),
-    ),
-    "surprise": (
-        Mouth(-0.1, 1, 0.1, 0, -0.95, 0, 0, 0, 0, 0.05),
-        Mouth(-0.1, 0.7, 0, 0, -0.8, 0, 0.2, 0, 0, 0.05),
-    ),
+    "sad": (Mouth(-1, 0, 0, 0, -0.1, 0, 0, 0, 0.8, 0.1), Mouth(-0.95, 0.2, 0, 0, 0.1, 0, 0, 0.2, 0.4, 0.1)),
+    "surprise": (Mouth(-0.1, 1, 0.1, 0, -0.95, 0, 0, 0, 0, 0.05), Mouth(-0.1, 0.7, 0, 0, -0.8, 0, 0.2, 0, 0, 0.05)),
     "neutral": (AT_REST,),
 }
 
-ZOOM = (4, 2, 1)  # canvas of each layer, times 48; shading is blurred, so less is enough
+ZOOM = (4, 2, 1)  # size of each layer's canvas, as a multiple of 48; blurred layers need fewer pixels
 BLUR = (0.0, 1.3, 2.3)  # radius in pixels of the layer's own canvas
 
 
 def _paint(strokes: list[Stroke], backdrop: float, pose: Sequence[float]) -> np.ndarray:
-    """Draw the strokes: (48, 48) float grey levels. `pose`: dx, dy, turn (radians), scale, yaw (-1 to 1)."""
+    """Grey levels (48, 48) float of the painted strokes. `pose`: dx, dy, turn (radians), scale, yaw (-1 to 1)."""
     dx, dy, turn, scale, yaw = pose
     counts = [len(s.points) for s in strokes]
     x, y = np.concatenate([s.points for s in strokes]).T
@@ -105,11 +94,11 @@ def _paint(strokes: list[Stroke], backdrop: float, pose: Sequence[float]) -> np.
 ROWS, COLUMNS = np.mgrid[-1:1:48j, -1:1:48j].astype(np.float32)
 _K = np.arange(8)
 DCT = np.sqrt(np.where(_K == 0, 1, 2) / 8)[:, None] * np.cos(np.pi * (2 * _K + 1) * _K[:, None] / 16)
-DCT_STEP = 8.0 + 3.0 * (_K[:, None] + _K)  # grows with the frequency, as JPEG's luminance table does
+DCT_STEP = 8.0 + 3.0 * (_K[:, None] + _K)  # quantisation grows with the frequency, as in JPEG's luminance table
 
 
 def _develop(picture: np.ndarray, light: float, rng: np.random.Generator) -> np.ndarray:
-    """Light, blur, sensor noise and block compression: (48, 48) float in, uint8 out."""
+    """The (48, 48) float picture as a photo, uint8: with light, blur, sensor noise and JPEG-like blocks."""
     side = np.clip(COLUMNS, -0.8, 0.8)
     lamp = 1 + 0.25 * light * side + rng.uniform(-0.2, 0.05) * ROWS - 0.14 * (side**2 + 0.5 * ROWS**2)
     lit = 125 + rng.uniform(1.0, 1.25) * (picture * lamp - 125) + rng.uniform(-8, 10)
@@ -117,7 +106,7 @@ def _develop(picture: np.ndarray, light: float, rng: np.random.Generator) -> np.
     grain = rng.standard_normal((SIZE, SIZE), dtype=np.float32)
     soft = Image.fromarray(np.clip(lit, 0, 255).astype(np.uint8)).filter(ImageFilter.GaussianBlur(blur))
     lit = np.asarray(soft, dtype=np.float32) + noise * grain
-    if loss > 0.8:  # else as if stored without loss
+    if loss > 0.8:  # else stored without loss
         step = DCT_STEP * loss
         blocks = lit.reshape(6, 8, 6, 8).swapaxes(1, 2)
         blocks = DCT.T @ (np.round(DCT @ blocks @ DCT.T / step) * step) @ DCT
@@ -126,7 +115,7 @@ def _develop(picture: np.ndarray, light: float, rng: np.random.Generator) -> np.
 
 
 def _expression(emotion: str, rng: np.random.Generator) -> tuple[Upper, Mouth]:
-    """Action units of one picture: the emotion's, each half at its own intensity, and chance."""
+    """The action units of one picture: those of the emotion, each half at its own intensity, with jitter."""
     upper = np.array(UPPERS[emotion]) * rng.uniform(*UPPER_INTENSITY) + rng.normal(0, JITTER, 8)
     upper[2:] = np.maximum(upper[2:], (-0.15, 0, 0, 0, 0, 0))
     mouth = np.array(MOUTHS[emotion][rng.integers(len(MOUTHS[emotion]))], dtype=float)
@@ -159,11 +148,11 @@ def _face(who: Identity, emotion: str, rng: np.random.Generator, *, one_mouth: b
 
 
 def demo_faces(identities: int, *, seed: int, one_mouth: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Draw every emotion of every identity: images, labels, identity.
+    """Every emotion of every identity, rendered: images, labels, identity.
 
-    Images are (7 * identities, 48, 48) uint8; labels (index into CLASSES) and identity are int64, of the same
-    length. Identity i looks the same however many are drawn; the same seed gives the same pixels.
-    With `one_mouth` every face has its identity's mouth at rest, and all else is unchanged.
+    Images are (7 * identities, 48, 48) uint8; labels (index into CLASSES) and identity are int64 of that length.
+    The same seed gives the same pixels, and identity i looks the same whatever `identities` is.
+    With `one_mouth` every face has its identity's mouth at rest; all else is unchanged.
     """
     count = len(CLASSES)
     images = np.empty((identities * count, SIZE, SIZE), dtype=np.uint8)
@@ -177,23 +166,23 @@ def demo_faces(identities: int, *, seed: int, one_mouth: bool = False) -> tuple[
 
 
 def write_folder(folder: Path, *, identities: int, seed: int, one_mouth: bool = False) -> int:
-    """Write FOLDER/train/<class>/*.png and, the last fifth of identities, FOLDER/val; the number of files.
+    """Write FOLDER/train/<class>/*.png and, for the last fifth of the identities, FOLDER/val; the number of files.
 
-    Raises UserError where the folder is a file or not empty, or cannot be written.
+    Raises UserError for numbers out of range, and where the folder is a file, not empty or cannot be written.
     """
-    from errors import UserError
-    from readers.layout import DRAWN_MARK
-
+    if identities < 2:
+        raise UserError(f"--identities {identities}: at least 2, one to train on and one to validate on")
+    if seed < 0:
+        raise UserError(f"--seed {seed}: 0 or more")
     first_val = identities - max(identities // 5, 1)
     try:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise UserError(f"{folder} exists and is not an empty folder: name a new one with --out")
-        images, labels, who = demo_faces(identities, seed=seed, one_mouth=one_mouth)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / DRAWN_MARK).touch()
         for split in ("train", "val"):
             for name in CLASSES:
                 (folder / split / name).mkdir(parents=True, exist_ok=True)
+        (folder / DRAWN_MARK).touch()
+        images, labels, who = demo_faces(identities, seed=seed, one_mouth=one_mouth)
         for image, label, i in zip(images, labels, who, strict=True):
             split = "train" if i < first_val else "val"
             Image.fromarray(image).save(folder / split / CLASSES[label] / f"face_{i:05d}.png")
@@ -203,26 +192,18 @@ def write_folder(folder: Path, *, identities: int, seed: int, one_mouth: bool = 
 
 
 def write(folder: Path, identities: int, seed: int, one_mouth: bool) -> int:
-    """Write the faces and say how many; the exit status."""
-    from errors import UserError
-
-    if identities < 2:
-        raise UserError(f"--identities {identities}: at least 2, one to train on and one to validate on")
-    if seed < 0:
-        raise UserError(f"--seed {seed}: 0 or more")
+    """Write the dataset and print the number of faces; the exit status."""
     print(f"{write_folder(folder, identities=identities, seed=seed, one_mouth=one_mouth)} faces in {folder}")
     return 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = Parser("demo_faces.py", "Write the demo faces as a dataset.")
+    parser = Parser("-m demo.faces", "Render the demo faces and write them as a dataset.")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="a new or empty folder")
     parser.add_argument("--identities", type=int, default=500, metavar="N", help="people, 7 pictures each (500)")
-    parser.add_argument("--seed", type=int, default=0, metavar="S", help="start of every random draw (0)")
-    parser.add_argument("--one-mouth", action="store_true", help="draw every mouth at rest")
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="seed of every random number (0)")
+    parser.add_argument("--one-mouth", action="store_true", help="render every mouth at rest")
     args = parser.parse_args(argv)
-    from errors import exit_status
-
     return exit_status(write, args.out, args.identities, args.seed, args.one_mouth)
 
 

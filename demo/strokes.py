@@ -1,4 +1,7 @@
-"""What a drawn face is made of: an identity, the action units of its expression, and the strokes of both."""
+"""What a rendered face is made of: an identity, action units (its expression), and the strokes that show both.
+
+`demo.faces` places the strokes on the canvas. All points are in pixels of 48 from mid-face, y down.
+"""
 
 from collections import namedtuple
 from collections.abc import Sequence
@@ -6,12 +9,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-# Action units, 0 at rest and 1 full. Upper half: inner brow up (AU1), outer brow up (2), brows lowered and drawn
-# together (4), upper lid raised (5), cheek raised (6), lids tight (7), nose wrinkled (9), lid drooping (43).
+# Action units (AU), 0 at rest and 1 full. Upper half: inner brow up (AU1), outer brow up (2), brows lowered and knit
+# (4), upper lid raised (5), cheek raised (6), lids tight (7), nose wrinkled (9), lid drooping (43).
 Upper = namedtuple("Upper", "inner outer knit wide cheek tight wrinkle droop")
 # Mouth: corners up (12; negative: down, 15), lips parted and jaw dropped (25, 26), shape of that opening (0 a lens,
-# 1 a box), upper lip raised (10), stretched (20; negative: rounded, 18), lips pressed (23, 24), teeth shown above
-# and below, chin and lower lip pushed up (17), and how far one side outdoes the other.
+# 1 a box), upper lip raised (10), stretched (20; negative: rounded, 18), lips pressed (23, 24), upper and lower teeth
+# visible, chin and lower lip pushed up (17), and how much weaker one side is than the other.
 Mouth = namedtuple("Mouth", "lift open square sneer width press upper_teeth lower_teeth chin lopsided")
 
 LINE, FOLD, BROAD = 0, 1, 2  # layers: sharp strokes, wrinkles and folds, broad shading
@@ -24,7 +27,7 @@ HEAD_COS, HEAD_SIN = np.cos(np.linspace(0, 2 * np.pi, 40)), np.sin(np.linspace(0
 
 
 class Identity:
-    """What stays the same from picture to picture of one person; lengths in 48x48 pixels, y down from mid-face."""
+    """What is the same in every picture of one person; lengths in pixels of 48, grey levels from 0 to 255."""
 
     def __init__(self, rng: np.random.Generator) -> None:
         u, n = rng.uniform, rng.normal
@@ -52,10 +55,10 @@ class Identity:
 
 
 class Stroke(NamedTuple):
-    """A nonempty polygon, or a line where `width` is above 0; points (n, 2) in pixels from mid-face."""
+    """A polygon, or a line where `width` is above 0; `points` is (n, 2), n at least 1."""
 
     points: np.ndarray
-    tone: float  # grey level; in a shading layer the change in percent
+    tone: float  # grey level; in the layers FOLD and BROAD the change in percent
     width: float = 0.0
     depth: float = 1.0  # how far it moves when the head turns
     layer: int = LINE

@@ -12,7 +12,8 @@ from PIL import Image
 
 from helpers import REPO, faces
 
-DRAWN = {"docs/demo_faces.png"}  # may show faces: the project draws them itself
+PREDICTIONS = {"docs/prediction.png", "docs/prediction-dark.png"}
+RENDERED = {"docs/demo_faces.png", *PREDICTIONS}  # show faces: rendered ones, which is tested
 PICTURES = [file.relative_to(REPO).as_posix() for file in REPO.glob("docs/*.png")]
 PICTURES += [file.relative_to(REPO).as_posix() for file in REPO.glob("reports/*/*.png")]
 PAGES = [file.relative_to(REPO).as_posix() for file in REPO.glob("reports/*/*.*") if file.suffix in (".md", ".html")]
@@ -62,7 +63,7 @@ def tiles(pixels: np.ndarray, down: int) -> list[np.ndarray]:
     return found
 
 
-@pytest.mark.parametrize("name", sorted({*PICTURES} - DRAWN))
+@pytest.mark.parametrize("name", sorted({*PICTURES} - RENDERED))
 def test_a_picture_shows_no_face(name):
     assert flatness(pixels_of(REPO / name)) > LEAST
 
@@ -103,21 +104,42 @@ def test_the_plots_in_the_notebook_show_no_face():
         assert flatness(pixels_of(io.BytesIO(png))) > LEAST
 
 
-def test_the_faces_in_the_notebook_are_drawn_ones(tmp_path):
-    """Every face on its two sheets is one that demo_faces draws."""
-    from config import Config
-    from dataset import load
+@pytest.fixture(scope="module")
+def rendered():
+    """All faces of the demo dataset, without their outermost pixels: (N, 40, 40) float32."""
+    from dataset import DEMO_IDENTITIES, DEMO_VAL_IDENTITIES
+    from demo.faces import demo_faces
 
-    drawn = load(Config(data="demo", cache=str(tmp_path)))
-    known = np.concatenate([np.asarray(split.images) for split in drawn.splits.values()])
-    known = known.reshape(len(known), -1).astype(np.float32)
+    return demo_faces(DEMO_IDENTITIES + DEMO_VAL_IDENTITIES, seed=0)[0][:, 4:-4, 4:-4].astype(np.float32)
+
+
+def assert_rendered(sheet: np.ndarray, down: int, rendered: np.ndarray) -> None:
+    found = tiles(sheet, down)
+    assert len(found) >= 7
+    for face in found:  # a frame may lie over its edge
+        assert np.abs(rendered - face[4:-4, 4:-4].astype(np.float32)).mean(axis=(1, 2)).min() < 2
+
+
+def test_the_faces_in_the_notebook_are_rendered_ones(rendered):
     sheets = outputs()["sheet"]
     assert len(sheets) == 2
     for png, down in zip(sheets, SHEET["down"], strict=True):
-        found = tiles(pixels_of(io.BytesIO(png)), down)
-        assert len(found) >= 7
-        for face in found:
-            inner = np.zeros((48, 48), dtype=bool)
-            inner[4:-4, 4:-4] = True  # a frame may lie over the edge
-            apart = np.abs(known[:, inner.ravel()] - face[inner].astype(np.float32)).mean(axis=1)
-            assert apart.min() < 2
+        assert_rendered(pixels_of(io.BytesIO(png)), down, rendered)
+
+
+def test_the_faces_on_the_contact_sheet_are_rendered_ones(rendered):
+    assert_rendered(pixels_of(REPO / "docs/demo_faces.png"), SHEET["down"][0], rendered)
+
+
+@pytest.mark.parametrize("name", sorted(PREDICTIONS))
+def test_the_faces_of_the_predictions_are_rendered_ones(name):
+    from demo import picture
+
+    pixels, side = pixels_of(REPO / name)[..., 0], picture.SIDE
+    for card, face in enumerate(picture.shown_faces()):
+        left = card * picture.CARD + (picture.CARD - side) // 2
+        shown = pixels[picture.TOP : picture.TOP + side, left : left + side].astype(float)
+        assert np.abs(shown.reshape(48, side // 48, 48, side // 48).mean((1, 3)) - face).mean() < 4
+        pixels = pixels.copy()
+        pixels[picture.TOP : picture.TOP + side, left : left + side] = pixels[0, 0]
+    assert flatness(np.repeat(pixels[..., None], 3, axis=2)) > LEAST  # and there is no other face
