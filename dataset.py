@@ -20,7 +20,7 @@ from cli import Parser, add_flags
 from config import CLASSES, Config
 from errors import UserError, exit_status, plain, quoted
 from readers.cache import SPLITS, cached, open_cache
-from readers.decode import SIZE
+from readers.decode import MAX_FACE_RATIO, MAX_FACE_SIDE, SIZE
 from readers.sources import Item, Source, open_dataset
 from readers.votes import Votes, agreement, match, read_votes
 
@@ -250,6 +250,12 @@ def assemble(
     arrays = open_cache(folder)
     labels, digests = arrays["labels"], arrays["digests"]
     notes = [*meta["notes"], *(f"folder {name!r} is read as {to}" for name, to in meta["renamed"].items())]
+    if uncropped := meta["uncropped"]:
+        share = f"{uncropped / len(labels):.1%} of the images ({uncropped:,} of {len(labels):,})"
+        notes.append(
+            f"note: {share} look uncropped: a side above {MAX_FACE_SIDE} pixels, or above {MAX_FACE_RATIO} times the "
+            f"other. Each is squashed to {SIZE}x{SIZE} as a whole: crop them to the faces"
+        )
     rows, drawn = split_rows(config, source, arrays, meta)
     given, mark = None, ""
     if votes:

@@ -26,10 +26,6 @@ from cli import Parser, add_flags, nonempty
 from config import CLASSES, TTA, TTA_HELP, Config
 from tables import Row, open_table, refusing
 
-# A face in FER2013 fills a square of 48x48. Further from that an image is rather a photo with a face somewhere in it.
-MAX_RATIO = 1.5
-MAX_SIDE = 512
-
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The typed flags. A typo, or a value that is not allowed, exits with status 2."""
@@ -103,6 +99,7 @@ def predict(args: argparse.Namespace) -> int:
 
 def prepare(args: argparse.Namespace) -> Task:
     """The network and the list of all images; none is decoded yet. Raises UserError."""
+    from errors import counted
     from utils import pick_machine
     from weights import SHIPPED, describe, find_weights, load_weights
 
@@ -111,8 +108,12 @@ def prepare(args: argparse.Namespace) -> Task:
     machine = pick_machine(config.device, config.precision, config.threads)
     weights = find_weights(args.weights or SHIPPED)
     model, content = load_weights(weights, machine=machine)
-    parts, notes = list_inputs(paths)
+    parts, notes, training = list_inputs(paths)
     lines = [describe(weights, content, tta=args.tta), *lines, *(() if args.quiet else notes)]
+    if training:
+        lines.append(
+            f"note: {counted(training, 'image')} in train/: networks learn from such, so an accuracy on them is no test"
+        )
     return Task(machine, model, parts, lines)
 
 
@@ -153,15 +154,15 @@ def find_inputs(typed: list[str]) -> tuple[list[Path], list[str]]:
     )
 
 
-def list_inputs(paths: Iterable[Path]) -> tuple[list[Any], list[str]]:
-    """Every image below `paths` in `sources.Part`s, and what there is to tell of the paths; nothing raises.
+def list_inputs(paths: Iterable[Path]) -> tuple[list[Any], list[str], int]:
+    """Every image below `paths` in `sources.Part`s, notes on the paths, the number of training images; nothing raises.
 
     A path that is no source at all is an item with that problem.
     """
     from errors import UserError, plain
     from readers.sources import Item, Part, open_inputs
 
-    parts, notes = [], []
+    parts, notes, training = [], [], 0
     for path in paths:
         name = os.fsencode(path).decode("utf-8", "backslashreplace")  # as `sources` writes names that are no UTF-8
         try:
@@ -171,12 +172,13 @@ def list_inputs(paths: Iterable[Path]) -> tuple[list[Any], list[str]]:
             continue
         told = [*source.notes, *(f"folder {old!r} is read as {new}" for old, new in source.renamed.items())]
         notes += [f"{plain(name)}: {line}" for line in told]
+        training += source.training
         items, fetch, _ = source.part
         if source.kind == "image":
             parts.append(Part([Item(name, label=items[0].label)], fetch))
         else:
             parts.append(Part(items, partial(fetch_or_say, path, fetch), f"{name}/"))
-    return parts, notes
+    return parts, notes, training
 
 
 def fetch_or_say(path: Path, fetch: Callable[..., Iterator[Any]], items: list[Any]) -> Iterator[Any]:
@@ -225,8 +227,9 @@ def next_or_fault(results: Iterator[Scored]) -> Any:
 
 def remark(width: int, height: int) -> str:
     """What to know of an image of this size; "" where it may be a cropped face."""
-    far = max(width, height) > MAX_RATIO * min(width, height) or max(width, height) > MAX_SIDE
-    return f"{width}x{height}: a cropped face is expected" if far else ""
+    from readers.decode import looks_uncropped
+
+    return f"{width}x{height}: a cropped face is expected" if looks_uncropped(width, height) else ""
 
 
 # --- Out: lines and tables ---

@@ -15,6 +15,7 @@ import secrets
 import shutil
 import time
 from array import array
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,12 @@ import numpy as np
 
 from config import CLASSES
 from errors import UserError
-from readers.decode import SIZE
+from readers.decode import SIZE, looks_uncropped
 from readers.sources import Source
 from readers.votes import file_key
 
 SPLITS = ("train", "val", "test")
-CACHE_VERSION = 5  # raised when decoding, the order or the arrays change
+CACHE_VERSION = 6  # raised when decoding, the order or the arrays change
 STRAY_SECONDS = 86_400.0  # a half-written cache this old belongs to no running process
 DIGEST = np.dtype([("high", ">u8"), ("low", ">u8")])  # 16 bytes of BLAKE2b over an image's 48x48 pixels
 MARKED = {"splits": np.dtype(np.int8), "labels": np.dtype(np.int64), "digests": DIGEST}  # what the fingerprint is of
@@ -86,6 +87,7 @@ def build_cache(source: Source, folder: Path) -> dict[str, Any]:
                 return there
             shutil.rmtree(folder, ignore_errors=True)
             os.replace(half, folder)
+            drop_others(folder, meta["source"])
         finally:
             shutil.rmtree(half, ignore_errors=True)
     except OSError as error:
@@ -94,6 +96,17 @@ def build_cache(source: Source, folder: Path) -> dict[str, Any]:
             f"free some space or name another folder with --cache"
         ) from error
     return meta
+
+
+def drop_others(folder: Path, source: str) -> None:
+    """Remove the caches beside `folder` that were made of the same `source`: it has changed, or the code has."""
+    for other in folder.parent.iterdir():
+        if other == folder or not re.fullmatch(r"[0-9a-f]{24}-\d+", other.name):
+            continue
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            made_of = json.loads((other / "meta.json").read_text(encoding="utf-8"))["source"]
+            if os.path.abspath(made_of) == source:
+                shutil.rmtree(other, ignore_errors=True)
 
 
 def write_cache(source: Source, half: Path) -> dict[str, Any]:
@@ -113,7 +126,7 @@ def write_cache(source: Source, half: Path) -> dict[str, Any]:
     arrays = open_cache(half)
     meta = {
         "version": CACHE_VERSION,
-        "source": str(source.path),
+        "source": os.path.abspath(source.path),
         "fingerprint": fingerprint(arrays),
         "index_digest": digest_of_arrays({name: arrays[name] for name in INDEX}),
         **found,
@@ -133,7 +146,7 @@ def decode_all(source: Source, raw: Path) -> tuple[dict[str, np.ndarray], dict[s
 
     files = source.kind in ("folder", "zip") and source.part is not None  # both may also hold a table
     labels, splits, origins, digests = array("b"), array("b"), array("Q"), bytearray()
-    bad, bad_count, asked = [], 0, set()
+    bad, bad_count, uncropped, asked = [], 0, 0, set()
     items = tqdm(source.items(), total=source.total, desc="decoding", unit=" images", disable=None, leave=False)
     with open(raw, "wb") as file:
         for number, item in enumerate(items):
@@ -144,6 +157,7 @@ def decode_all(source: Source, raw: Path) -> tuple[dict[str, np.ndarray], dict[s
                 if bad_count <= NAMED:
                     bad.append(f"{item.name}: {problem}")
                 continue
+            uncropped += looks_uncropped(item.width, item.height)
             pixels = item.pixels.tobytes()
             file.write(pixels)
             digests += digest_of(pixels)
@@ -161,6 +175,7 @@ def decode_all(source: Source, raw: Path) -> tuple[dict[str, np.ndarray], dict[s
     return index, {
         "unreadable": bad,
         "unreadable_count": bad_count,
+        "uncropped": uncropped,
         "asked": sorted(asked),
         "origins": "files" if files else "rows",
     }

@@ -27,6 +27,9 @@ SIZE = 48
 MIN_SIDE = 8  # below 8x8 pixels there is no face to read
 MAX_PIXELS = 64_000_000
 MAX_BYTES = 64 * 2**20
+# A face in FER2013 fills a square of 48x48. Further from that an image is rather a photo with a face somewhere in it.
+MAX_FACE_RATIO = 1.5
+MAX_FACE_SIDE = 512
 
 # Above this many pixels images are decoded one at a time: 64 megapixels of RGBA need about 0.5 GB.
 LARGE_PIXELS = 4_000_000
@@ -160,6 +163,11 @@ def _decode_row(row: np.ndarray, data: bytes) -> tuple[int, int] | str:
     except BadImage as error:
         return str(error)
     return width, height
+
+
+def looks_uncropped(width: int, height: int) -> bool:
+    """Whether an image of this size is rather a photo than a cropped face."""
+    return max(width, height) > min(MAX_FACE_SIDE, MAX_FACE_RATIO * min(width, height))
 
 
 def read_file(path: Path) -> bytes:

@@ -3,7 +3,7 @@
 Folders and zips are read by the same rules, from their lists of names alone; no file is opened here.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from os.path import splitext
 
@@ -48,6 +48,7 @@ class Layout:
     renamed: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     csv: str = ""
+    training: int = 0  # of inputs: images in a class folder of train/
 
 
 def class_index(folder_name: str) -> int | None:
@@ -214,22 +215,28 @@ def _settle_public_test(items: list[Item]) -> tuple[list[Item], list[str]]:
     return [item for item in items if item.name not in public], [note]
 
 
-def input_layout(files: Iterable[str], *, folder: str = "") -> Layout:
+def in_train(folders: Sequence[str]) -> bool:
+    """Whether what lies in the last of `folders` is training data: the innermost that is named as a split decides."""
+    splits = [SPLITS[name.casefold()] for name in folders if name.casefold() in SPLITS]
+    return splits[-1:] == ["train"]
+
+
+def input_layout(files: Iterable[str], *, around: Sequence[str] = ("",)) -> Layout:
     """Return every file with the class that the folder directly around it names, -1 if it names none.
 
-    `folder` is the name of the folder around the files at the top.
+    `around` are the names of the folders around the files at the top, from the outermost to the innermost.
     """
-    items, learned = [], 0
+    items, training = [], 0
     labels: dict[str, int] = {}
     for name in without_junk(files):
         if is_image_name(name):
-            holder = name.rpartition("/")[0].rpartition("/")[2] if "/" in name else folder
+            folders = (*around, *name.split("/")[:-1])
+            holder = folders[-1]
             if holder not in labels:
                 index = class_index(holder)
                 labels[holder] = -1 if index is None else index
             items.append(Item(name, label=labels[holder]))
-            learned += labels[holder] >= 0 and "train" in name.casefold().split("/")[:-2]
+            training += labels[holder] >= 0 and in_train(folders[:-1])
         else:
             items.append(Item(name, problem="not an image file"))
-    notes = [f"{learned} images are in train/: networks learn from such, so an accuracy over them is no test"]
-    return Layout(items, renamed_folders(labels), notes if learned else [])
+    return Layout(items, renamed_folders(labels), training=training)

@@ -23,7 +23,17 @@ import numpy as np
 
 from errors import UserError
 from readers.decode import EXTENSIONS, SIZE, BadImage, decode_into, read_file
-from readers.layout import DRAWN_MARK, Item, Layout, class_index, input_layout, is_image_name, is_junk, training_layout
+from readers.layout import (
+    DRAWN_MARK,
+    Item,
+    Layout,
+    class_index,
+    in_train,
+    input_layout,
+    is_image_name,
+    is_junk,
+    training_layout,
+)
 from readers.tables import open_table, read_rows
 from readers.zips import digest_zip, list_zip, open_entry, open_zip, read_entries
 from utils import cpu_quota
@@ -44,7 +54,7 @@ class Source:
     `kind` is "folder", "zip", "csv", "tar" or "image". `renamed` maps folder names to classes where these are
     spelled otherwise; `notes` are things to tell the user. `total` is the number of items to come, None if only
     reading would tell. Where it is known, `part` lists the items, still without pixels.
-    `drawn` tells faces that demo_faces.py wrote.
+    `drawn` tells faces that demo_faces.py wrote; `training` counts the inputs in a class folder of train/.
     """
 
     path: Path
@@ -56,6 +66,7 @@ class Source:
     total: int | None = None
     part: "Part | None" = None
     drawn: bool = False
+    training: int = 0
 
     def key(self) -> str:
         """Return a hex digest that changes when the content does; no image is decoded for it.
@@ -103,10 +114,12 @@ def open_inputs(path: Path) -> Source:
     if path.name.lower().endswith(".zip"):
         return _open_zip(path, training=False)
     if is_image_name(path.name):
-        holder = class_index(path.resolve().parent.name)
+        holder, folders = class_index(path.resolve().parent.name), path.resolve().parts[-3:-2]
+        training = int(holder is not None and in_train(folders))
         item = Item(_printable(path.name), label=-1 if holder is None else holder)
         part = Part([item], lambda items: (_read_file(path) for _ in items))
-        return Source(path, "image", partial(_digest_file, path), partial(_decoded, part), total=1, part=part)
+        digest = partial(_digest_file, path)
+        return Source(path, "image", digest, partial(_decoded, part), training=training, total=1, part=part)
     raise UserError(f"{path}: not an image. Accepted are a folder, .zip, {', '.join(sorted(EXTENSIONS))}.")
 
 
@@ -123,7 +136,17 @@ def _from_layout(path: Path, kind: str, layout: Layout, digest: Callable[[], str
     if not layout.items:
         raise UserError(f"{path}: holds no files. Accepted are images ({', '.join(sorted(EXTENSIONS))}).")
     part = Part(layout.items, fetch)
-    return Source(path, kind, digest, partial(_decoded, part), layout.renamed, layout.notes, len(layout.items), part)
+    return Source(
+        path,
+        kind,
+        digest,
+        partial(_decoded, part),
+        layout.renamed,
+        layout.notes,
+        len(layout.items),
+        part,
+        training=layout.training,
+    )
 
 
 def _checked(table: Source) -> Source:
@@ -161,7 +184,7 @@ def _open_folder(path: Path, *, training: bool) -> Source:
         if layout.csv:
             return replace(open_dataset(files[layout.csv].path), path=path)
     else:
-        layout = input_layout(files, folder=path.resolve().name)
+        layout = input_layout(files, around=path.resolve().parts[-2:])
         layout.items += [Item(f"{name}/", problem=problem) for name, problem in refused.items()]
         layout.items.sort(key=lambda item: item.name)
 
@@ -248,7 +271,8 @@ def _open_zip(path: Path, *, training: bool) -> Source:
     with open_zip(path) as archive:
         files, refused, folders, ends = list_zip(archive, path)
         digest = partial(digest_zip, archive.infolist())
-    layout = training_layout(str(path), files, folders) if training else input_layout(files)
+    around = (*path.resolve().with_suffix("").parts[-2:], "")  # train.zip may hold class folders; it names no class
+    layout = training_layout(str(path), files, folders) if training else input_layout(files, around=around)
     if layout.csv:
         return _checked(Source(path, "zip", digest, partial(_zip_rows, path, files[layout.csv])))
     if refused:

@@ -166,6 +166,31 @@ def test_a_changed_file_makes_the_cache_stale(archive, tmp_path):
     assert load_from(archive, tmp_path).fingerprint != first.fingerprint
 
 
+def test_a_dataset_has_one_cache(archive, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    other = load_from(write_folders(tmp_path / "other", val_copies=2), tmp_path).fingerprint
+    older = tmp_path / "cache" / f"{'0' * 24}-1"  # as earlier versions left them: the path as it was typed
+    older.mkdir()
+    (older / "meta.json").write_text(json.dumps({"source": "archive"}))
+    mine = tmp_path / "cache" / "faces-1"
+    mine.mkdir()
+    for number in range(3):
+        next((archive / "train" / "sad").iterdir()).rename(archive / "train" / "sad" / f"{number}.png")
+        load_from(archive if number else "archive", tmp_path)
+    assert len(list((tmp_path / "cache").glob("*-*"))) == 3 and mine.exists() and not older.exists()
+    monkeypatch.setattr(cache, "build_cache", lambda *_: pytest.fail("decoded again"))
+    assert load_from(tmp_path / "other", tmp_path).fingerprint == other
+
+
+def test_uncropped_photos_are_counted(archive, tmp_path):
+    assert not load_from(archive, tmp_path).notes
+    for number, size in enumerate([(640, 640), (90, 48)]):
+        Image.new("L", size).save(archive / "train" / "sad" / f"{number}.png")
+    for _ in range(2):  # decoded, and from the cache
+        (note,) = load_from(archive, tmp_path).notes
+        assert "1.8%" in note and "2 of 114" in note and "crop" in note
+
+
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such modes")
 def test_a_cache_is_as_open_to_others_as_any_folder(archive, tmp_path):
     load_from(archive, tmp_path)

@@ -119,6 +119,13 @@ def test_images_folders_and_zips_mix_in_the_order_typed(go, tmp_path):
     assert names[1:-1] == sorted(names[1:-1]) and names[1] == "many/angry/00.png"
 
 
+@pytest.mark.parametrize("path", ["archive/train", "archive/train/angry", "archive"])
+def test_an_accuracy_over_training_images_is_noted_with_quiet_too(go, tmp_path, path):
+    save_test_set(tmp_path / "archive" / "train", 7)
+    status, out, _ = go(path, "--quiet")
+    assert status == 0 and "accuracy" in out and "in train/" in out
+
+
 def test_a_file_given_twice_is_predicted_twice(go, tmp_path):
     save(tmp_path / "a.png")
     assert named(go("a.png", "a.png")[1]) == ["a.png", "a.png"]

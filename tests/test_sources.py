@@ -1000,14 +1000,36 @@ def test_inputs_of_a_folder_or_zip(make):
     assert source.renamed == {"Happiness": "happy"} and source.total == 4
 
 
-def test_training_images_among_the_inputs_are_told(make):
+def test_training_images_among_the_inputs_are_counted(make):
     files = {"data/Train/sad/1.png": PNGS[0], "data/val/sad/2.png": PNGS[1], "data/train/3.png": PNGS[2]}
-    told = "1 images are in train/: networks learn from such, so an accuracy over them is no test"
-    assert open_inputs(make(files)).notes == [told]
+    assert open_inputs(make(files)).training == 1
+
+
+@pytest.mark.parametrize(
+    "given", ["archive/train", "archive/train/sad", "archive/train/sad/1.png", "link", "train.zip"]
+)
+def test_training_images_are_known_by_the_folders_above_the_path_too(tmp_path, monkeypatch, given):
+    write_folder(tmp_path, {"archive/train/sad/1.png": PNGS[0], "archive/test/sad/1.png": PNGS[0]})
+    write_zip(tmp_path / "train.zip", {"sad/1.png": PNGS[0]})
+    (tmp_path / "link").symlink_to(tmp_path / "archive/train")
+    monkeypatch.chdir(tmp_path)
+    assert open_inputs(Path(given)).training == 1
+    assert not open_inputs(Path("archive/test/sad")).training
+
+
+@pytest.mark.parametrize("given", [".", "sad", "sad/1.png"])
+def test_training_images_are_known_inside_train(tmp_path, monkeypatch, given):
+    write_folder(tmp_path, {"archive/train/sad/1.png": PNGS[0]})
+    monkeypatch.chdir(tmp_path / "archive/train")
+    assert open_inputs(Path(given)).training == 1
+
+
+def test_the_nearest_split_decides_what_is_a_training_image(make):
+    assert not open_inputs(make({"train/test/sad/1.png": PNGS[0]})).training
 
 
 def test_what_no_accuracy_is_of_is_no_training_image(make):
-    assert open_inputs(make({"train/1.png": PNGS[0], "sad/2.png": PNGS[1]})).notes == []
+    assert open_inputs(make({"train/1.png": PNGS[0], "sad/2.png": PNGS[1]})).training == 0
 
 
 def test_a_class_folder_itself_as_input(tmp_path, monkeypatch):
