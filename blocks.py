@@ -16,6 +16,7 @@ class FaceNet(nn.Module):
     """
 
     any_size = False
+    temperature = 1.0  # what `val.forward` divides logits by: fitted after training, kept in the weight file
 
     def __init__(self, *, image_size: int, channels: int, num_classes: int, dropout: float) -> None:
         super().__init__()

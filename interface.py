@@ -152,7 +152,7 @@ def report(trainer: Any, asked: bool) -> None:
     """Score the best weights, draw the figures, promote the weights, and say what to do next."""
     from dataset import DEMO_NOTE
     from errors import counted, quoted
-    from val import summary, table
+    from metrics import summary, table
     from weights import promote
 
     run, data, machine = trainer.run, trainer.data, trainer.machine

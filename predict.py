@@ -239,14 +239,13 @@ class Output:
     """What is said and written of all images, in their order; only the first process uses it."""
 
     def __init__(self, args: argparse.Namespace, machine: Any) -> None:
-        from val import Tally
-
         self.args, self.machine = args, machine
         # Tables on standard output have it for themselves.
         self.stream = sys.stderr if "-" in (args.csv, args.json) else sys.stdout
         self.stack = ExitStack()  # of the tables: left with an exception, they are not there at all
         self.tables: list[Callable[[list[Row]], None]] = []
-        self.tally, self.counts = Tally(), Counter()
+        self.scored: list[tuple[Any, Any]] = []  # probabilities and labels of the images of known class
+        self.counts = Counter()
         self.started = 0.0
 
     def begin(self, lines: list[str]) -> None:
@@ -266,16 +265,16 @@ class Output:
 
     def write(self, batch: list[Any], result: Scored) -> None:
         """Count one batch, a list of `sources.Part`, and write its rows."""
+        import numpy as np
         import torch
 
         from errors import plain
 
-        logits = torch.from_numpy(result.logits)
         named = [(f"{part.place}{item.name}", item.label) for part in batch for item in part.items]
         labels = [label for (_, label), found in zip(named, result.found, strict=True) if not isinstance(found, str)]
-        labels = torch.tensor(labels, dtype=torch.int64)
-        self.tally.update(logits[labels >= 0], labels[labels >= 0])
-        probabilities = iter(logits.softmax(1).tolist())
+        labels, values = np.array(labels, np.int64), torch.from_numpy(result.logits).softmax(1).numpy()
+        self.scored.append((values[labels >= 0], labels[labels >= 0]))
+        probabilities = iter(values.tolist())
         rows = [
             Row(name, label, [], problem=found)
             if isinstance(found, str)
@@ -293,7 +292,7 @@ class Output:
 
     def end(self) -> None:
         """Say the summary, and let the tables appear."""
-        say(self.stream, summarize(self.tally, self.counts, time.perf_counter() - self.started, self.machine))
+        say(self.stream, summarize(self.scored, self.counts, time.perf_counter() - self.started, self.machine))
         self.stack.close()
 
     def judge(self) -> None:
@@ -327,12 +326,14 @@ def sentence(row: Row, top_k: int) -> str:
     return "  ".join(parts)
 
 
-def summarize(tally: Any, counts: Counter, seconds: float, machine: Any) -> list[str]:
+def summarize(scored: list[tuple[Any, Any]], counts: Counter, seconds: float, machine: Any) -> list[str]:
     """The closing lines: the figures over images of known class, if there are any, and the counts."""
-    from errors import counted
-    from val import summary, table
+    import numpy as np
 
-    metrics, lines = tally.metrics(), []
+    from errors import counted
+    from metrics import measure, summary, table
+
+    metrics, lines = measure(*map(np.concatenate, zip(*scored, strict=True))), []
     if metrics.count:
         lines = [summary(metrics), *table(metrics)]
         if metrics.count < counts["images"]:

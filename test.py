@@ -147,7 +147,7 @@ def show(task: Task, scores: Any, voted: Any, args: argparse.Namespace) -> None:
 
 def lines(split: str, scores: Any) -> list[str]:
     """The figures of a split: both summaries, then recall and confusion; each line begins with its name."""
-    from val import summary, table
+    from metrics import summary, table
 
     shown = [
         "loss is cross-entropy, in nats per image",
@@ -161,7 +161,7 @@ def lines(split: str, scores: Any) -> list[str]:
 
 def voted_lines(voted: Any) -> list[str]:
     """The figures against the majority of the FER+ votes."""
-    from val import summary
+    from metrics import summary
 
     return [
         "FER+ is against the most-voted of the seven emotions, where there is one; published figures are of 8 classes",

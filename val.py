@@ -1,6 +1,5 @@
-"""Scoring: logits of a split, and the figures made of them."""
+"""Scoring: logits of a split, with temperature and test-time augmentation, and the figures made of them."""
 
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -8,49 +7,49 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from blocks import FaceNet
 from config import CLASSES
 from dataset import Split, preprocess
 from errors import UserError
-from losses import CrossEntropy, Loss
+from losses import Loss
+from metrics import Metrics, measure, summary
 from ranks import Ranks
 from readers.decode import SIZE
 from utils import Machine, channels_last
 
-BATCH = 256  # of every scoring path
-SIZES = (16, 64, BATCH)  # a batch is padded to the next of these: neighbours then do not change an image's logits
-ECE_BINS = 15  # arXiv 1706.04599
-
-
-class Metrics(NamedTuple):
-    """Figures over `count` images. Fractions are in [0, 1]; `loss` is the mean per image, in nats.
-
-    `confusion[t][p]` counts images of true class t predicted as p. `recall` is None for a class without
-    images, and `macro_f1` averages over the classes that have some. `ece` is the expected calibration error
-    with 15 equal bins (arXiv 1706.04599).
-    """
-
-    count: int
-    correct: int
-    accuracy: float
-    loss: float
-    macro_f1: float
-    ece: float
-    recall: list[float | None]
-    confusion: list[list[int]]
-
-    def plain(self) -> dict[str, Any]:
-        """The figures as a dict of plain types, for weight files and JSON."""
-        return self._asdict()
+BATCH = 256  # images scored at a time
+SIZES = (1, 16, 64, BATCH)  # a batch is padded to the next of these
+CALIBRATION_IMAGES = 200  # with fewer, a fitted temperature says more of the sample than of the network
+TEMPERATURES = (0.25, 4.0)  # a fit beyond these is a sign of odd data, not of a network to trust
 
 
 class Scores(NamedTuple):
-    """A split scored twice: as it stands ("official"), and without the images that also stand in train."""
+    """A split scored twice: whole ("official"), and without the images that are also in train ("deduplicated")."""
 
     official: Metrics
     deduplicated: Metrics
 
     def plain(self) -> dict[str, Any]:
         return {"official": self.official.plain(), "deduplicated": self.deduplicated.plain()}
+
+    def lines(self) -> list[str]:
+        """The summary; a second line, deduplicated, only where some images are copies of train images."""
+        if self.deduplicated.count == self.official.count:
+            return [summary(self.official)]
+        return [f"official      {summary(self.official)}", f"deduplicated  {summary(self.deduplicated)}"]
+
+
+class Ensemble(nn.Module):
+    """Several networks as one: the mean of their logits, and of their temperatures."""
+
+    def __init__(self, models: Sequence[FaceNet]) -> None:
+        super().__init__()
+        self.models = nn.ModuleList(models)
+        self.temperature = sum(model.temperature for model in models) / len(models)
+        self.eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.stack([model(images).float() for model in self.models]).mean(0)
 
 
 def tta_views(tta: str) -> list[tuple[bool, int, int]]:
@@ -63,7 +62,7 @@ def tta_views(tta: str) -> list[tuple[bool, int, int]]:
 
 
 def apply_view(images: Tensor, mirrored: bool, down: int, right: int) -> Tensor:
-    """Network inputs (B, 1, H, W) as one of `views` shows them; beyond the border the edge is repeated."""
+    """Network inputs (B, 1, H, W) as one of `tta_views` shows them; beyond the border the edge is repeated."""
     height, width = images.shape[2:]
     images = images.flip(3) if mirrored else images
     if not (down or right):
@@ -73,28 +72,22 @@ def apply_view(images: Tensor, mirrored: bool, down: int, right: int) -> Tensor:
     return padded[:, :, edge - down : edge - down + height, edge - right : edge - right + width]
 
 
-def mean_log_probs(each: Sequence[Tensor]) -> Tensor:
-    """Logarithms (N, 7) of the mean probabilities of several logits (N, 7): of views of images, or of networks."""
-    return torch.stack(tuple(each)).log_softmax(2).logsumexp(0) - math.log(len(each))
+def forward(model: FaceNet | Ensemble, images: Tensor, *, machine: Machine, tta: str = "none") -> Tensor:
+    """Logits (B, 7) float32 on the CPU of pixels (B, 48, 48) uint8, divided by the model's temperature.
 
-
-def forward(model: nn.Module, images: Tensor, *, machine: Machine, tta: str = "none") -> Tensor:
-    """Logits (B, 7) float32 on the CPU of pixels (B, 48, 48) uint8, B up to 256, in inference mode.
-
-    The batch is padded to one of three sizes. In batches of one size the same image gives the same logits, bit for
-    bit; between the sizes too on the CPU tried. With test-time augmentation (`tta`, see `views`) they are the
-    logarithms of the mean probabilities. Raises UserError where the logits are not finite, and ValueError for images
-    of another shape or dtype: the network would take them, and name something else.
+    The only place that does so; B is up to 256, the model in evaluation mode. With test-time augmentation (`tta`) the
+    logits of the `tta_views` are averaged first. A batch is padded to 1, 16, 64 or 256 images: in batches of one size
+    an image gives the same logits bit for bit, between sizes they differ by rounding.
+    Raises UserError where logits are not finite, and ValueError for images of another shape or dtype.
     """
     if images.dtype is not torch.uint8 or images.shape[1:] != (SIZE, SIZE):
         raise ValueError(f"images: (B, {SIZE}, {SIZE}) uint8 are needed, not {tuple(images.shape)} {images.dtype}")
     size = next(size for size in (*SIZES, len(images)) if size >= len(images))
-    padded = torch.zeros((size, *images.shape[1:]), dtype=torch.uint8)
-    padded[: len(images)] = images
+    padded = nn.functional.pad(images, (0, 0, 0, 0, 0, size - len(images)))
     with torch.inference_mode(), machine.autocast():
         inputs = preprocess(padded.to(machine.device))
-        each = [model(channels_last(apply_view(inputs, *view)))[: len(images)].float() for view in tta_views(tta)]
-        logits = (each[0] if len(each) == 1 else mean_log_probs(each)).cpu()
+        views = [model(channels_last(apply_view(inputs, *view))).float() for view in tta_views(tta)]
+        logits = torch.stack(views).mean(0)[: len(images)].cpu() / model.temperature
     if not logits.isfinite().all():
         raise UserError(
             "the network gives numbers that are not finite: its weights are damaged, or training "
@@ -103,11 +96,14 @@ def forward(model: nn.Module, images: Tensor, *, machine: Machine, tta: str = "n
     return logits
 
 
-def predict_logits(model: nn.Module, split: Split, *, machine: Machine, ranks: Ranks, tta: str = "none") -> Tensor:
-    """Logits (N, 7) float32 on the CPU of every image of `split`; the processes take its batches by turns.
+def predict_logits(
+    model: FaceNet | Ensemble, split: Split, *, machine: Machine, ranks: Ranks | None = None, tta: str = "none"
+) -> Tensor:
+    """Logits (N, 7) float32 on the CPU of every image of `split`, as `forward` gives them; processes share the work.
 
     Leaves the model in the mode it was found in.
     """
+    ranks = ranks or Ranks()
     logits = torch.zeros(len(split), len(CLASSES))
     training = model.training
     model.eval()
@@ -121,86 +117,48 @@ def predict_logits(model: nn.Module, split: Split, *, machine: Machine, ranks: R
 
 
 def evaluate(
-    model: nn.Module, split: Split, *, machine: Machine, loss: Loss | None = None, ranks: Ranks | None = None
+    model: FaceNet | Ensemble,
+    split: Split,
+    *,
+    machine: Machine,
+    loss: Loss | None = None,
+    ranks: Ranks | None = None,
+    tta: str = "none",
 ) -> Scores:
     """Score `model` on every image of `split` exactly once, with and without the copies of train images.
 
-    `loss` maps (logits, labels) to nats per image; without it, plain cross-entropy. Of several processes
-    (`ranks`) each scores a part, and all get the same figures.
+    `loss` maps (logits, labels) to nats per image; without it, cross-entropy. Several processes share the work, and
+    all get the same figures.
     """
-    logits = predict_logits(model, split, machine=machine, ranks=ranks or Ranks())
+    logits = predict_logits(model, split, machine=machine, ranks=ranks, tta=tta)
     return score(logits, split.labels, split.copies, loss=loss)
 
 
 def score(logits: Tensor, labels: np.ndarray, copies: np.ndarray, *, loss: Loss | None = None) -> Scores:
     """The Scores of logits (N, 7) against labels (N,) int64; -1 is left out, `copies` (N,) bool are as in `Split`."""
-    scored, deduplicated = torch.from_numpy(labels >= 0), torch.from_numpy((labels >= 0) & ~copies)
-    true = torch.tensor(labels)
-    official = measure(logits[scored], true[scored], loss=loss)
-    return Scores(official, measure(logits[deduplicated], true[deduplicated], loss=loss) if copies.any() else official)
+    known = labels >= 0
+    logits, labels, copies = logits[torch.from_numpy(known)].double(), labels[known], copies[known]
+    probabilities = logits.softmax(1).numpy()
+    losses = loss(logits, torch.tensor(labels)).numpy() if loss else None
+    official = measure(probabilities, labels, losses)
+    if not copies.any():
+        return Scores(official, official)
+    kept = ~copies
+    return Scores(official, measure(probabilities[kept], labels[kept], None if losses is None else losses[kept]))
 
 
-class Tally:
-    """Counts over the images scored so far, from which Metrics are made; its size does not grow with them.
+def fit_temperature(logits: Tensor, labels: np.ndarray) -> float:
+    """The number to divide logits (N, 7) by so that cross-entropy against labels (N,) is least (arXiv 1706.04599).
 
-    `loss` maps (logits, labels) to nats per image; without it, plain cross-entropy.
+    Within 0.25 and 4; 1 with fewer than 200 images. Give validation images that are not in train.
     """
-
-    def __init__(self, *, loss: Loss | None = None) -> None:
-        classes = len(CLASSES)
-        self.loss = loss or CrossEntropy(reduction="none")
-        self.nats = 0.0
-        self.confusion = torch.zeros(classes, classes, dtype=torch.int64)
-        self.gaps = torch.zeros(ECE_BINS, dtype=torch.float64)  # confidence less accuracy, summed per bin
-
-    def update(self, logits: Tensor, labels: Tensor) -> None:
-        """Count images by their logits (N, 7) and labels (N,) int64 in 0..6; N may be 0."""
-        classes = len(CLASSES)
-        confidence, predicted = logits.softmax(1).max(1)
-        self.confusion += torch.bincount(labels * classes + predicted, minlength=classes**2).view(classes, classes)
-        bins = (confidence * ECE_BINS).long().clamp(max=ECE_BINS - 1)
-        self.gaps.index_add_(0, bins, confidence.double() - (predicted == labels).double())
-        self.nats += self.loss(logits, labels).double().sum().item()
-
-    def metrics(self) -> Metrics:
-        """The figures over all images so far; without any they are all 0."""
-        count, classes = int(self.confusion.sum()), len(CLASSES)
-        hits, true = self.confusion.diag().double(), self.confusion.sum(1).double()
-        f1 = 2 * hits / (true + self.confusion.sum(0)).clamp(min=1)
-        present = true > 0
-        n = max(count, 1)
-        return Metrics(
-            count=count,
-            correct=int(hits.sum()),
-            accuracy=hits.sum().item() / n,
-            loss=self.nats / n,
-            macro_f1=f1[present].mean().item() if count else 0.0,
-            ece=self.gaps.abs().sum().item() / n,
-            recall=[(hits[c] / true[c]).item() if present[c] else None for c in range(classes)],
-            confusion=self.confusion.tolist(),
-        )
-
-
-def measure(logits: Tensor, labels: Tensor, *, loss: Loss | None = None) -> Metrics:
-    """The Metrics of logits (N, 7) against labels (N,) int64; N may be 0, then all figures are 0."""
-    tally = Tally(loss=loss)
-    tally.update(logits, labels)
-    return tally.metrics()
-
-
-def summary(metrics: Metrics) -> str:
-    """One line: accuracy with its counts, macro-F1, calibration error and loss."""
-    return (
-        f"accuracy {metrics.accuracy:.4f} ({metrics.correct} of {metrics.count})  "
-        f"macro-F1 {metrics.macro_f1:.4f}  ECE {metrics.ece:.4f}  loss {metrics.loss:.4f}"
-    )
-
-
-def table(metrics: Metrics) -> list[str]:
-    """Lines with the recall of every class and the confusion matrix in images, a row per true class."""
-    width = max(map(len, CLASSES)) + 1
-    lines = [f"{'true class':<12}{'recall':>7}  predicted as:" + "".join(f"{name:>{width}}" for name in CLASSES)]
-    for name, recall, row in zip(CLASSES, metrics.recall, metrics.confusion, strict=True):
-        shown = "-" if recall is None else f"{recall:.3f}"
-        lines.append(f"{name:<12}{shown:>7}               " + "".join(f"{count:>{width}}" for count in row))
-    return lines
+    if len(labels) < CALIBRATION_IMAGES:
+        return 1.0
+    logits = logits.double()
+    true = logits.gather(1, torch.tensor(labels)[:, None])[:, 0]
+    low, high = 1 / TEMPERATURES[1], 1 / TEMPERATURES[0]  # of the factor, in which the loss is convex
+    for _ in range(50):  # bisection: the slope rises, and is 0 at the least loss
+        factor = (low + high) / 2
+        expected = ((factor * logits).softmax(1) * logits).sum(1)
+        low, high = (factor, high) if expected.mean() < true.mean() else (low, factor)
+    return 1 / factor

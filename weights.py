@@ -6,6 +6,7 @@ from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from config import CLASSES, MODELS, Config
@@ -13,7 +14,7 @@ from dataset import PREPROCESSING, FaceData
 from errors import UserError, write_file
 from model import FaceNet, build_model
 from utils import Machine, read_checkpoint, write_checkpoint
-from val import Scores, evaluate, tta_views
+from val import Scores, evaluate, fit_temperature, predict_logits, score, tta_views
 
 PATHS = ("data", "cache", "votes", "runs", "pretrained")  # the knobs that hold one
 SHIPPED = "final_weights_new.pth"
@@ -54,6 +55,7 @@ def weight_file(
         "arguments": model.arguments,
         "state_dict": state,
         "preprocessing": PREPROCESSING,
+        "temperature": model.temperature,
         "config": asdict(config) | names_of_files(config),
         "metrics": scores.plain(),
         "dataset": {
@@ -105,6 +107,9 @@ def load_weights(path: Path, *, machine: Machine) -> tuple[FaceNet, dict[str, An
         kinds = {name: value.dtype for name, value in model.state_dict().items()}
         state = {name: value.to(kinds.get(name, value.dtype)) for name, value in content["state_dict"].items()}
         model.load_state_dict(state, assign=True)
+        model.temperature = float(content.get("temperature", 1.0))  # older files have none
+        if not model.temperature > 0:
+            raise ValueError(f"its temperature is {model.temperature}")
         describe(path, content)
         takes = (model.image_size, model.channels, model.num_classes)
         if takes != (PREPROCESSING["size"], PREPROCESSING["channels"], len(CLASSES)):
@@ -114,6 +119,22 @@ def load_weights(path: Path, *, machine: Machine) -> tuple[FaceNet, dict[str, An
             f"{path} does not fit the network {content['model']!r} of this code: {str(error).splitlines()[0]}"
         ) from error
     return model.eval().to(machine.device, memory_format=machine.layout), content
+
+
+def calibrate(path: Path, data: FaceData, *, machine: Machine) -> tuple[float, Scores, Scores]:
+    """Fit the temperature of the network in `path` on the validation images of `data`, deduplicated; rewrite the file.
+
+    Returns the temperature and the Scores before (temperature 1) and after, which the file holds from now on. Their
+    loss is cross-entropy. Raises UserError where the file cannot be read or written.
+    """
+    (model, content), val = load_weights(path, machine=machine), data.split("val")
+    model.temperature = 1.0
+    logits = predict_logits(model, val, machine=machine)
+    kept = np.flatnonzero(~val.copies)
+    temperature = fit_temperature(logits[kept], val.labels[kept])
+    before, after = (score(logits / divisor, val.labels, val.copies) for divisor in (1.0, temperature))
+    write_checkpoint(path, content | {"temperature": temperature, "metrics": after.plain()})
+    return temperature, before, after
 
 
 def load_pretrained(model: FaceNet, config: Config, *, machine: Machine) -> None:

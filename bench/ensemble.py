@@ -23,13 +23,15 @@ from config import TTA
 
 
 def run(args: argparse.Namespace) -> int:
+    import torch
+
     from dataset import DEMO_NOTE, load
     from errors import UserError
     from ranks import Ranks
     from study.stages import macs
     from study.stats import bootstrap, sign_flip
     from utils import pick_machine
-    from val import mean_log_probs, predict_logits, score, tta_views
+    from val import predict_logits, score, tta_views
     from weights import find_weights, load_weights
 
     files = [find_weights(name, flag="WEIGHTS") for name in args.files]
@@ -60,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
         log_p.append(predict_logits(model, val, machine=machine, ranks=Ranks(), tta=args.tta).log_softmax(1))
         work.append(macs(model) * len(tta_views(args.tta)))
         print(line(str(file), score(log_p[-1], val.labels, val.copies), work[-1]), flush=True)
-    mean = mean_log_probs(log_p)
+    mean = torch.stack(log_p).mean(0)
     print(line(f"mean of all {len(files)}", score(mean, val.labels, val.copies), sum(work)))
     deduplicated = (val.labels >= 0) & ~val.copies
     *each, whole = [(values.argmax(1).numpy() == val.labels)[None, deduplicated] for values in (*log_p, mean)]

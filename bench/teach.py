@@ -73,15 +73,12 @@ def taught_by(files: Sequence[Path], config: Config) -> Config:
 
 
 def mean_of(files: Sequence[Path], data: Any, machine: Any) -> str:
-    """A line with the accuracies of the mean of the networks' probabilities."""
-    from ranks import Ranks
-    from val import mean_log_probs, predict_logits, score
+    """A line with the accuracies of the mean of the networks' logits."""
+    from val import Ensemble, evaluate
     from weights import load_weights
 
-    val = data.split("val")
-    models = (load_weights(file, machine=machine)[0] for file in files)
-    mean = mean_log_probs([predict_logits(model, val, machine=machine, ranks=Ranks()) for model in models])
-    return f"mean of the probabilities of all that teach: {in_percent(score(mean, val.labels, val.copies))}"
+    teachers = Ensemble([load_weights(file, machine=machine)[0] for file in files])
+    return f"mean of the logits of all teachers: {in_percent(evaluate(teachers, data.split('val'), machine=machine))}"
 
 
 def run(args: argparse.Namespace) -> int:

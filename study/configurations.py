@@ -22,7 +22,7 @@ from study.groupings import Grouping, by_confusion, drawn_like, names
 from study.plan import Size, expert_stages, gate_work, together_work
 from study.stages import Stages, extract_features, macs
 from utils import count_params, versions
-from val import evaluate, mean_log_probs, predict_logits
+from val import Ensemble, evaluate, predict_logits
 
 FINE = 1 / 3  # of the recipe's learning rate, for what begins with trained weights
 FINER = 1 / 15  # the same, for a whole mixture
@@ -192,9 +192,9 @@ class Study:
         )
 
     def record_ensemble(self, seed: int, members: list[FaceNet], stages: list[str]) -> None:
-        """Write the mean of the members' probabilities; its features are theirs, side by side."""
+        """Write what the members' mean logits predict; its features are theirs, side by side."""
         machine, shown = self.stages.machine, self.val.images[self.rows]
-        log_p = mean_log_probs([predict_logits(model, self.val, machine=machine, ranks=Ranks()) for model in members])
+        log_p = predict_logits(Ensemble(members), self.val, machine=machine).log_softmax(1)
         features = [extract_features(model, shown, machine=machine, what=model.features) for model in members]
         self.put("ensemble", seed, {"log_p": log_p.numpy()}, np.concatenate(features, 1), called(stages))
         self.configurations.setdefault(

@@ -570,7 +570,7 @@ def test_teach_trains_students_of_all_teachers_and_nothing_twice(bench, tmp_path
         taught_by = [str(runs / name) for name in ("teacher-0/best.pth", "teacher-1/best.pth", copy.name)]
         assert config["teachers"] == (",".join(taught_by) if name.startswith("student") else "")
         assert config["seed"] == int(name[-1]) and config["model"] == "EmotionResNet-nano"
-    assert re.search(r"^mean of the probabilities of all that teach: [\d.]+ / [\d.]+$", text, re.M)
+    assert re.search(r"^mean of the logits of all teachers: [\d.]+ / [\d.]+$", text, re.M)
     assert re.search(r"^students, best epochs: [\d.]+ ± [\d.]+ / [\d.]+ ± [\d.]+$", text, re.M)
     assert "is left as it is: the run was made with --limit 35" in text
     known = f"note: {copy} was trained on other data, or with other images to validate on"

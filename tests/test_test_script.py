@@ -6,7 +6,6 @@ import subprocess
 import sys
 
 import pytest
-import torch
 
 import dataset
 import test as script
@@ -196,25 +195,6 @@ def test_a_reader_that_leaves_ends_it_quietly(tmp_path, weights):
     process.stdout.close()
     assert (process.wait(300), process.stderr.read()) == (141, "")
     process.stderr.close()
-
-
-# --- The count behind both scripts ---
-
-
-def test_a_tally_in_parts_gives_the_figures_of_the_whole():
-    logits, labels = torch.randn(500, 7, generator=torch.Generator().manual_seed(1)), torch.arange(500) % 7
-    tally = val.Tally()
-    for start in range(0, 500, 33):
-        tally.update(logits[start : start + 33], labels[start : start + 33])
-    whole, parts = val.measure(logits, labels), tally.metrics()
-    assert parts.confusion == whole.confusion and parts.recall == whole.recall and parts.macro_f1 == whole.macro_f1
-    assert (parts.loss, parts.ece) == pytest.approx((whole.loss, whole.ece), abs=1e-12)
-
-
-def test_a_tally_of_nothing_is_all_zero():
-    metrics = val.Tally().metrics()
-    assert (metrics.count, metrics.accuracy, metrics.macro_f1, metrics.ece, metrics.loss) == (0, 0, 0, 0, 0)
-    assert metrics.recall == [None] * 7
 
 
 @pytest.mark.parametrize(("tta", "count"), [("flip", 2), ("crops", 10)])

@@ -7,10 +7,9 @@ from errors import UserError
 from helpers import faces
 from losses import CrossEntropy, FocalLoss
 from model import build_model
-from ranks import Ranks
 from readers.cache import DIGEST
 from utils import pick_machine
-from val import Tally, apply_view, evaluate, forward, measure, predict_logits, summary, table, tta_views
+from val import Ensemble, apply_view, evaluate, fit_temperature, forward, predict_logits, tta_views
 
 MACHINE = pick_machine("cpu", "fp32")
 
@@ -19,43 +18,6 @@ def split_of(count: int, copies: int = 0) -> Split:
     images, labels = faces(count)
     marks = np.arange(count) < copies
     return Split("val", images, labels.astype(np.int64), np.zeros(count, DIGEST), marks)
-
-
-def logits_for(predictions, confidence=0.9) -> torch.Tensor:
-    """Logits (N, 7) whose softmax gives `confidence` to the predicted class."""
-    p = torch.full((len(predictions), 7), (1 - confidence) / 6)
-    p[torch.arange(len(predictions)), torch.tensor(predictions)] = confidence
-    return p.log()
-
-
-def test_figures_agree_with_a_count_by_hand():
-    metrics = measure(logits_for([0, 0, 1, 3, 3, 3]), torch.tensor([0, 1, 1, 3, 3, 4]))
-    assert (metrics.count, metrics.correct) == (6, 4) and metrics.accuracy == pytest.approx(4 / 6)
-    assert metrics.recall == [1.0, 0.5, None, 1.0, 0.0, None, None]
-    # F1: class 0: 2/3, 1: 2/3, 3: 4/5, 4: 0
-    assert metrics.macro_f1 == pytest.approx((2 / 3 + 2 / 3 + 4 / 5 + 0) / 4)
-    assert metrics.confusion[1] == [1, 1, 0, 0, 0, 0, 0] and metrics.confusion[4][3] == 1
-    assert metrics.loss == pytest.approx((4 * -np.log(0.9) + 2 * -np.log(0.1 / 6)) / 6, rel=1e-5)
-    assert metrics.ece == pytest.approx(abs(0.9 - 4 / 6), rel=1e-5)
-
-
-def test_calibration_is_measured_per_bin():
-    logits = torch.cat([logits_for([0] * 10, 0.95), logits_for([0] * 10, 0.5)])
-    labels = torch.tensor([0] * 5 + [1] * 5 + [0] * 10)
-    assert measure(logits, labels).ece == pytest.approx((10 * abs(0.95 - 0.5) + 10 * abs(0.5 - 1.0)) / 20, rel=1e-4)
-
-
-def test_the_loss_is_a_mean_over_images_not_over_batches():
-    logits, labels = torch.randn(10, 7), torch.arange(10) % 7
-    tally = Tally(loss=FocalLoss(reduction="none"))
-    for part in (slice(0, 9), slice(9, 10)):
-        tally.update(logits[part], labels[part])
-    assert tally.metrics().loss == pytest.approx(FocalLoss()(logits, labels).item(), rel=1e-5)
-
-
-def test_no_images_give_zeros():
-    metrics = measure(torch.zeros(0, 7), torch.zeros(0, dtype=torch.int64))
-    assert metrics.count == 0 and metrics.accuracy == 0.0 and metrics.recall == [None] * 7
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -69,15 +31,19 @@ def test_an_images_logits_do_not_depend_on_its_neighbours(name, precision):
     assert torch.equal(whole.flip(0), forward(model, images.flip(0), machine=machine))
     few = forward(model, images[7:9], machine=machine)
     assert torch.equal(few, forward(model, images[:9], machine=machine)[7:9])
+    alone = torch.cat([forward(model, images[row : row + 1], machine=machine) for row in (7, 8)])
     tolerance = 1e-4 if precision == "fp32" else 0.02  # between the sizes that batches are padded to
-    torch.testing.assert_close(few, whole[7:9], atol=tolerance, rtol=tolerance)
+    for logits in (few, alone):
+        torch.testing.assert_close(logits, whole[7:9], atol=tolerance, rtol=tolerance)
 
 
-@pytest.mark.parametrize(("count", "padded"), [(1, 16), (16, 16), (17, 64), (65, 256), (256, 256), (300, 300)])
+@pytest.mark.parametrize(("count", "padded"), [(1, 1), (2, 16), (16, 16), (17, 64), (65, 256), (256, 256), (300, 300)])
 def test_a_batch_is_padded_to_one_of_a_few_sizes(count, padded):
     seen = []
 
     class Tell(torch.nn.Module):
+        temperature = 1.0
+
         def forward(self, images):
             seen.append(len(images))
             return torch.zeros(len(images), 7)
@@ -89,10 +55,16 @@ def test_a_batch_is_padded_to_one_of_a_few_sizes(count, padded):
 def test_every_image_is_scored_once_and_copies_are_left_out_of_the_second_score():
     model, split = build_model("ImprovedFER2013Model").eval(), split_of(300, copies=10)
     scores = evaluate(model, split, machine=MACHINE, loss=CrossEntropy(reduction="none"))
-    assert (scores.official.count, scores.deduplicated.count) == (300, 290)
-    logits = predict_logits(model, split, machine=MACHINE, ranks=Ranks())
+    assert (scores.official.count, scores.deduplicated.count) == (300, 290) and len(scores.lines()) == 2
+    logits = predict_logits(model, split, machine=MACHINE)
     right = (logits.argmax(1) == torch.from_numpy(split.labels)).numpy()
     assert scores.official.correct == right.sum() and scores.deduplicated.correct == right[10:].sum()
+
+
+def test_without_copies_there_is_one_figure():
+    scores = evaluate(build_model("TheModel"), split_of(30), machine=MACHINE, loss=FocalLoss(reduction="none"))
+    assert scores.official is scores.deduplicated and len(scores.lines()) == 1
+    assert "deduplicated" not in scores.lines()[0] and "official" not in scores.lines()[0]
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -112,15 +84,6 @@ def test_logits_that_are_not_finite_are_an_error():
         forward(model, torch.zeros(1, 48, 48, dtype=torch.uint8), machine=MACHINE)
 
 
-def test_summary_and_table_print_the_figures():
-    metrics = measure(logits_for([0, 0, 1]), torch.tensor([0, 1, 1]))
-    assert summary(metrics).startswith("accuracy 0.6667 (2 of 3)  macro-F1 0.6667  ECE ")
-    lines = table(metrics)
-    assert lines[0].split()[-7:] == ["angry", "disgust", "fear", "happy", "sad", "surprise", "neutral"]
-    assert lines[2].split() == ["disgust", "0.500", "1", "1", "0", "0", "0", "0", "0"]
-    assert lines[3].split()[:2] == ["fear", "-"]
-
-
 def test_views_are_the_image_its_mirror_image_and_both_in_five_places():
     assert tta_views("none") == [(False, 0, 0)] and tta_views("flip") == [(False, 0, 0), (True, 0, 0)]
     assert len(set(tta_views("crops"))) == 10 and sum(mirrored for mirrored, *_ in tta_views("crops")) == 5
@@ -137,18 +100,81 @@ def test_a_view_is_moved_and_its_edge_repeated():
 
 
 @pytest.mark.parametrize("tta", ["flip", "crops"])
-def test_test_time_augmentation_averages_probabilities(tta):
+def test_test_time_augmentation_averages_logits(tta):
     model, images = build_model("EmotionResNet-nano").eval(), torch.from_numpy(faces(20)[0])
-    alone = forward(model, images, machine=MACHINE)
-    both = forward(model, images, machine=MACHINE, tta=tta)
-    torch.testing.assert_close(both.exp().sum(1), torch.ones(20))
+    model.temperature = 0.5
     inputs = images[:, None].float() / 127.5 - 1
     with torch.no_grad():
-        mean = torch.stack([model(apply_view(inputs, *view)).softmax(1) for view in tta_views(tta)]).mean(0)
-    torch.testing.assert_close(both.exp(), mean, atol=1e-5, rtol=1e-4)
-    assert not torch.allclose(alone.softmax(1), mean, atol=1e-5)
+        mean = torch.stack([model(apply_view(inputs, *view)) for view in tta_views(tta)]).mean(0)
+    both = forward(model, images, machine=MACHINE, tta=tta)
+    torch.testing.assert_close(both, mean / 0.5, atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(both, forward(model, images, machine=MACHINE), atol=1e-5)
     mirrored = forward(model, images.flip(2), machine=MACHINE, tta="flip")
     torch.testing.assert_close(mirrored, forward(model, images, machine=MACHINE, tta="flip"), atol=1e-5, rtol=1e-4)
+
+
+# --- Temperature ---
+
+
+def test_logits_are_divided_by_the_temperature_and_nothing_else_is():
+    model, images = build_model("EmotionResNet-nano").eval(), torch.from_numpy(faces(20)[0])
+    logits = forward(model, images, machine=MACHINE)
+    model.temperature = 2.0
+    assert torch.equal(forward(model, images, machine=MACHINE), logits / 2)
+    with torch.no_grad():
+        alone = model(images[:, None].float() / 127.5 - 1)
+    torch.testing.assert_close(alone, logits, atol=1e-5, rtol=1e-4)
+    assert "temperature" not in model.state_dict()
+
+
+def sampled(count: int, *, temperature: float = 1.0, seed: int = 0) -> tuple[torch.Tensor, np.ndarray]:
+    """Logits, and labels sampled from the softmax of these divided by `temperature`."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = 3 * torch.randn(count, 7, generator=generator)
+    return logits, torch.multinomial((logits / temperature).softmax(1), 1, generator=generator)[:, 0].numpy()
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.5])
+def test_the_temperature_behind_the_labels_is_found(temperature):
+    logits, labels = sampled(20_000, temperature=temperature)
+    assert fit_temperature(logits, labels) == pytest.approx(temperature, rel=0.05)
+
+
+def test_the_temperature_is_that_of_least_cross_entropy():
+    from scipy.optimize import minimize_scalar
+
+    logits, labels = sampled(400, temperature=1.7, seed=3)
+
+    def loss(temperature):
+        return torch.nn.functional.cross_entropy(logits.double() / temperature, torch.from_numpy(labels)).item()
+
+    best = minimize_scalar(loss, bounds=(0.25, 4), method="bounded", options={"xatol": 1e-8}).x
+    assert fit_temperature(logits, labels) == pytest.approx(best, rel=1e-4)
+
+
+def test_few_images_leave_the_temperature_at_one():
+    logits, labels = sampled(200, temperature=2.5)
+    assert fit_temperature(logits[:199], labels[:199]) == 1.0 != fit_temperature(logits, labels)
+
+
+def test_the_temperature_stays_within_bounds():
+    logits, _ = sampled(300)
+    right = logits.argmax(1).numpy()
+    assert fit_temperature(logits, right) == pytest.approx(0.25)
+    assert fit_temperature(logits, (right + 1) % 7) == pytest.approx(4.0)
+
+
+def test_an_ensemble_averages_logits_and_then_divides_by_the_mean_temperature():
+    models, images = [build_model("EmotionResNet-nano").eval() for _ in range(3)], torch.from_numpy(faces(20)[0])
+    each = torch.stack([forward(model, images, machine=MACHINE) for model in models])
+    for model, temperature in zip(models, (0.5, 1.0, 3.0), strict=True):
+        model.temperature = temperature
+    both = forward(Ensemble(models), images, machine=MACHINE)
+    torch.testing.assert_close(both, each.mean(0) / 1.5, atol=1e-6, rtol=1e-5)
+    assert not any(model.training for model in models)
+
+
+# --- Input ---
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,12 @@ import weights
 from config import Config
 from dataset import load
 from errors import UserError
-from helpers import write_folders
+from helpers import brightness_weights, write_folders
 from model import TheModel, build_model
 from utils import pick_machine
 from val import evaluate
 from weights import (
+    calibrate,
     describe,
     find_weights,
     leakage_notes,
@@ -96,6 +97,57 @@ def test_weights_are_looked_for_here_and_then_beside_the_code(tmp_path, monkeypa
     assert find_weights("a.pth") == tmp_path / "code" / "a.pth"
     (tmp_path / "a.pth").write_bytes(b"")
     assert str(find_weights("a.pth")) == "a.pth"
+
+
+# --- Temperature ---
+
+
+def test_calibration_fits_the_temperature_and_rewrites_the_file(tmp_path):
+    write_folders(tmp_path / "archive", val=280, val_copies=70)
+    data = load(Config(data=str(tmp_path / "archive"), cache=str(tmp_path / "cache")))
+    path = brightness_weights(tmp_path / "w.pth", data=data)  # without a mistake: any temperature below 1 is better
+    old = torch.load(path, weights_only=True)
+    temperature, before, after = calibrate(path, data, machine=MACHINE)
+    assert temperature == pytest.approx(0.25) and after.official.ece < before.official.ece
+    assert after.deduplicated.accuracy == before.deduplicated.accuracy
+    model, content = load_weights(path, machine=MACHINE)
+    assert model.temperature == content["temperature"] == temperature and content["metrics"] == after.plain()
+    assert after == evaluate(model, data.split("val"), machine=MACHINE)
+    assert all(torch.equal(value, old["state_dict"][name]) for name, value in content["state_dict"].items())
+    assert {key: content[key] for key in ("versions", "config", "dataset")} == {
+        key: old[key] for key in ("versions", "config", "dataset")
+    }
+    assert calibrate(path, data, machine=MACHINE) == (temperature, before, after)  # it starts from 1 each time
+
+
+def test_fewer_than_200_images_deduplicated_leave_the_temperature_at_one(tmp_path):
+    write_folders(tmp_path / "archive", val=250, val_copies=60)
+    data = load(Config(data=str(tmp_path / "archive"), cache=str(tmp_path / "cache")))
+    path = brightness_weights(tmp_path / "w.pth", data=data)
+    temperature, before, after = calibrate(path, data, machine=MACHINE)
+    assert temperature == 1.0 and before == after
+
+
+def test_older_files_have_no_temperature(weights, tmp_path):
+    content = torch.load(weights, weights_only=True)
+    del content["temperature"]
+    torch.save(content, tmp_path / "old.pth")
+    assert load_weights(tmp_path / "old.pth", machine=MACHINE)[0].temperature == 1.0
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan"), "hot"])
+def test_a_temperature_that_is_none_is_refused(weights, tmp_path, temperature):
+    torch.save({**torch.load(weights, weights_only=True), "temperature": temperature}, tmp_path / "odd.pth")
+    with pytest.raises(UserError, match=r"odd\.pth does not fit"):
+        load_weights(tmp_path / "odd.pth", machine=MACHINE)
+
+
+def test_a_run_that_begins_with_calibrated_weights_starts_at_one(data, tmp_path):
+    write_run(tmp_path / "run", data)
+    change(tmp_path / "run" / "best.pth", temperature=0.5)
+    model = build_model(NAME)
+    load_pretrained(model, Config(model=NAME, pretrained=str(tmp_path / "run")), machine=MACHINE)
+    assert model.temperature == 1.0
 
 
 def promoted(tmp_path, data, run) -> str:

@@ -1,0 +1,89 @@
+"""The figures of a classifier, from probabilities and labels: numpy only."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from config import CLASSES
+
+ECE_BINS = 15  # arXiv 1706.04599
+
+
+class Metrics(NamedTuple):
+    """Figures over `count` images of K classes. Fractions are in [0, 1]; `loss` is the mean per image, in nats.
+
+    `confusion[t][p]` counts images of true class t predicted as p. `recall` is None for a class without images, and
+    `macro_f1` averages over the classes that have some. `bins` has [images, mean confidence, accuracy] for each of 15
+    equal bins of confidence; `ece` is the expected calibration error over them (arXiv 1706.04599).
+    """
+
+    count: int
+    correct: int
+    accuracy: float
+    loss: float
+    macro_f1: float
+    ece: float
+    recall: list[float | None]
+    confusion: list[list[int]]
+    bins: list[list[float]] = []  # noqa: RUF012 (never changed)
+
+    def plain(self) -> dict[str, Any]:
+        """The figures as a dict of plain types, for weight files and JSON."""
+        return self._asdict()
+
+
+def measure(probabilities: np.ndarray, labels: np.ndarray, losses: np.ndarray | None = None) -> Metrics:
+    """The Metrics of probabilities (N, K) against labels (N,) in 0..K-1; without images all figures are 0.
+
+    `losses` (N,) are nats per image; without them, cross-entropy.
+    """
+    count, classes = probabilities.shape
+    labels = np.asarray(labels, np.int64)
+    predicted, confidence = probabilities.argmax(1), probabilities.max(1)
+    if losses is None:
+        true = probabilities[np.arange(count), labels].astype(np.float64)
+        losses = -np.log(np.maximum(true, np.finfo(np.float64).tiny))
+    confusion = np.bincount(labels * classes + predicted, minlength=classes**2).reshape(classes, classes)
+    hits, per_class = confusion.diagonal(), confusion.sum(1)
+    present, n = per_class > 0, max(count, 1)
+    f1 = 2 * hits / np.maximum(per_class + confusion.sum(0), 1)
+    bins = confidence_bins(confidence, predicted == labels)
+    return Metrics(
+        count=count,
+        correct=int(hits.sum()),
+        accuracy=float(hits.sum() / n),
+        loss=float(losses.sum() / n),
+        macro_f1=float(f1[present].mean()) if count else 0.0,
+        ece=float((bins[:, 0] * np.abs(bins[:, 1] - bins[:, 2])).sum() / n),
+        recall=[float(h / c) if c else None for h, c in zip(hits, per_class, strict=True)],
+        confusion=confusion.tolist(),
+        bins=bins.tolist(),
+    )
+
+
+def confidence_bins(confidence: np.ndarray, correct: np.ndarray) -> np.ndarray:
+    """(15, 3): images, their mean confidence and their accuracy, by confidence (N,) in [0, 1] and correct (N,) bool."""
+    bins = np.minimum((confidence * ECE_BINS).astype(np.int64), ECE_BINS - 1)
+    counts, confidences, hits = (
+        np.bincount(bins, weights=values, minlength=ECE_BINS) for values in (None, confidence, correct)
+    )
+    n = np.maximum(counts, 1)
+    return np.stack([counts, confidences / n, hits / n], axis=1)
+
+
+def summary(metrics: Metrics) -> str:
+    """One line: accuracy with its counts, macro-F1, calibration error and loss."""
+    return (
+        f"accuracy {metrics.accuracy:.4f} ({metrics.correct} of {metrics.count})  "
+        f"macro-F1 {metrics.macro_f1:.4f}  ECE {metrics.ece:.4f}  loss {metrics.loss:.4f}"
+    )
+
+
+def table(metrics: Metrics) -> list[str]:
+    """Lines with the recall of every class and the confusion matrix in images, a row per true class."""
+    width = max(map(len, CLASSES)) + 1
+    lines = [f"{'true class':<12}{'recall':>7}  predicted as:" + "".join(f"{name:>{width}}" for name in CLASSES)]
+    for name, recall, row in zip(CLASSES, metrics.recall, metrics.confusion, strict=True):
+        shown = "-" if recall is None else f"{recall:.3f}"
+        lines.append(f"{name:<12}{shown:>7}               " + "".join(f"{count:>{width}}" for count in row))
+    return lines
