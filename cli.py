@@ -26,17 +26,17 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, said if os.environ.get("RANK", "0") == "0" else None)  # of several processes one says it
 
     def resolve(self, args: argparse.Namespace) -> argparse.Namespace:
-        """`args` with its knobs gathered: `config` is the Config they make, `flags` the knobs typed, `said` what a
-        recipe or file changed. The script's own flags stay; a value that is not allowed ends the script with status 2.
+        """`args` with its settings gathered: `config` is the Config they make, `flags` those that were typed, `notes`
+        what an older file has that is ignored. The script's own flags stay; a wrong value ends it with status 2.
         """
         knobs = {spec.name for spec in fields(Config)}
         own = {name: value for name, value in vars(args).items() if name not in knobs}
         flags = {name: value for name, value in vars(args).items() if name in knobs}
         try:
-            config, said = combine(flags, recipe=own.pop("recipe", ""), config_path=own.pop("config", None))
+            config, notes = combine(flags, recipe=own.pop("recipe", ""), config_path=own.pop("config", None))
         except ValueError as error:
             self.error(str(error))
-        return argparse.Namespace(config=config, flags=flags, said=said, **own)
+        return argparse.Namespace(config=config, flags=flags, notes=notes, **own)
 
 
 def nonempty(text: str) -> str:
@@ -69,12 +69,33 @@ def add_flags(
         parser.add_argument(f"--{spec.name.replace('_', '-')}", help=text, **options)
 
 
-RENAMED = {"teaching": "distill_weight", "erase": "cutout"}  # knobs by the names that older files have for them
+# The settings of older configs and weight files: each one's name today, or None where it was removed.
+OLD_NAMES: dict[str, str | None] = {
+    "teaching": "distill_weight",
+    "erase": "cutout",
+    "whole": "full_size_share",
+    "recalibrate": None,
+    "compile": None,
+}
 
 
-def from_dict(values: dict[str, Any], where: str) -> Config:
-    """The Config with `values` over the defaults; ValueError names an unknown key and `where` it stands."""
-    values = {RENAMED.get(name, name): value for name, value in values.items()}
+def current_names(values: Mapping[str, Any], where: str) -> tuple[dict[str, Any], list[str]]:
+    """`values` by the names of today's settings, and a note for each removed setting that was in use."""
+    removed = [name for name in values if OLD_NAMES.get(name, "") is None]
+    notes = [
+        f"note: {where}: {name} {values[name]} is ignored: this version has no such setting"
+        for name in removed
+        if values[name]
+    ]
+    return {OLD_NAMES.get(name) or name: value for name, value in values.items() if name not in removed}, notes
+
+
+def from_dict(values: Mapping[str, Any], where: str) -> Config:
+    """The Config with `values` over the defaults; older names are read too.
+
+    Raises ValueError for an unknown key or a value that is not allowed, with `where` they are from.
+    """
+    values, _ = current_names(values, where)
     unknown = sorted(set(values) - {spec.name for spec in fields(Config)})
     if unknown:
         raise ValueError(f"{where}: unknown {', '.join(unknown)}; known are {', '.join(asdict(Config()))}")
@@ -95,27 +116,17 @@ def read_config(path: str) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ValueError(f"config: {path} holds no JSON object")
     from_dict(values, f"config: {path}")
-    return {RENAMED.get(name, name): value for name, value in values.items()}
+    return values
 
 
 def combine(flags: dict[str, Any], *, recipe: str = "", config_path: str | None = None) -> tuple[Config, list[str]]:
-    """The Config of a run by the precedence above, and lines that say what a recipe or file changed.
+    """The Config of a run by the precedence of config.py, and notes on settings of an older file that are ignored.
 
     `flags` holds only what was typed. Raises ValueError for a value, key or file that is not allowed.
     """
-    defaults, said, values = asdict(Config()), [], {}
-    for origin, layer in (
-        (f"recipe {recipe}", RECIPES[recipe] if recipe else {}),
-        (config_path, {} if config_path is None else read_config(config_path)),
-    ):
-        layer = {key: value for key, value in layer.items() if key != "run"}  # a new run has a name of its own
-        changed = [
-            f"{key} {value} (config.py: {defaults[key]})" for key, value in layer.items() if value != defaults[key]
-        ]
-        if changed:
-            said.append(f"{origin} sets {', '.join(changed)}")
-        values |= layer
-    return from_dict(values | flags, "flags"), said
+    layer, notes = ({}, []) if config_path is None else current_names(read_config(config_path), config_path)
+    layer.pop("run", None)  # a new run has a name of its own
+    return from_dict((RECIPES[recipe] if recipe else {}) | layer | flags, "flags"), notes
 
 
 def differences(config: Config) -> dict[str, Any]:

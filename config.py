@@ -67,7 +67,6 @@ class Config:
     stop_metric: str = knob("accuracy", "validation figure that picks the best epoch and ends a run", choices=METRICS)
     stop_patience: int = knob(8, "epochs without a better stop_metric before training ends; 0 is never", 0, 100_000)
     ema: float = knob(0.0, "decay of the moving average of the weights that is kept, warmed up; 0 is off", 0.0, 0.99999)
-    recalibrate: int = knob(0, "plain training images that batch norm is set by before each scoring; 0 is none", 0)
     # Augmentation, in training only; the last two work without `augment` too
     augment: bool = knob(True, "draw a new variant of every training image each epoch")
     flip: bool = knob(True, "augment: mirror half of the images")
@@ -78,7 +77,7 @@ class Config:
     contrast: float = knob(0.0, "augment: strengthen or weaken by up to this share", 0.0, 1.0)
     brightness: float = knob(0.0, "augment: lighten or darken by up to this share of black to white", 0.0, 1.0)
     window: int = knob(48, "augment: train on a window of this many pixels a side of the 48, which is quicker", 32, 48)
-    whole: float = knob(0.2, "window: the last share of the epochs, in which the whole face is seen", 0.0, 1.0)
+    full_size_share: float = knob(0.2, "window: share of the epochs, the last ones, on full images", 0.0, 1.0)
     mixup: float = knob(0.0, "blend pairs of images and targets, shares from Beta(a, a), a this; 0 is off", 0.0, 10.0)
     cutmix: float = knob(0.0, "paste a box of one image into another, likewise; with mixup, half of each", 0.0, 10.0)
     # Distillation
@@ -87,7 +86,6 @@ class Config:
     # Machine
     device: str = knob("auto", "where to compute", choices=("auto", "cuda", "mps", "cpu"))
     precision: str = knob("auto", "format of the heavy products; auto is bf16 where it is native", choices=PRECISIONS)
-    compile: bool = knob(False, "torch.compile the network; on the CPUs tried it is slower, see docs/speed.md")
     threads: int = knob(0, "CPU threads; 0 is one per core", 0, 4096)
     seed: int = knob(0, "start of every random draw", 0, 2**31 - 1)
     deterministic: bool = knob(False, "CUDA: the same result bit for bit, slower; the CPU always is")
@@ -102,8 +100,6 @@ class Config:
             raise ValueError(f"width: {self.width!r} needs an EmotionResNet, not {self.model}")
         if self.label_smoothing and self.loss != "cross_entropy":
             raise ValueError(f"label_smoothing: {self.label_smoothing!r} needs the loss cross_entropy, not {self.loss}")
-        if self.recalibrate == 1:
-            raise ValueError("recalibrate: 1 image has no spread; 0 leaves it out, 1000 and more are enough")
         if self.run and (self.run in (".", "..") or set(self.run) & set('/\\:*?"<>|\0')):
             raise ValueError(f"run: {self.run!r} is no folder name")
 
@@ -121,7 +117,6 @@ SGD_COSINE: dict[str, Any] = {
     "weight_decay": 5e-4,
     "schedule": "cosine",
     "stop_patience": 0,
-    "recalibrate": 2048,
 }
 MUCH_AUGMENTATION: dict[str, Any] = {
     "rotation": 15.0,
@@ -212,7 +207,7 @@ GROUPINGS: dict[str, list[list[str]]] = {
 
 SETTING = ("data", "cache", "device", "threads", "runs", "run")  # where a run is made, not what it is
 # What may differ when a run goes on or is scored; votes and teachers in their place alone, which is checked
-MACHINE_FIELDS = ("data", "cache", "votes", "teachers", "device", "threads", "compile")
+MACHINE_FIELDS = ("data", "cache", "votes", "teachers", "device", "threads")
 
 
 def check_field(name: str, value: Any, kind: type, allowed: Knob) -> None:

@@ -12,8 +12,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-COMPILERS = ("torch._dynamo", "torch._inductor")  # what torch.compile raises is of their modules
-
 
 class UserError(Exception):
     """A fault the user can mend; the message says what, where and what to do."""
@@ -36,14 +34,6 @@ def exit_status(run: Callable[..., int], *args: Any) -> int:
             print(f"error: {error}", file=sys.stderr)
         return 2
     except (MemoryError, RuntimeError) as error:
-        if type(error).__module__.startswith(COMPILERS):
-            said = plain(" ".join(str(error).split())[:200])
-            print(
-                f"error: torch.compile failed ({said}): leave --compile out; a run that was begun goes on with "
-                "--resume RUN --no-compile",
-                file=sys.stderr,
-            )
-            return 2
         if not is_out_of_memory(error):
             raise
         details = str(error).partition("\n")[0] or type(error).__name__

@@ -62,7 +62,7 @@ def run_from(args: argparse.Namespace) -> int:
 
     with joined() as ranks, ExitStack() as stack:
         config, run, last = args.config, None, None
-        for line in args.said:
+        for line in args.notes:
             print(line)
         if args.resume:
             run = ranks.in_turn(lambda: run_folder(args.resume))

@@ -232,7 +232,6 @@ def go_on(trainer: Trainer, request: StopRequest) -> None:
             break
         seconds = time.perf_counter() - start
         rate = len(data.split("train")) * (trainer.steps - first_step) / trainer.steps / seconds
-        trainer.recalibrate()
         scores = evaluate(trainer.kept, data.split("val"), machine=trainer.machine, loss=trainer.loss, ranks=ranks)
         end_epoch(trainer, scores, rate, trainer.seconds + time.perf_counter() - start)
         if trainer.done or time.monotonic() - saved >= save_seconds(trainer.machine):

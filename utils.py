@@ -1,16 +1,13 @@
 """What everything that computes needs: seeds, device, CPU tuning, checkpoints."""
 
 import ctypes
-import importlib.util
 import io
 import math
 import os
 import pickle
 import platform
 import random
-import shutil
 import struct
-import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -134,19 +131,6 @@ def channels_last(images: torch.Tensor) -> torch.Tensor:
     if images.shape[1] != 1:
         return images.contiguous(memory_format=torch.channels_last)
     return images[:, 0].contiguous().unsqueeze(-1).permute(0, 3, 1, 2)
-
-
-def compiled(model: torch.nn.Module, machine: Machine) -> torch.nn.Module:
-    """`model` through torch.compile, or as it is, with a line that says why, where there is no compiler for it."""
-    if machine.device.type == "cpu":
-        name = os.environ.get("CXX", {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++"))  # as torch has it
-        missing = "" if shutil.which(name) else f"a C++ compiler, {name or 'and CXX is empty'}"
-    else:
-        missing = "" if importlib.util.find_spec("triton") else "triton"
-    if missing:
-        print(f"note: --compile is skipped, it needs {missing}")
-        return model
-    return torch.compile(model, dynamic=False)  # two batch sizes and two windows: four graphs, each for its sizes
 
 
 def seed_everything(seed: int, *, deterministic: bool = False) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from cli import from_dict
 from config import CLASSES, MODELS, Config
 from dataset import PREPROCESSING, FaceData
 from errors import UserError, write_file
@@ -221,7 +222,7 @@ def promote(run: Path, data: FaceData, *, machine: Machine, asked: bool = False,
         old = free_name(run / "replaced_weights.pth")
         write_file(old, shipped.read_bytes())
         reason += f"; the old file is kept as {old}"
-    config = Config(**content["config"])
+    config = from_dict(content["config"], str(run / "best.pth"))
     save_weights(shipped, model, ours, config=config, data=data, half=True, dataset=content["dataset"])
     return (
         f"{shipped} is {'replaced' if before else 'written'}: {ours.deduplicated.accuracy:.4f} deduplicated, {reason}"

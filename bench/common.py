@@ -414,3 +414,7 @@ def median_seconds(work: Callable[[], Any], *, repeats: int, device: Any, warm_u
     finally:
         gc.enable()
     return statistics.median(seconds[warm_up:])
+
+
+def in_percent(scores: Any) -> str:
+    return f"{100 * scores.official.accuracy:.2f} / {100 * scores.deduplicated.accuracy:.2f}"

@@ -16,8 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # before bench/
 
 import numpy as np
 
-from bench.common import header
-from bench.recalibrate import in_percent
+from bench.common import header, in_percent
 from cli import Parser
 from config import TTA
 

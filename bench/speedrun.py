@@ -81,7 +81,7 @@ def warm_up(config: Config, images: int, machine: Any, folder: Path) -> int:
     """Train on random faces in steps of the sizes that an epoch of `images` has, in both windows; the faces."""
     steps = math.ceil(images / config.batch_size)
     count = max(images // steps + math.ceil(images / steps), 7)  # one step of each size; a face of every class
-    quick = replace(config, epochs=2, whole=0.5, votes="", teachers="", limit=0, cache=str(folder / "cache"))
+    quick = replace(config, epochs=2, full_size_share=0.5, votes="", teachers="", limit=0, cache=str(folder / "cache"))
     timed_run(quick, load_random(quick, count), machine, folder / "warm-up")
     return count
 

@@ -1,10 +1,9 @@
 """What each measure brings to one training step: a table of images/s, every row with all above it.
 
-    python bench/step.py [--repeats 3] [--compile]
+    python bench/step.py [--repeats 3]
 
 Every cell is the median over as many fresh processes of a median of 11 steps after 3 to warm up, on random images,
-batch 128, Adam; the variants take turns. Run it on an idle machine and read the ratios. `--compile` adds a row for
-torch.compile (20 steps to warm up, and half a minute of compiling per process, not counted).
+batch 128, Adam; the variants take turns. Run it on an idle machine and read the ratios.
 """
 
 import argparse
@@ -26,10 +25,9 @@ MEASURES = (
     "input channels_last too",
     "ReLU after pooling",
 )
-COMPILED = "torch.compile"
 
 
-def measure(name: str, measures: int, *, compiled: bool = False) -> float:
+def measure(name: str, measures: int) -> float:
     """Images per second of training steps in this process, with the first `measures` of MEASURES."""
     import torch
 
@@ -45,41 +43,36 @@ def measure(name: str, measures: int, *, compiled: bool = False) -> float:
     model = build_model(name).to(memory_format=layout)
     if not on["ReLU after pooling"]:
         relu_first(model)
-    network = torch.compile(model) if compiled else model
     optimizer = torch.optim.Adam(model.parameters(), fused=True)
     images = torch.randn(BATCH, 1, 48, 48)
     if on["input channels_last too"]:
         images = channels_last(images)
     labels = torch.randint(0, 7, (BATCH,))
-    warm_up = 20 if compiled else WARM_UP
     seconds = []
-    for _ in range(warm_up + STEPS):
+    for _ in range(WARM_UP + STEPS):
         start = time.perf_counter()
         with torch.autocast("cpu", torch.bfloat16, enabled=on["bfloat16 autocast"]):
-            logits = network(images)
+            logits = model(images)
         torch.nn.functional.cross_entropy(logits.float(), labels).backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         seconds.append(time.perf_counter() - start)
-    return BATCH / statistics.median(seconds[warm_up:])
+    return BATCH / statistics.median(seconds[WARM_UP:])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--repeats", type=int, default=3, help="processes per cell (default: 3)")
-    parser.add_argument("--compile", action="store_true", help="also measure torch.compile")
     parser.add_argument("--one", nargs=2, metavar=("MODEL", "ROW"), help="measure one cell in this process")
     args = parser.parse_args()
     if args.one:
         name, row = args.one
-        compiled = row == COMPILED
-        print(measure(name, len(MEASURES) if compiled else MEASURES.index(row) + 1, compiled=compiled))
+        print(measure(name, MEASURES.index(row) + 1))
         return
-    rows = [*MEASURES, COMPILED] if args.compile else list(MEASURES)
     cells: dict[tuple[str, str], list[float]] = {}
     for _ in range(args.repeats):
         for name in MODELS:
-            for row in rows:
+            for row in MEASURES:
                 command = [sys.executable, __file__, "--one", name, row]
                 done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
                 cells.setdefault((name, row), []).append(float(done.stdout))
@@ -87,7 +80,7 @@ def main() -> None:
 
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}")
     print(f"{'':<24}" + "".join(f"{name:>22}" for name in MODELS))
-    for row in rows:
+    for row in MEASURES:
         print(f"{row:<24}" + "".join(f"{statistics.median(cells[name, row]):>22.0f}" for name in MODELS))
 
 

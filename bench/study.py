@@ -43,7 +43,6 @@ LESS: dict[str, dict[str, Any]] = {
     "moves": {"shift": 0.0, "rotation": 0.0, "zoom": 0.0},
     "dropout": {"dropout": 0.0},
     "weight decay": {"weight_decay": 0.0},
-    "recalibration": {"recalibrate": 0},
     "SGD": {"optimizer": "adamw", "lr": 2e-3, "weight_decay": 0.05},
     "schedule": {"schedule": "plateau"},
     "votes": {"votes": ""},

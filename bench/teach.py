@@ -23,8 +23,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # before bench/, which has a train.py too
 
-from bench.common import MAX_SEEDS, check_data, header, machines, notes_on, train_once, typed_knobs
-from bench.recalibrate import in_percent
+from bench.common import MAX_SEEDS, check_data, header, in_percent, machines, notes_on, train_once, typed_knobs
 from cli import Parser, nonempty
 from config import RECIPES, Config
 

@@ -118,5 +118,5 @@ def seconds(step: Step, config: Config, *, train: int, val: int, each: float) ->
     whole = (48 / config.window) ** 2 if config.augment else 1.0
     own = replace(config, epochs=step.epochs)
     seen = sum(whole if window_at(own, epoch) == 48 else 1.0 for epoch in range(step.epochs))
-    passes = val * (step.epochs + AFTER) + min(config.recalibrate, train) * step.epochs
+    passes = val * (step.epochs + AFTER)
     return OVERHEAD * each * (step.work * train * seen + step.nets * whole * passes / 3)

@@ -102,11 +102,11 @@ def test_a_window_is_the_middle_of_the_whole():
 
 
 def test_windows_end_with_the_last_share_of_the_epochs():
-    config = Config(epochs=10, window=40, whole=0.3)
+    config = Config(epochs=10, window=40, full_size_share=0.3)
     assert [window_at(config, epoch) for epoch in range(10)] == [40] * 7 + [48] * 3
     assert {window_at(Config(epochs=10), epoch) for epoch in range(10)} == {48}
     assert [window_at(Config(epochs=2, window=40), epoch) for epoch in range(2)] == [40, 48]  # one at the least
-    assert {window_at(Config(epochs=9, window=40, whole=0.0), epoch) for epoch in range(9)} == {40}
+    assert {window_at(Config(epochs=9, window=40, full_size_share=0.0), epoch) for epoch in range(9)} == {40}
 
 
 def test_tones_are_strengthened_lightened_and_kept_in_range():

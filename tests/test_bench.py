@@ -447,27 +447,6 @@ def test_precision_takes_knobs_that_its_recipe_or_network_allows(calls, monkeypa
     assert precision.main() == 0 and len(calls) == 4
 
 
-# --- What batch norm's statistics are worth ---
-
-
-def test_recalibrate_scores_before_and_after_and_keeps_what_is_asked_for(bench, tmp_path):
-    data = zip_folder(write_folders(tmp_path / "archive", val_copies=7), tmp_path / "archive.zip")
-    places = ["--data", data, "--cache", tmp_path / "cache"]
-    knobs = ["--recipe", "nano", "--recalibrate", 0, "--epochs", 1, "--limit", 35, "--device", "cpu"]
-    run_script("interface.py", *places, *knobs, "--runs", tmp_path, "--run", "one", cwd=tmp_path)
-    text = bench("recalibrate.py", tmp_path / "one", *places, "--out", tmp_path / "two")
-    check_header(text)
-    assert re.search(r"one  [\d.]+ / [\d.]+, then [\d.]+ / [\d.]+ with 70 images\n", text)
-    assert "is left as it is: the run was made with --limit 35" in text
-    before, after = (torch.load(tmp_path / name / "best.pth", weights_only=True) for name in ("one", "two"))
-    assert after["dataset"] == before["dataset"] and sum(after["dataset"]["train"]) == 35
-    changed = {key for key, value in before["state_dict"].items() if not torch.equal(value, after["state_dict"][key])}
-    assert changed and all(key.rsplit(".")[-1].startswith(("running_", "num_batches")) for key in changed)
-    assert f"{100 * after['metrics']['official']['accuracy']:.2f} / " in text.split(", then ")[-1]
-    text = bench("recalibrate.py", tmp_path / "one", *places, "--out", tmp_path / "two", status=2)
-    assert "two exists already" in text
-
-
 def test_ensemble_holds_the_mean_of_probabilities_against_the_best_network(bench, tmp_path):
     data = zip_folder(write_folders(tmp_path / "archive", val_copies=7), tmp_path / "archive.zip")
     places = ["--data", data, "--cache", tmp_path / "cache"]
@@ -496,25 +475,6 @@ def test_ensemble_holds_the_mean_of_probabilities_against_the_best_network(bench
     assert "no such weight file" in bench("ensemble.py", files[0], tmp_path / "none.pth", *places, status=2)
     other = zip_folder(write_folders(tmp_path / "other", val_copies=3), tmp_path / "other.zip")
     assert "was trained on other data" in bench("ensemble.py", *files, "--data", other, *places[2:], status=2)
-
-
-def test_a_drawn_validation_part_is_that_of_the_run(bench, tmp_path):
-    data = write_folders(tmp_path / "archive", train=140, val=0, test=0)
-    places = ["--data", data, "--cache", tmp_path / "cache"]
-    for name, fraction in (("tenth", 0.1), ("third", 0.34)):
-        knobs = ["--recipe", "nano", "--recalibrate", 0, "--epochs", 1, "--val-fraction", fraction, "--device", "cpu"]
-        run_script("interface.py", *places, *knobs, "--runs", tmp_path, "--run", name, cwd=tmp_path)
-    config = Config(data=str(data), cache=str(tmp_path / "cache"))
-    own, other = (load(replace(config, val_fraction=share)) for share in (0.34, 0.1))
-    assert len(own.split("val")) > len(other.split("val"))
-    model, _ = load_weights(tmp_path / "third" / "best.pth", machine=pick_machine("cpu", "auto", 1))
-    logits = predict_logits(model, own.split("val"), machine=pick_machine("cpu", "auto", 1), ranks=Ranks())
-    right = 100 * float((logits.argmax(1).numpy() == own.split("val").labels).mean())
-    text = bench("recalibrate.py", tmp_path / "tenth", tmp_path / "third", *places)
-    assert re.search(rf"third  {right:.2f} / ", text)
-    files = [tmp_path / name / "best.pth" for name in ("tenth", "third")]
-    text = bench("ensemble.py", *files, *places, status=2)
-    assert "the weights left different shares of it for validation (0.1, 0.34): name weights of runs with" in text
 
 
 # --- What a part of a recipe is worth ---

@@ -1,7 +1,7 @@
 import importlib
 import json
 import math
-from dataclasses import asdict
+from dataclasses import asdict, fields
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import config
-from cli import combine
+from cli import OLD_NAMES, combine
 from config import CLASSES, Config
 from helpers import run_script
 from losses import CrossEntropy, FocalLoss, class_weights, make_loss
@@ -135,16 +135,28 @@ def test_a_whole_number_is_fine_where_a_fraction_is_asked():
     assert Config(lr=1).lr == 1
 
 
-def test_later_layers_win_and_what_a_recipe_changes_is_said(tmp_path, monkeypatch):
+def test_later_layers_win(tmp_path, monkeypatch):
     monkeypatch.setitem(config.RECIPES, "try", {"lr": 0.5, "epochs": 3, "seed": 0})
     file = tmp_path / "config.json"
     file.write_text(json.dumps({"epochs": 4}))
-    got, said = combine({"seed": 9}, recipe="try", config_path=str(file))
-    assert (got.lr, got.epochs, got.seed, got.batch_size) == (0.5, 4, 9, 128)
-    assert said == [
-        "recipe try sets lr 0.5 (config.py: 0.001), epochs 3 (config.py: 40)",
-        f"{file} sets epochs 4 (config.py: 40)",
-    ]
+    got, notes = combine({"seed": 9}, recipe="try", config_path=str(file))
+    assert (got.lr, got.epochs, got.seed, got.batch_size) == (0.5, 4, 9, 128) and not notes
+
+
+# As commit 1ec3311 wrote the config of every run and of the weights that it shipped
+OLD = {"erase": 0.3, "teaching": 0.6, "whole": 0.25, "window": 40, "recalibrate": 2048, "compile": False}
+
+
+def test_a_config_of_an_older_version_is_read_by_the_names_of_today(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(OLD))
+    got, notes = combine({}, config_path=str(tmp_path))
+    assert (got.cutout, got.distill_weight, got.full_size_share, got.window) == (0.3, 0.6, 0.25, 40)
+    assert len(notes) == 1 and "recalibrate 2048" in notes[0] and str(tmp_path) in notes[0]
+
+
+def test_every_old_name_leads_to_a_setting_or_is_ignored():
+    known = {spec.name for spec in fields(Config)}
+    assert all(new is None or new in known for new in OLD_NAMES.values()) and not known & set(OLD_NAMES)
 
 
 @pytest.mark.parametrize(
@@ -200,8 +212,8 @@ def test_a_runs_config_is_found_in_its_folder_and_gives_no_name(tmp_path):
     values = asdict(Config(epochs=7, run="before"))
     (tmp_path / "config.json").write_text(json.dumps(values))
     for path in (tmp_path, tmp_path / "config.json"):
-        made, said = combine({}, config_path=str(path))
-        assert (made.epochs, made.run) == (7, "") and "before" not in said[0]
+        made, _ = combine({}, config_path=str(path))
+        assert (made.epochs, made.run) == (7, "")
     assert combine({"run": "after"}, config_path=str(tmp_path))[0].run == "after"
 
 
@@ -228,7 +240,6 @@ def test_class_weights_are_not_copied_from_the_host_at_each_step(loss):
         ("test", ["--json", ""]),
         ("predict", ["--csv", ""]),
         ("predict", ["--json", ""]),
-        ("bench.recalibrate", ["runs/one", "--data", "x", "--out", ""]),
     ],
 )
 def test_an_empty_name_of_what_is_to_be_written_is_refused(module, args, monkeypatch, capsys):

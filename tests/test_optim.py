@@ -3,16 +3,13 @@
 import math
 from itertools import pairwise
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from config import Config
-from dataset import preprocess
-from helpers import faces
-from model import MixtureOfExperts, build_model
-from training.optim import WeightAverage, cosine, make_optimizer, make_scheduler, recalibrate
+from model import build_model
+from training.optim import WeightAverage, cosine, make_optimizer, make_scheduler
 from utils import Machine, pick_machine
 
 MACHINE = pick_machine("cpu", "fp32")
@@ -137,53 +134,6 @@ def test_the_average_goes_on_after_a_restart_as_if_nothing_had_been():
 def test_one_cycle_fits_every_warm_up(warmup, total):
     found = rates(Config(schedule="onecycle", lr=0.4, warmup=warmup, epochs=total), 1)
     assert len(found) == total and all(math.isfinite(rate) and 0 < rate <= 0.4001 for rate in found)
-
-
-# --- Statistics of batch norm ---
-
-
-def statistics_of(model):
-    norms = [layer for layer in model.modules() if isinstance(layer, nn.BatchNorm2d)]
-    return [value.clone() for layer in norms for value in (layer.running_mean, layer.running_var)]
-
-
-def test_batch_norm_is_set_by_the_plain_images():
-    torch.manual_seed(0)
-    model = build_model("EmotionResNet-nano")
-    weights = [weight.detach().clone() for weight in model.parameters()]
-    images = faces(300)[0]
-    first = next(layer for layer in model.modules() if isinstance(layer, nn.BatchNorm2d))
-    seen = []
-    hook = first.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
-    recalibrate(model, images, machine=MACHINE)
-    hook.remove()
-    values = torch.cat(seen)
-    torch.testing.assert_close(first.running_mean, values.mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(first.running_var, values.var((0, 2, 3)), rtol=2e-2, atol=1e-5)  # two batches
-    assert not any(layer.training for layer in model.modules()) and first.momentum == 0.1
-    assert all(map(torch.equal, weights, model.parameters()))
-    before = statistics_of(model)
-    recalibrate(model, images, machine=MACHINE)
-    assert all(map(torch.equal, before, statistics_of(model)))  # what was there before does not count
-
-
-def test_frozen_experts_keep_their_statistics():
-    model = MixtureOfExperts(
-        network="EmotionResNet-nano", gate="EmotionResNet-nano", groups=[[0, 1, 2, 3], [3, 4, 5, 6]], counts=[10] * 7
-    )
-    model.freeze(model.experts)
-    before = statistics_of(model.experts), statistics_of(model.gate)
-    recalibrate(model, faces(40)[0], machine=MACHINE)
-    assert all(map(torch.equal, before[0], statistics_of(model.experts)))
-    assert not any(map(torch.equal, before[1], statistics_of(model.gate)))
-
-
-def test_a_network_without_batch_norm_is_left_alone():
-    model = build_model("TheModel")
-    pixels = preprocess(torch.from_numpy(faces(4)[0]))
-    before = model.eval()(pixels)
-    recalibrate(model, np.zeros((3, 48, 48), dtype=np.uint8), machine=MACHINE)
-    assert torch.equal(model(pixels), before)
 
 
 def test_what_is_not_fused_is_left_to_torch():

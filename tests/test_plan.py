@@ -1,14 +1,12 @@
 """The plan of a study: which stages it has, in which order, how long they are, and what they cost."""
 
-from dataclasses import replace
-
 import pytest
 
 from config import CLASSES, GROUPINGS, RECIPES, Config
 from study.groupings import given
 from study.plan import AFTER, OVERHEAD, Size, Step, seconds, steps
 
-NANO = Config(**{**RECIPES["nano"], "recalibrate": 0, "window": 40})
+NANO = Config(**{**RECIPES["nano"], "window": 40})
 MEANT = {"base": 10, "expert": 5, "gate": 3, "together": 2}
 
 
@@ -66,15 +64,10 @@ def test_epochs_of_whole_faces_and_all_passes_take_longer():
     assert seconds(Step("a", 10, 2.0, 4.0), NANO, train=1000, val=0, each=0.01) == pytest.approx(
         OVERHEAD * 0.01 * 2 * 1000 * (8 + 2 * larger)
     )
-    same = Config(model=NANO.model, window=48, whole=0.2)
+    same = Config(model=NANO.model, window=48, full_size_share=0.2)
     assert seconds(Step("a", 10, 1.0, 4.0), same, train=0, val=300, each=0.01) == pytest.approx(
         OVERHEAD * 0.01 * 4 * 300 * (10 + AFTER) / 3
     )
-
-    calibrated = replace(NANO, recalibrate=300)  # 300 images more to look at in each epoch
-    again = seconds(Step("a", 10), calibrated, train=1000, val=300, each=0.01)
-    assert again == pytest.approx(whole + OVERHEAD * 0.01 * 300 * larger * 10 / 3)
-    assert seconds(Step("a", 10), calibrated, train=0, val=300, each=0.01) < whole
 
 
 def test_the_work_of_a_mixture_grows_with_its_experts():

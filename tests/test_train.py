@@ -73,10 +73,8 @@ VARIANTS = {
     "sgd, onecycle, averaged": {"optimizer": "sgd", "schedule": "onecycle", "ema": 0.9, "cutout": 0.2},
     "blended, toned, clipped, in windows": {
         **{"model": "EmotionResNet-nano", "mixup": 0.4, "cutmix": 1.0, "contrast": 0.3, "clip": 1.0, "window": 40},
-        **{"whole": 0.5, "schedule": "cosine", "ema": 0.9, "loss": "cross_entropy"},
+        **{"full_size_share": 0.5, "schedule": "cosine", "ema": 0.9, "loss": "cross_entropy"},
     },
-    "recalibrated": {"recalibrate": 20},
-    "recalibrated, averaged": {"recalibrate": 20, "ema": 0.9},
     "the simple net": {"model": "TheModel", "precision": "fp32", "optimizer": "adamw", "schedule": "constant"},
 }
 
@@ -516,22 +514,6 @@ def test_weight_files_do_not_tell_the_folders_of_teachers(archive, tmp_path):
     run_fit(tmp_path / "run", epochs=1, teachers=files)
     config = torch.load(tmp_path / "run" / "best.pth", weights_only=True)["config"]
     assert config["teachers"] == "best.pth,best.pth"
-
-
-@pytest.mark.parametrize("ema", [0.0, 0.9])
-def test_what_is_scored_and_kept_has_the_statistics_of_plain_images(archive, tmp_path, ema):
-    from training.optim import recalibrate
-
-    knobs = {"model": "EmotionResNet-nano", "precision": "fp32", "ema": ema, "recalibrate": 1000}
-    trainer = run_fit(tmp_path / "run", **knobs)
-    kept, _ = load_weights(tmp_path / "run/best.pth", machine=trainer.machine)
-    again = kept.state_dict() | {}
-    recalibrate(kept, trainer.data.split("train").images, machine=trainer.machine)
-    assert same({name: value.clone() for name, value in again.items()}, kept.state_dict())
-    without = run_fit(tmp_path / "without", **{**knobs, "recalibrate": 0})
-    weights = dict(without.kept.named_parameters())
-    assert same(weights, dict(trainer.kept.named_parameters()))  # training itself does not notice
-    assert not same(dict(without.kept.named_buffers()), dict(trainer.kept.named_buffers()))
 
 
 def test_a_state_of_another_layout_goes_on_as_if_it_had_this_one(archive, tmp_path, monkeypatch):

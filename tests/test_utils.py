@@ -1,7 +1,6 @@
 import errno
 import os
 import pickle
-import shutil
 import subprocess
 import sys
 import zipfile
@@ -10,10 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
+import errors
 import utils
 from errors import UserError, locked, new_run_folder, write_file
 from helpers import REPO
-from utils import channels_last, compiled, cpu_quota, pick_machine, read_checkpoint, write_checkpoint
+from utils import channels_last, cpu_quota, pick_machine, read_checkpoint, write_checkpoint
 
 GOOD = {"model": "TheModel", "state_dict": {"a": torch.arange(3.0)}}
 
@@ -93,7 +93,7 @@ def test_a_full_disk_leaves_the_old_file_whole(tmp_path, monkeypatch):
     def full(_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(utils.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(UserError, match=r"a\.pth could not be written \(No space left on device\)"):
         write_file(path, b"new")
     assert path.read_bytes() == b"old" and [file.name for file in tmp_path.iterdir()] == ["a.pth"]
@@ -108,11 +108,11 @@ def test_a_file_that_another_program_has_open_is_waited_for(tmp_path, monkeypatc
             raise PermissionError(errno.EACCES, "The process cannot access the file")
         replace(source, target)
 
-    monkeypatch.setattr(utils.os, "replace", busy)
+    monkeypatch.setattr(os, "replace", busy)
     with pytest.raises(UserError, match=r"The process cannot access the file.*close what has it open"):
         write_file(tmp_path / "a.pth", b"new")  # but on Windows this is no question of waiting
     assert len(tries) == 1 and not list(tmp_path.iterdir())
-    monkeypatch.setattr(utils, "WAITS", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(errors, "WAITS", (0.0, 0.0, 0.0))
     write_file(tmp_path / "a.pth", b"new")
     assert len(tries) == 3 and (tmp_path / "a.pth").read_bytes() == b"new"
 
@@ -120,7 +120,7 @@ def test_a_file_that_another_program_has_open_is_waited_for(tmp_path, monkeypatc
 @pytest.mark.parametrize("name", ["nowhere", "x" * 300])
 def test_a_run_that_is_not_there_is_refused(name):
     with pytest.raises(UserError, match="no such folder; a run's folder is needed"):
-        utils.run_folder(name)
+        errors.run_folder(name)
 
 
 def test_a_run_folder_is_made_once(tmp_path):
@@ -136,8 +136,8 @@ def test_a_run_folder_is_made_once(tmp_path):
 
 
 def test_a_folder_in_use_by_another_process_is_refused(tmp_path):
-    code = "import sys; sys.path.insert(0, sys.argv[1]); from pathlib import Path; import utils\n"
-    code += "with utils.locked(Path(sys.argv[2])): pass"
+    code = "import sys; sys.path.insert(0, sys.argv[1]); from pathlib import Path; import errors\n"
+    code += "with errors.locked(Path(sys.argv[2])): pass"
     command = [sys.executable, "-c", code, str(REPO), str(tmp_path)]
     with locked(tmp_path):
         done = subprocess.run(command, capture_output=True, text=True)
@@ -168,11 +168,11 @@ def test_errors_for_the_user_give_status_2_and_bugs_their_traceback(capsys):
     def fail(error):
         raise error
 
-    assert utils.exit_status(fail, UserError("do this")) == 2
+    assert errors.exit_status(fail, UserError("do this")) == 2
     assert capsys.readouterr().err == "error: do this\n"
-    assert utils.exit_status(fail, KeyboardInterrupt()) == 130
+    assert errors.exit_status(fail, KeyboardInterrupt()) == 130
     with pytest.raises(ZeroDivisionError):
-        utils.exit_status(fail, ZeroDivisionError())
+        errors.exit_status(fail, ZeroDivisionError())
 
 
 @pytest.mark.parametrize(
@@ -187,18 +187,18 @@ def test_a_full_memory_is_told_with_what_to_do(capsys, error):
     def fail():
         raise error
 
-    assert utils.exit_status(fail) == 2
+    assert errors.exit_status(fail) == 2
     text = capsys.readouterr().err
     assert text.startswith("error: the memory is full (") and "a smaller --batch-size" in text and "more" not in text
 
 
 def test_another_fault_of_torch_keeps_its_traceback():
     with pytest.raises(RuntimeError, match="shapes"):
-        utils.exit_status(lambda: torch.zeros(2, 3) @ torch.zeros(2, 3))
+        errors.exit_status(lambda: torch.zeros(2, 3) @ torch.zeros(2, 3))
 
 
 def test_a_real_allocation_that_is_too_large_is_told(capsys):
-    assert utils.exit_status(lambda: torch.empty(2**60, dtype=torch.uint8)) == 2
+    assert errors.exit_status(lambda: torch.empty(2**60, dtype=torch.uint8)) == 2
     assert "the memory is full" in capsys.readouterr().err
 
 
@@ -272,56 +272,9 @@ def test_threads_are_no_more_than_the_container_may_use(monkeypatch):
     assert set_to == [3, 5, 2]
 
 
-def test_without_a_compiler_the_network_is_left_as_it_is(monkeypatch, capsys):
-    monkeypatch.setattr(shutil, "which", lambda name: None)
-    monkeypatch.delenv("CXX", raising=False)
-    name = {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
-    model = torch.nn.Linear(2, 2)
-    assert compiled(model, pick_machine("cpu", "fp32")) is model
-    assert capsys.readouterr().out == f"note: --compile is skipped, it needs a C++ compiler, {name}\n"
-
-
-def test_the_compiler_is_looked_for_where_torch_takes_it_from(monkeypatch, capsys):
-    monkeypatch.setattr(shutil, "which", lambda name: name == "g++")
-    monkeypatch.setenv("CXX", "no-such-compiler")
-    model = torch.nn.Linear(2, 2)
-    assert compiled(model, pick_machine("cpu", "fp32")) is model
-    assert capsys.readouterr().out == "note: --compile is skipped, it needs a C++ compiler, no-such-compiler\n"
-    monkeypatch.setenv("CXX", "")
-    assert compiled(model, pick_machine("cpu", "fp32")) is model
-    assert "a C++ compiler, and CXX is empty" in capsys.readouterr().out
-
-
-def test_a_compiler_that_fails_is_an_error_that_says_how_to_go_on(capsys):
-    def fail():
-        raise torch._dynamo.exc.BackendCompilerFailed(print, RuntimeError("g++:\n  no"), None)
-
-    assert utils.exit_status(fail) == 2
-    said = capsys.readouterr().err
-    assert said.startswith("error: torch.compile failed (") and "g++: no" in said and said.count("\n") == 1
-    assert said.endswith("leave --compile out; a run that was begun goes on with --resume RUN --no-compile\n")
-
-
 @pytest.mark.skipif(os.name == "nt", reason="quotes of a Unix shell")
 def test_a_path_in_a_command_is_one_word():
-    assert utils.quoted("runs/one") == "runs/one" and utils.quoted(Path("my runs/it's")) == """'my runs/it'"'"'s'"""
-
-
-@pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")
-def test_a_compiled_network_gives_the_same():
-    model = torch.nn.Linear(2, 2)
-    network = compiled(model, pick_machine("cpu", "fp32"))
-    assert network is not model
-    for size in (3, 4):
-        torch.testing.assert_close(network(torch.ones(size, 2)), model(torch.ones(size, 2)))
-
-
-def test_a_graph_is_made_for_each_size(monkeypatch):
-    asked = {}
-    monkeypatch.setattr(utils.shutil, "which", lambda name: name)
-    monkeypatch.setattr(torch, "compile", lambda model, **named: asked.update(named) or model)
-    compiled(torch.nn.Linear(2, 2), pick_machine("cpu", "fp32"))
-    assert asked == {"dynamic": False}
+    assert errors.quoted("runs/one") == "runs/one" and errors.quoted(Path("my runs/it's")) == """'my runs/it'"'"'s'"""
 
 
 def test_float32_on_cuda_is_float32(monkeypatch):

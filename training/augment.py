@@ -59,8 +59,8 @@ def draw(config: Config, rows: np.ndarray, *, epoch: int, size: int = 48) -> Dra
 
 def window_at(config: Config, epoch: int) -> int:
     """How many pixels a side of an augmented image are seen in `epoch`."""
-    whole = max(1, round(config.whole * config.epochs)) if config.whole else 0
-    return config.window if epoch < config.epochs - whole else 48
+    full = max(1, round(config.full_size_share * config.epochs)) if config.full_size_share else 0
+    return config.window if epoch < config.epochs - full else 48
 
 
 def uniform(rows: np.ndarray, count: int, *, of: tuple[int, ...]) -> np.ndarray:

@@ -1,20 +1,16 @@
-"""Optimisers, learning-rate schedules, and the weights and statistics that are kept, as config.py names them."""
+"""Optimisers, learning-rate schedules and the average of the weights, as config.py names them."""
 
 import math
 from copy import deepcopy
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from torch.optim import lr_scheduler
 
 from config import Config
-from dataset import preprocess
-from utils import Machine, channels_last
-
-NORM_BATCH = 256  # images at a time
+from utils import Machine
 
 
 def make_optimizer(model: nn.Module, config: Config, machine: Machine) -> torch.optim.Optimizer:
@@ -103,28 +99,3 @@ class WeightAverage:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.steps = state["steps"]
         self.module.load_state_dict(state["module"])
-
-
-def recalibrate(model: nn.Module, images: np.ndarray, *, machine: Machine) -> None:
-    """Set the statistics of batch norm to those of `images` (N, 48, 48) uint8; the network is in evaluation mode then.
-
-    In training they come from augmented images, and from weights that move; what is predicted is neither (precise
-    batch norm, arXiv 2105.07576, and 1906.06423 on the two kinds of images). Frozen layers stay as they are.
-    """
-    model.train()  # a mixture keeps its frozen experts out of this mode
-    kinds = nn.BatchNorm1d | nn.BatchNorm2d
-    norms = [layer for layer in model.modules() if isinstance(layer, kinds) and layer.training]
-    model.eval()
-    momentum = [layer.momentum for layer in norms]
-    for layer in norms:
-        layer.reset_running_stats()
-        layer.momentum = None  # the plain mean over batches
-        layer.train()
-    if norms:
-        with torch.no_grad(), machine.autocast():
-            for rows in np.array_split(np.arange(len(images)), math.ceil(len(images) / NORM_BATCH)):
-                pixels = torch.from_numpy(np.array(images[rows])).to(machine.device)
-                model(channels_last(preprocess(pixels)))
-    for layer, before in zip(norms, momentum, strict=True):
-        layer.momentum = before
-    model.eval()

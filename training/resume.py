@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from cli import from_dict, read_config
+from cli import current_names, from_dict, read_config
 from config import Config
 from dataset import FaceData
 from errors import UserError, quoted
@@ -26,7 +26,9 @@ def read_last(run: Path, flags: dict[str, Any] | None = None) -> tuple[Config, d
     try:
         if os.path.exists(path):
             content = read_checkpoint(path, LAST)
-            return from_dict(content["config"] | (flags or {}), str(path)), content
+            values, notes = current_names(content["config"], str(path))
+            print("\n".join(notes), end="\n" if notes else "")
+            return from_dict(values | (flags or {}), str(path)), content
         if reached := [name for name in REACHED if os.path.exists(run / name)]:
             raise UserError(
                 f"{path} is gone, without which the run can't go on; {' and '.join(reached)} "
@@ -35,7 +37,8 @@ def read_last(run: Path, flags: dict[str, Any] | None = None) -> tuple[Config, d
             )
         path = run / "config.json"
         if os.path.exists(path):
-            return from_dict(read_config(str(path)) | (flags or {}), str(path)), None
+            values, _ = current_names(read_config(str(path)), str(path))
+            return from_dict(values | (flags or {}), str(path)), None
     except ValueError as error:
         raise UserError(f"{path} does not fit this version of the code: {error}; start a new run") from error
     raise UserError(f"{run} holds no run to go on with; --resume takes a run's folder, such as runs/NAME")

@@ -7,7 +7,6 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -18,8 +17,8 @@ from losses import make_loss
 from ranks import Ranks
 from training.batches import Feed
 from training.distill import Teachers, target_sources
-from training.optim import WeightAverage, lay_out_as_weights, make_optimizer, make_scheduler, recalibrate
-from utils import Machine, compiled, versions, write_checkpoint
+from training.optim import WeightAverage, lay_out_as_weights, make_optimizer, make_scheduler
+from utils import Machine, versions, write_checkpoint
 from val import Scores
 from weights import weight_file
 
@@ -64,15 +63,14 @@ class Trainer:
         self.network = self.wrapped()
 
     def wrapped(self) -> nn.Module:
-        """The model as a step calls it: compiled, and with gradients averaged over the processes, where asked for."""
-        network = compiled(self.model, self.machine) if self.config.compile else self.model
+        """The model as a step calls it: of several processes, with gradients averaged over them."""
         if self.ranks.size == 1:
-            return network
+            return self.model
         wrapper = nn.parallel.DistributedDataParallel
         names = signature(wrapper).parameters
         copying = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"
         # Statistics of batch norm are averaged at the end of an epoch, not copied from the first process at each step
-        return wrapper(network, gradient_as_bucket_view=True, **{copying: False})
+        return wrapper(self.model, gradient_as_bucket_view=True, **{copying: False})
 
     @property
     def kept(self) -> nn.Module:
@@ -155,14 +153,6 @@ class Trainer:
         here = {"machine": ranks_on(self.machine, self.ranks), "versions": versions()}
         if here not in self.made_on:
             self.made_on.append(here)
-
-    def recalibrate(self) -> None:
-        """Set the batch norm of what is kept by as many plain training images as asked for, others in each epoch."""
-        if self.config.recalibrate:
-            images = self.data.split("train").images
-            rng = np.random.default_rng([self.config.seed, self.epoch, 2])
-            rows = rng.choice(len(images), min(self.config.recalibrate, len(images)), replace=False)
-            recalibrate(self.kept, images[np.sort(rows)], machine=self.machine)
 
     def combine(self) -> None:
         """Bring together what the processes hold apart: sums to the first, averaged statistics of batch norm to all."""
