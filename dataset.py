@@ -215,8 +215,8 @@ def find(config: Config) -> tuple[str, list[str]]:
 
 
 def is_demo(where: str) -> bool:
-    """Whether `where` means the drawn faces."""
-    return where == "demo" and not os.path.exists(where)
+    """Whether `where` means the rendered faces; a dataset in a folder called demo is `./demo`."""
+    return where == "demo"
 
 
 class DemoSource:

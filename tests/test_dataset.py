@@ -476,6 +476,14 @@ def test_of_two_datasets_the_one_read_is_said(tmp_path, monkeypatch):
     assert not load(Config(data="archive.zip")).notes
 
 
+def test_demo_means_the_rendered_faces_beside_a_folder_of_that_name_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(dataset, "DEMO_IDENTITIES", 5)
+    monkeypatch.setattr(dataset, "DEMO_VAL_IDENTITIES", 2)
+    monkeypatch.chdir(tmp_path)
+    write_folders(tmp_path / "demo")  # the repo has a package of this name
+    assert load_from("demo", tmp_path).demo and not load_from("./demo", tmp_path).demo
+
+
 @pytest.mark.parametrize("name", ["faces.zip", "test.zip"])
 def test_the_demo_is_drawn_beside_other_zips(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
