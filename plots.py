@@ -1,4 +1,4 @@
-"""Every figure of the project: training curves, confusion matrix, contact sheet.
+"""The figures of a run: training curves, confusion matrix, reliability, mistakes; and a contact sheet of the data.
 
 Takes plain arrays and writes PNG files. matplotlib is imported inside the functions, so that importing this
 module costs little, and without pyplot, so that no global state is left behind and no display is needed.
@@ -12,28 +12,39 @@ import numpy as np
 
 from config import CLASSES
 from errors import write_file
+from metrics import ECE_BINS, Metrics
 
 DPI = 110
-# Colours of Okabe and Ito, told apart by colour-blind readers too.
+# Colours of Okabe and Ito, which colour-blind readers can distinguish too
 BLUE, ORANGE, GREEN, RED = "#0072b2", "#d55e00", "#007a5a", "#c1121f"
 INK, GREY, FAINT = "#222222", "#6b6b6b", "#d9d9d9"
-MAX_CUTS = 12  # more changes of the learning rate than this are a smooth schedule: said in words, not drawn
+MAX_CUTS = 12  # more changes of the learning rate than this are a smooth schedule: only its course is written
 
 
 def plainly(text: str) -> str:
-    """`text` as matplotlib shows it letter by letter: what stands between two $ would be a formula."""
+    """`text` as matplotlib shows it letter by letter: between two $ it would be a formula."""
     return text.replace("$", r"\$")
 
 
-def curves(history: list[dict], path: Path, *, title: str) -> None:
+def new_figure(width: float, height: float, title: str, caption: str):
+    """An empty figure with a title and, below everything, a small caption (both may be empty)."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+    figure.suptitle(plainly(title), fontsize=13, fontweight="bold", color=INK)
+    if caption:
+        figure.supxlabel(plainly(caption), fontsize=9, color=GREY)
+    return figure
+
+
+def curves(history: list[dict], path: Path, *, title: str, caption: str = "") -> None:
     """Write a PNG with two panels, loss and accuracy against epochs, to `path`.
 
-    A row of `history` holds epoch (counted from 1), lr, train_loss and val_loss (mean nats per image),
-    train_accuracy, val_accuracy and val_accuracy_deduplicated (fractions in [0, 1]; the last leaves out the validation
-    images that also stand in train, and may be None), best (bool). The last row with `best` is marked.
-    A value that is None or not finite leaves a gap. Raises ValueError if there is no row.
+    A row of `history` has epoch (counted from 1), lr, train_loss and val_loss (mean nats per image),
+    train_accuracy, val_accuracy and val_accuracy_deduplicated (fractions in [0, 1]; the last one may be None),
+    best (bool). The last row with `best` is marked. A value that is None or not finite leaves a gap.
+    Raises ValueError if there is no row.
     """
-    from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter
 
     if not history:
@@ -48,25 +59,22 @@ def curves(history: list[dict], path: Path, *, title: str) -> None:
     if np.isfinite(deduplicated).any() and not np.array_equal(val, deduplicated, equal_nan=True):
         lines["accuracy"].append(("val (deduplicated)", GREEN, (0, (4, 1.5)), deduplicated))
 
-    figure = Figure(figsize=(11.5, 4.8), dpi=DPI, layout="constrained")
-    figure.suptitle(plainly(title), fontsize=13, fontweight="bold", color=INK)
+    figure = new_figure(11.5, 4.8, title, caption)
     panels = dict(zip(lines, figure.subplots(1, 2), strict=True))
     look = {"linewidth": 1.8, "marker": "o" if len(history) <= 15 else None, "markersize": 3.5}
+    best = max((i for i, row in enumerate(history) if row.get("best")), default=None)
     for quantity, axes in panels.items():
         for name, colour, style, values in lines[quantity]:
             axes.plot(epochs, values, color=colour, linestyle=style, label=name, **look)
         epoch_axis(axes, epochs.min(), epochs.max(), label="epoch")
-    panels["loss"].set_ylabel("loss (nats per image)", color=INK)
-    panels["accuracy"].set_ylabel("accuracy (% of images)", color=INK)
-    panels["accuracy"].yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}"))
-
-    _mark_rates(panels.values(), epochs, column(history, "lr"))
-    best = max((i for i, row in enumerate(history) if row.get("best")), default=None)
-    for quantity, axes in panels.items():
+        _mark_rates(axes, epochs, column(history, "lr"))
         if best is not None:
             value = lines[quantity][-1][-1][best]
             _mark_best(axes, epochs[best], value, f"{value:.3f}" if quantity == "loss" else f"{value:.1%}")
         axes.legend(loc="best", fontsize=9, framealpha=0.9, edgecolor=FAINT)
+    panels["loss"].set_ylabel("loss (nats per image)", color=INK)
+    panels["accuracy"].set_ylabel("accuracy (% of images)", color=INK)
+    panels["accuracy"].yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}"))
     write_png(figure, path)
 
 
@@ -81,26 +89,19 @@ def epoch_axis(axes, first: float, last: float, *, label: str) -> None:
     bare(axes)
 
 
-def confusion(matrix, path: Path, *, title: str, classes=CLASSES) -> None:
-    """Write a PNG of a confusion matrix to `path`: what each true class was taken for, and its recall.
+def confusion(matrix, path: Path, *, title: str, caption: str = "", classes=CLASSES) -> None:
+    """Write a PNG of a confusion matrix to `path`: what each true class was predicted as, and its recall.
 
     `matrix` is (K, K) counts, row = true class, column = predicted class, both in the order of `classes`.
     Each cell gives its share of the row and its count (0 is left blank); blue is right, orange is wrong.
-    Raises ValueError if the shape does not fit or a count is negative.
     """
-    from matplotlib.figure import Figure
-
-    counts = np.asarray(matrix, dtype=np.int64)
-    size = len(classes)
-    if counts.shape != (size, size) or (counts < 0).any():
-        raise ValueError(f"matrix: expected ({size}, {size}) counts >= 0, got shape {counts.shape}")
+    counts, size = np.asarray(matrix, dtype=np.int64), len(classes)
     per_class = counts.sum(axis=1)
     share = counts / np.maximum(per_class, 1)[:, None]
     total, right = int(counts.sum()), int(np.trace(counts))
 
     side = 0.86 * size
-    figure = Figure(figsize=(side + 4.0, side + 1.7), dpi=DPI, layout="constrained")
-    figure.suptitle(plainly(title), fontsize=13, fontweight="bold", color=INK)
+    figure = new_figure(side + 4.0, side + 1.7, title, caption)
     cells, bars = figure.subplots(1, 2, width_ratios=(side, 1.9), sharey=True)
     colours = _cell_colours(share)
     cells.imshow(colours, aspect="equal")
@@ -124,48 +125,88 @@ def confusion(matrix, path: Path, *, title: str, classes=CLASSES) -> None:
     write_png(figure, path)
 
 
-def contact_sheet(images, labels, path: Path, *, title: str, per_class: int = 10, predictions=None) -> None:
+def reliability(before: Metrics, after: Metrics, path: Path, *, title: str, caption: str = "") -> None:
+    """Write a PNG of accuracy against confidence, before and after the temperature, with a histogram below it.
+
+    The larger a point, the more images are in its bin; on the diagonal, probabilities are right on average.
+    Where both are the same (a temperature of 1) there is one line.
+    """
+    figure = new_figure(6.4, 7.2, title, caption)
+    axes, histogram = figure.subplots(2, 1, height_ratios=(4, 1), sharex=True)
+    axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=(0, (4, 3)), label="calibrated perfectly")
+    shown = (
+        [("", BLUE, "o", after)]
+        if before == after
+        else [("before: ", ORANGE, "o", before), ("after: ", BLUE, "s", after)]
+    )
+    for name, colour, marker, metrics in shown:
+        bins = np.array(metrics.bins).reshape(-1, 3)
+        share = bins[:, 0] / max(metrics.count, 1)
+        _, confidence, accuracy = bins[share > 0].T
+        axes.plot(confidence, accuracy, color=colour, linewidth=1.6, label=f"{name}calibration error {metrics.ece:.3f}")
+        axes.scatter(confidence, accuracy, s=15 + 400 * share[share > 0], color=colour, marker=marker, alpha=0.7)
+        histogram.stairs(100 * share, np.linspace(0, 1, ECE_BINS + 1), color=colour, linewidth=1.6)
+    axes.set_ylabel("accuracy of the images in a bin", color=INK)
+    histogram.set_ylabel("% of images", color=INK)
+    histogram.set_xlabel("confidence: the probability of the predicted class", color=INK)
+    axes.set(xlim=(0, 1), ylim=(0, 1))
+    axes.legend(loc="upper left", fontsize=9, framealpha=0.9, edgecolor=FAINT)
+    for each in (axes, histogram):
+        each.grid(color=FAINT, linewidth=0.6)
+        each.set_axisbelow(True)
+        bare(each)
+    write_png(figure, path)
+
+
+def mistakes(images, labels, probabilities, path: Path, *, title: str, caption: str = "", per_class: int = 10) -> None:
+    """Write a PNG of the most confident mistakes, a row per true class, with prediction and probability below each.
+
+    `images` is (N, 48, 48) uint8, `labels` (N,) class indices, `probabilities` (N, K). Wrong labels show up here too.
+    """
+    predicted, confidence = probabilities.argmax(1), probabilities.max(1)
+    order = np.argsort(-confidence, kind="stable")
+    rows = [order[(predicted != labels)[order] & (labels[order] == index)] for index in range(len(CLASSES))]
+    counts = [f"{len(row):,} of {(labels == index).sum():,} wrong" for index, row in enumerate(rows)]
+    below = [f"{CLASSES[index]} {value:.0%}" for index, value in zip(predicted, confidence, strict=True)]
+    caption = f"rows: the true class; red: the predicted class and its probability. {caption}".strip()
+    _sheet(images, [row[:per_class] for row in rows], counts, path, title=title, caption=caption, below=below)
+
+
+def contact_sheet(images, labels, path: Path, *, title: str, per_class: int = 10) -> None:
     """Write a PNG of the first `per_class` images of each class to `path`: one row per class, pixels doubled.
 
-    `images` is (N, 48, 48) uint8, `labels` (N,) class indices in the order of CLASSES. With `predictions`
-    ((N,) class indices) the predicted class stands under each image, red and framed where it is wrong.
-    Raises ValueError if lengths, types or indices do not fit.
+    `images` is (N, 48, 48) uint8, `labels` (N,) class indices in the order of CLASSES.
     """
+    rows = [np.flatnonzero(labels == index) for index in range(len(CLASSES))]
+    counts = [f"{len(row):,}" if len(row) else "none" for row in rows]
+    _sheet(images, [row[:per_class] for row in rows], counts, path, title=title, columns=per_class)
+
+
+def _sheet(images, rows, counts, path: Path, *, title: str, caption: str = "", below=None, columns: int = 10) -> None:
+    """Write a PNG with a row of `images` per class, and the class's name and count beside it; `below` is their text."""
     from matplotlib.figure import Figure
 
-    images, labels = np.asarray(images), np.asarray(labels)
-    predictions = None if predictions is None else np.asarray(predictions)
-    _check_sheet(images, labels, predictions, per_class)
     scale, gap, left, top = 2, 4, 118, 44
     tile = images.shape[1] * scale
-    caption = 0 if predictions is None else 15
-    width, step = left + per_class * (tile + gap) + gap, tile + gap + caption
-    height = top + len(CLASSES) * step + gap
-
+    width, step = left + columns * (tile + gap) + gap, tile + gap + (15 if below else 0)
+    height = top + len(rows) * step + gap + (18 if caption else 0)
     canvas = np.full((height, width), 255, dtype=np.uint8)
     figure = Figure(figsize=(width / 100, height / 100), dpi=100)
 
     def write(x: float, y: float, text: str, **style) -> None:
-        figure.text(x / width, 1 - y / height, text, **{"color": INK, "va": "center", **style})
+        figure.text(x / width, 1 - y / height, plainly(text), **{"color": INK, "va": "center", **style})
 
-    write(gap + 6, top / 2, plainly(title), fontsize=11, fontweight="bold")
-    for index, name in enumerate(CLASSES):
-        members = np.flatnonzero(labels == index)
+    write(gap + 6, top / 2, title, fontsize=11, fontweight="bold")
+    write(gap + 6, height - 12, caption, fontsize=8, color=GREY)
+    for index, (name, row) in enumerate(zip(CLASSES, rows, strict=True)):
         y = top + index * step
         write(left - 12, y + tile / 2 - 8, name, ha="right", fontsize=11)
-        count = f"{len(members):,}" if len(members) else "none"
-        write(left - 12, y + tile / 2 + 10, count, ha="right", fontsize=8, color=GREY)
-        for place, member in enumerate(members[:per_class]):
+        write(left - 12, y + tile / 2 + 10, counts[index], ha="right", fontsize=8, color=GREY)
+        for place, member in enumerate(row):
             x = left + place * (tile + gap)
             canvas[y : y + tile, x : x + tile] = images[member].repeat(scale, axis=0).repeat(scale, axis=1)
-            if predictions is None:
-                continue
-            wrong = predictions[member] != index
-            style = {"color": RED, "fontweight": "bold"} if wrong else {"color": GREY}
-            style |= {"ha": "center", "fontsize": 7.5}
-            write(x + tile / 2, y + tile + 8, CLASSES[predictions[member]], **style)
-            if wrong:
-                _frame(figure, x, height - y - tile, tile)
+            if below:
+                write(x + tile / 2, y + tile + 8, below[member], ha="center", fontsize=7.5, color=RED)
     figure.figimage(canvas, cmap="gray", vmin=0, vmax=255, origin="upper", zorder=-1)
     write_png(figure, path)
 
@@ -176,35 +217,28 @@ def column(history: list[dict], key: str) -> np.ndarray:
     return np.where(np.isfinite(values), values, math.nan)
 
 
-def _rate_cuts(rates: np.ndarray) -> list[int]:
-    """Rows before which the learning rate fell; none if it falls so often that it is a smooth schedule."""
-    cuts = [i for i in range(1, len(rates)) if rates[i] < 0.98 * rates[i - 1]]
-    return cuts if len(cuts) <= min(MAX_CUTS, max(1, len(rates) // 3)) else []
-
-
-def _mark_rates(panels, epochs: np.ndarray, rates: np.ndarray) -> None:
-    """Draw each cut of the learning rate as a thin line with the new rate; say its course above the panel."""
+def _mark_rates(axes, epochs: np.ndarray, rates: np.ndarray) -> None:
+    """Write the course of the learning rate above the panel; a few cuts of it are thin lines with the new rate."""
     known = rates[np.isfinite(rates)]
     if not len(known):
         return
-    cuts = _rate_cuts(rates)
+    cuts = [i for i in range(1, len(rates)) if rates[i] < 0.98 * rates[i - 1]]
+    if len(cuts) > min(MAX_CUTS, max(1, len(rates) // 3)):  # a smooth schedule
+        cuts = []
+    peak = f", up to {known.max():.3g}" if known.max() > known[0] else ""
+    course = f"{known[0]:.3g}{peak}" + (f", down to {known[-1]:.3g}" if known[-1] < known.max() else "")
     if cuts:
         course = f"{rates[cuts[0] - 1]:.3g}, then"
-    else:
-        peak = f", up to {known.max():.3g}" if known.max() > known[0] else ""
-        course = f"{known[0]:.3g}{peak}" + (f", down to {known[-1]:.3g}" if known[-1] < known.max() else "")
-    for axes in panels:
-        axes.set_title(f"learning rate {course}", loc="left", fontsize=8.5, color=GREY, pad=16 if cuts else 6)
-        # Two labels closer than this would touch.
-        room, labelled = 0.1 * (epochs[-1] - epochs[0] + 1), -math.inf
-        for cut in cuts:
-            x = (epochs[cut - 1] + epochs[cut]) / 2
-            axes.axvline(x, color=GREY, linewidth=0.7, linestyle=(0, (2, 2)), zorder=0.5)
-            if x - labelled >= room:
-                place = {"xytext": (0, 3), "textcoords": "offset points", "ha": "center"}
-                style = {"xycoords": ("data", "axes fraction"), "fontsize": 7.5, "color": GREY}
-                axes.annotate(f"{rates[cut]:.3g}", (x, 1), **place, **style)
-                labelled = x
+    axes.set_title(f"learning rate {course}", loc="left", fontsize=8.5, color=GREY, pad=16 if cuts else 6)
+    room, labelled = 0.1 * (epochs[-1] - epochs[0] + 1), -math.inf  # two labels closer than this would touch
+    for cut in cuts:
+        x = (epochs[cut - 1] + epochs[cut]) / 2
+        axes.axvline(x, color=GREY, linewidth=0.7, linestyle=(0, (2, 2)), zorder=0.5)
+        if x - labelled >= room:
+            place = {"xytext": (0, 3), "textcoords": "offset points", "ha": "center"}
+            style = {"xycoords": ("data", "axes fraction"), "fontsize": 7.5, "color": GREY}
+            axes.annotate(f"{rates[cut]:.3g}", (x, 1), **place, **style)
+            labelled = x
 
 
 def _mark_best(axes, epoch: float, value: float, text: str) -> None:
@@ -244,30 +278,6 @@ def _recall_bars(axes, recall: np.ndarray, per_class: np.ndarray) -> None:
     axes.spines[:].set_visible(False)
 
 
-def _check_sheet(images: np.ndarray, labels: np.ndarray, predictions, per_class: int) -> None:
-    """Raise ValueError naming the argument of `contact_sheet` that does not fit."""
-    if images.ndim != 3 or images.shape[1] != images.shape[2] or images.dtype != np.uint8:
-        raise ValueError(f"images: expected (N, 48, 48) uint8, got {images.shape} {images.dtype}")
-    if per_class < 1:
-        raise ValueError(f"per_class: expected at least 1, got {per_class}")
-    for name, indices in (("labels", labels), ("predictions", predictions)):
-        if indices is None:
-            continue
-        if indices.shape != images.shape[:1]:
-            raise ValueError(f"{name}: expected one for each of {len(images)} images, got shape {indices.shape}")
-        if len(indices) and not (indices.min() >= 0 and indices.max() < len(CLASSES)):
-            found = f"{indices.min()} to {indices.max()}"
-            raise ValueError(f"{name}: expected class indices 0 to {len(CLASSES) - 1}, got {found}")
-
-
-def _frame(figure, x: float, y: float, side: float) -> None:
-    """Draw a red frame just outside a tile; `x` and `y` are the pixels of its lower left corner."""
-    from matplotlib.patches import Rectangle
-
-    style = {"fill": False, "edgecolor": RED, "linewidth": 1.5, "transform": None}
-    figure.add_artist(Rectangle((x - 1, y - 1), side + 2, side + 2, **style))
-
-
 def bare(axes) -> None:
     """Leave an axes its left and bottom lines only, in grey."""
     axes.spines[["top", "right"]].set_visible(False)
@@ -283,9 +293,9 @@ def write_png(figure, path: Path) -> None:
     """
     from PIL import Image
 
-    drawn, packed = io.BytesIO(), io.BytesIO()
-    figure.savefig(drawn, format="png")
+    rendered, packed = io.BytesIO(), io.BytesIO()
+    figure.savefig(rendered, format="png")
     spread = {"method": Image.Quantize.MAXCOVERAGE, "kmeans": 1, "dither": Image.Dither.NONE}
-    image = Image.open(drawn).convert("RGB").quantize(128, **spread)
+    image = Image.open(rendered).convert("RGB").quantize(128, **spread)
     image.save(packed, "PNG", optimize=True)
     write_file(path, packed.getvalue())

@@ -42,7 +42,7 @@ def outputs() -> dict[str, list[bytes]]:
     notebook = json.loads((REPO / "emotion_recognition.ipynb").read_text(encoding="utf-8"))
     found: dict[str, list[bytes]] = {"sheet": [], "plot": []}
     for cell in notebook["cells"]:
-        kind = "sheet" if "contact_sheet" in "".join(cell["source"]) else "plot"
+        kind = "sheet" if re.search(r"contact_sheet|mistakes\(", "".join(cell["source"])) else "plot"
         found[kind] += [
             base64.b64decode("".join(output["data"]["image/png"]))
             for output in cell.get("outputs", ())
