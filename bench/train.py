@@ -1,56 +1,107 @@
-"""Our training loop against the plain PyTorch loop: images/s of the first epoch and of a later one.
+"""Our training against the plain PyTorch loop, step by step, and against another commit: images/s.
 
-    python bench/train.py [--data PATH] [--rounds 5] [--images 3840] [--models TheModel ImprovedFER2013Model]
-    python bench/train.py --augment-share
+    python -m bench.train [--data PATH] [--rounds 5] [--images 3840] [--models TheModel ImprovedFER2013Model]
+    python -m bench.train --steps
+    python -m bench.train --against ../other --data archive.zip --models TheModel EmotionResNet-small
 
-The plain loop is what people write in an afternoon: ImageFolder over unpacked files, torchvision's transforms with the
-augmentation of config.py (flip, turn, move, scale), a DataLoader with the best number of workers (a pilot round over
-0, 1 and 2 tells), the same network (with ReLU before pooling, as it is written everywhere; ours has it after, which
-gives the same numbers), the same loss, Adam. Two more rows have that loop with channels_last, and with bfloat16
-autocast. Ours is what `python interface.py --data ZIP` does, on a zip of the same files. The first epoch counts from
-before the data are opened: listing and decoding, and building the network. Every cell is a fresh process, imports left
-out; the cells take turns. Ratios are taken within a round; the median over the rounds is shown. Without --data the
-faces are drawn. Run it on an idle machine.
+The plain loop is what people write in an afternoon: ImageFolder over files, torchvision's transforms with the
+augmentation of config.py (flip, rotate, shift, zoom), a DataLoader with the best number of workers (a pilot round over
+0, 1 and 2 finds it), the same network (with ReLU before pooling, as it is written everywhere; ours has it after, with
+the same outputs), the same loss, Adam, float32; two more rows have channels_last, and bfloat16 autocast. Ours is
+`python interface.py` on a zip of the same files. The first epoch counts from before the data are opened: decoding,
+building the network, and for ours the first checkpoint and the scoring. The later epochs count training alone.
+
+--steps takes single steps on random images; each row adds a measure to the rows above it.
+
+--against runs interface.py of another checkout (`git worktree add ../other COMMIT`) and of this one, with the same
+settings: decoding into a new cache, the first epoch of the first model on all images with no cache, and later epochs,
+with a warm cache, on --images of them.
+
+Every cell is a fresh process, imports left out; the cells take turns. Shown are medians over the rounds, the ratio of
+two medians, and the smallest and largest ratio within a round. Without --data the rendered faces are used. Run it on an
+idle machine.
 """
 
 import argparse
 import json
-import math
+import os
 import statistics
 import sys
-import tempfile
 import time
-import zipfile
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # before bench/, where `train` is this file
-
-from bench.common import header, load_random, new_trainer, ratios, relu_first, take_turns, train_steps
+from bench.common import (
+    ROOT,
+    Against,
+    Cell,
+    flags_of,
+    header,
+    ratio,
+    run_cell,
+    scratch,
+    take_turns,
+    train_in,
+    write_dataset,
+)
 from cli import Parser
-from config import CLASSES, MODELS, Config
+from config import MODELS, Config
+from errors import exit_status
+
+if TYPE_CHECKING:
+    from torch import nn
 
 PLAIN = {  # channels_last, bfloat16
-    "float32": (False, False),
-    "channels_last": (True, False),
-    "bfloat16": (False, True),
+    "plain, float32": (False, False),
+    "plain, float32, channels_last": (True, False),
+    "plain, bfloat16 autocast": (False, True),
 }
-LABELS = {
-    "float32": "plain, float32",
-    "channels_last": "plain, float32, channels_last",
-    "bfloat16": "plain, bfloat16 autocast",
-    "ours": "ours",
+LATER_EPOCHS = 2  # of ours
+MEASURES = (
+    "float32, contiguous",  # ReLU before pooling, as people write it
+    "weights channels_last",
+    "bfloat16 autocast",
+    "freed memory kept",
+    "input channels_last too",
+    "ReLU after pooling",
+)
+WARM_UP_STEPS, STEPS = 3, 11
+# Both checkouts have these settings by these names; they are typed so that other defaults do not change the work.
+SAME = {
+    "loss": "cross_entropy",
+    "optimizer": "sgd",
+    "lr": 0.05,
+    "schedule": "cosine",
+    "batch_size": 128,
+    "shift": 4.0,
+    "rotation": 12.0,
+    "zoom": 0.1,
+    "contrast": 0.3,
+    "brightness": 0.1,
+    "mixup": 0.4,
+    "ema": 0.998,
+    "window": 48,
 }
-EPOCHS = ("first", "steady")
-PILOT_WORKERS = (0, 1, 2)
-SHARE_STEPS = 20
 
 
 # --- One cell, in its own process ---
 
 
-def plain_loop(cell: dict[str, Any]) -> list[float]:
-    """Seconds of two epochs of the loop that everyone writes; the first from before the folder is listed."""
+def relu_first(model: "nn.Module") -> "nn.Module":
+    """`model` with every ReLU that follows a pooling put before it; the outputs stay the same."""
+    from torch import nn
+
+    for layers in [layers for layers in model.modules() if isinstance(layers, nn.Sequential)]:
+        for at in range(len(layers) - 1):
+            if isinstance(layers[at], nn.MaxPool2d) and isinstance(layers[at + 1], nn.ReLU):
+                layers[at], layers[at + 1] = layers[at + 1], layers[at]
+    return model
+
+
+def plain_loop(cell: Cell) -> dict[str, float]:
+    """Two epochs of the plain loop: seconds of the first, from before the folder is listed, images/s of the second."""
     import torch
     from torch.utils.data import DataLoader
     from torchvision import datasets, transforms
@@ -58,33 +109,24 @@ def plain_loop(cell: dict[str, Any]) -> list[float]:
     from losses import make_loss
     from model import build_model
 
-    knobs = {name: cell[name] for name in ("width", "batch_size") if name in cell}
-    config = Config(model=cell["model"], **knobs)
+    config = Config(**cell["settings"])
     channels_last, bfloat16 = PLAIN[cell["variant"]]
     layout = torch.channels_last if channels_last else torch.contiguous_format
     device, workers = torch.device(cell["device"]), cell["workers"]
     torch.manual_seed(0)
-    if device.type == "cuda":
-        torch.cuda.init()  # as pick_machine has done in our loop before its clock starts
+    torch.zeros(1, device=device)  # a GPU is initialised before the clock starts
     start = time.perf_counter()
-    transform = transforms.Compose(
-        [
-            transforms.Grayscale(),
-            transforms.RandomHorizontalFlip(),
-            transforms.RandomAffine(
-                config.rotation, translate=(config.shift / 48,) * 2, scale=(1 - config.zoom, 1 + config.zoom)
-            ),
-            transforms.ToTensor(),
-            transforms.Normalize(0.5, 0.5),
-        ]
+    moves = transforms.RandomAffine(
+        config.rotation, translate=(config.shift / 48,) * 2, scale=(1 - config.zoom, 1 + config.zoom)
     )
-    folder = datasets.ImageFolder(cell["folder"], transform)
+    steps = [transforms.Grayscale(), transforms.RandomHorizontalFlip(), moves, transforms.ToTensor()]
+    folder = datasets.ImageFolder(cell["folder"], transforms.Compose([*steps, transforms.Normalize(0.5, 0.5)]))
     loader = DataLoader(folder, config.batch_size, shuffle=True, num_workers=workers, persistent_workers=workers > 0)
     model = relu_first(build_model(config.model, **config.arguments)).to(device, memory_format=layout).train()
     optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
     loss_of, _ = make_loss(config, torch.bincount(torch.tensor(folder.targets), minlength=7).tolist())
     seconds = []
-    for _ in EPOCHS:
+    for _ in range(2):
         running_loss = 0.0
         for images, labels in loader:
             images, labels = images.to(device, memory_format=layout), labels.to(device)
@@ -96,199 +138,149 @@ def plain_loop(cell: dict[str, Any]) -> list[float]:
             running_loss += loss.item()
         seconds.append(time.perf_counter() - start)
         start = time.perf_counter()
-    return seconds
+    return {"first": seconds[0], "later": len(folder) / seconds[1]}
 
 
-def our_loop(cell: dict[str, Any]) -> list[float]:
-    """Seconds of two epochs of what interface.py does; the first from before the zip is opened, into a new cache."""
-    import torch._dynamo  # noqa: F401 (the first optimizer imports it; in the plain loop, torchvision has)
-
-    from dataset import load
-    from train import StopRequest, train_epoch
-    from utils import pick_machine
-
-    # Windows keeps the cache, which the trainer has open, until this process ends
-    with tempfile.TemporaryDirectory(dir=Path(cell["folder"]).parent, ignore_cleanup_errors=True) as folder:
-        config = Config(model=cell["model"], data=cell["zip"], cache=f"{folder}/cache", device=cell["device"])
-        machine = pick_machine(config.device, config.precision, config.threads)
-        start = time.perf_counter()
-        trainer = new_trainer(config, load(config), machine, Path(folder))
-        if len(trainer.data.split("train")) != cell["images"]:
-            raise RuntimeError(f"the loops differ in images: {len(trainer.data.split('train'))} and {cell['images']}")
-        seconds = []
-        for _ in EPOCHS:
-            train_epoch(trainer, StopRequest())
-            trainer.epoch, trainer.step = trainer.epoch + 1, 0
-            seconds.append(time.perf_counter() - start)
-            start = time.perf_counter()
-    return seconds
-
-
-def measure(cell: dict[str, Any]) -> dict[str, float]:
-    """Images/s of both epochs."""
-    seconds = our_loop(cell) if cell["variant"] == "ours" else plain_loop(cell)
-    return {epoch: cell["images"] / each for epoch, each in zip(EPOCHS, seconds, strict=True)}
-
-
-# --- The same images as a folder and as a zip ---
-
-
-def write_images(path: str, images: int, folder: Path) -> int:
-    """Write about `images` training files of the folder or zip `path`, every class in its share, and a few to
-    validate on, as `folder`/train/<class>/*, `folder`/val/<class>/* and `folder`.zip; the number in train.
-
-    Raises UserError where `path` cannot be read as a dataset of files, or has no image left to validate on.
-    """
+def single_steps(cell: Cell) -> dict[str, float]:
+    """Images/s of training steps on the CPU with the first `measures` of MEASURES; augmentation's share."""
     import numpy as np
+    import torch
 
-    from dataset import stratified_rows
-    from errors import UserError
-    from readers.sources import open_dataset
+    from dataset import preprocess
+    from model import build_model
+    from training.augment import augment, draw
+    from utils import channels_last, keep_freed_memory
 
-    source = open_dataset(Path(path))
-    if source.kind not in ("folder", "zip") or source.part is None:  # a table, or a zip of one
-        raise UserError(f"--data {path}: the plain loop reads files; name a folder or a zip of images")
-    items = [item for item in source.items() if item.label >= 0 and not item.problem]
-    train = [item for item in items if item.split in ("", "train")]
-    rows = stratified_rows(np.array([item.label for item in train]), min(images, len(train)))
-    chosen = {train[row].name: ("train", train[row].label) for row in rows}
-    others = {item.label: item.name for item in items if item.name not in chosen}  # one of each class
-    if not others:
-        raise UserError(f"--images {images}: that leaves {path} no image to validate on; ask for fewer")
-    chosen |= {name: ("val", label) for label, name in others.items()}
-    opened = zipfile.ZipFile(path) if source.kind == "zip" else None
-    with zipfile.ZipFile(f"{folder}.zip", "w") as archive:
-        for number, (name, (split, label)) in enumerate(chosen.items()):
-            data = opened.read(name) if opened else Path(path, name).read_bytes()
-            file = folder / split / CLASSES[label] / f"{number:06}-{Path(name).name}"  # two may have one name
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_bytes(data)
-            archive.writestr(f"{split}/{CLASSES[label]}/{file.name}", data)
-    return len(rows)
-
-
-def draw_faces(images: int, folder: Path) -> str:
-    """A new folder with at least `images` drawn training faces."""
-    from demo.faces import write_folder
-
-    write_folder(folder, identities=math.ceil(images / 7 / 0.8) + 2, seed=0)  # a fifth is for validation
-    return str(folder)
+    config, on = Config(model=cell["model"]), dict.fromkeys(MEASURES[: cell["measures"]], True)
+    if "freed memory kept" in on:
+        keep_freed_memory()
+    torch.manual_seed(0)
+    layout = torch.channels_last if "weights channels_last" in on else torch.contiguous_format
+    model = build_model(config.model).to(memory_format=layout)
+    if "ReLU after pooling" not in on:
+        relu_first(model)
+    optimizer = torch.optim.Adam(model.parameters(), fused=True)
+    pixels, labels = torch.randint(0, 256, (config.batch_size, 48, 48)).byte(), torch.arange(config.batch_size) % 7
+    images = preprocess(pixels)
+    if "input channels_last too" in on:
+        images = channels_last(images)
+    steps, augmentation = [], []
+    for _ in range(WARM_UP_STEPS + STEPS):
+        start = time.perf_counter()
+        augment(preprocess(pixels), draw(config, np.arange(config.batch_size), epoch=0))
+        augmentation.append(time.perf_counter() - start)
+        start = time.perf_counter()
+        with torch.autocast("cpu", torch.bfloat16, enabled="bfloat16 autocast" in on):
+            logits = model(images)
+        torch.nn.functional.cross_entropy(logits.float(), labels).backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        steps.append(time.perf_counter() - start)
+    step, part = (statistics.median(seconds[WARM_UP_STEPS:]) for seconds in (steps, augmentation))
+    return {"rate": config.batch_size / step, "share": part / (part + step)}
 
 
 # --- Tables ---
 
 
-def pilot(args: argparse.Namespace, cell: dict[str, Any]) -> dict[str, int]:
-    """The number of workers that makes each plain loop fastest after its first epoch; prints what was tried."""
-    if args.workers is not None:
-        return dict.fromkeys(args.loops, args.workers)
-    cells = {(name, n): {**cell, "variant": name, "workers": n} for name in args.loops for n in PILOT_WORKERS}
-    rates = {key: result[0]["steady"] for key, result in take_turns(__file__, cells, 1, label="pilot").items()}
-    workers = {}
-    for name in args.loops:
-        workers[name] = max(PILOT_WORKERS, key=lambda n: rates[name, n])
-        tried = ", ".join(f"{n}: {rates[name, n]:.0f}" for n in PILOT_WORKERS)
-        print(
-            f"pilot, {cell['model']}, {LABELS[name]}: images/s by workers {tried}; taken: {workers[name]}", flush=True
-        )
-    return workers
+def ours(checkout: Path, flags: Sequence[str], epochs: int) -> dict[str, float]:
+    """What `train_in` gives, in a folder that is removed."""
+    with scratch() as folder:
+        return train_in(Path(folder, "new"), checkout, flags, epochs=epochs)
 
 
-def compare(args: argparse.Namespace, cell: dict[str, Any]) -> None:
-    """Measure ours and the plain loops on one model, and print their table."""
-    workers = pilot(args, cell)
-    cells = {name: {**cell, "variant": name, "workers": n} for name, n in workers.items()}
-    results = take_turns(__file__, {**cells, "ours": {**cell, "variant": "ours"}}, args.rounds, label=cell["model"])
-    rates = {name: {epoch: [row[epoch] for row in rows] for epoch in EPOCHS} for name, rows in results.items()}
-    medians = {name: {epoch: statistics.median(rates[name][epoch]) for epoch in EPOCHS} for name in rates}
-    print(f"\n{cell['model'] + ', images/s':<44}" + "".join(f"{epoch:>22}" for epoch in ("first epoch", "steady")))
-    for name in rates:
-        label = LABELS[name] + (f" ({workers[name]} workers)" if name in workers else "")
-        print(f"{label:<44}" + "".join(f"{medians[name][epoch]:>22.0f}" for epoch in EPOCHS))
-    for name in workers:
-        shown = "".join(f"{ratios(rates['ours'][epoch], rates[name][epoch])!s:>22}" for epoch in EPOCHS)
-        print(f"{f'ours / {LABELS[name]} (min-max)':<44}{shown}", flush=True)
+def decode(checkout: Path, data: str) -> dict[str, float]:
+    """Seconds of decoding `data` into a new cache."""
+    with scratch() as folder:
+        cell = {"part": "load", "data": data, "cache": f"{folder}/cache"}
+        return run_cell("drive.py", cell, checkout=checkout, cwd=Path(folder))
 
 
-def augment_share(models: list[str], images: int, device: str) -> None:
-    """Print what share of our step preprocessing and augmentation take: both timed inside the real loop."""
-    import inspect
+def compare(args: argparse.Namespace, model: str, folder: Path, images: int) -> None:
+    """Measure ours and the plain loops, these with the best number of workers, on one model; print their table."""
+    cell = {"settings": {"model": model}, "device": args.device, "folder": f"{folder}/train"}
+    plain = {(loop, n): {**cell, "variant": loop, "workers": n} for loop in args.loops for n in args.workers}
+    cells = {key: partial(run_cell, "train.py", each) for key, each in plain.items()}
+    pilot = {key: found[0]["later"] for key, found in take_turns(cells, 1, label="pilot").items()}
+    best = {loop: max(args.workers, key=lambda n: pilot[loop, n]) for loop in args.loops}
+    turns = {f"{loop} ({n} workers)": cells[loop, n] for loop, n in best.items()}
+    flags = ["--data", f"{folder}.zip", "--device", args.device, "--model", model]
+    turns["ours"] = partial(ours, ROOT, flags, 1 + LATER_EPOCHS)
+    found = take_turns(turns, args.rounds, label=model)
+    rates = {
+        name: [[images / row["first"] for row in rows], [row["later"] for row in rows]] for name, rows in found.items()
+    }
+    print(f"\n{model + ', images/s':<44}{'first epoch':>22}{'later epochs':>22}")
+    for name, columns in rates.items():
+        print(f"{name:<44}" + "".join(f"{statistics.median(values):>22.0f}" for values in columns))
+    for name in list(rates)[:-1]:
+        shown = "".join(f"{ratio(mine, its):>22}" for mine, its in zip(rates["ours"], rates[name], strict=True))
+        print(f"{'ours / ' + name:<44}{shown}", flush=True)
 
-    import train
-    from bench.common import wait
-    from training import batches as feed
-    from utils import pick_machine
 
-    spent = [0.0]
+def step_table(args: argparse.Namespace) -> None:
+    """Print what each of MEASURES brings, and what preprocessing and augmentation take beside the last row's step."""
+    keys = [(model, row) for row in range(len(MEASURES)) for model in args.models]
+    cells = {(model, row): partial(run_cell, "train.py", {"model": model, "measures": row + 1}) for model, row in keys}
+    found = take_turns(cells, args.rounds, label="steps")
+    print(f"{'images/s, batches of 128':<28}" + "".join(f"{model:>24}" for model in args.models))
+    for row, label in enumerate(MEASURES):
+        rates = [statistics.median(result["rate"] for result in found[model, row]) for model in args.models]
+        print(f"{label:<28}" + "".join(f"{rate:>24.0f}" for rate in rates))
+    shares = [statistics.median(result["share"] for result in found[model, row]) for model in args.models]
+    print(f"{'augmentation, of that step':<28}" + "".join(f"{share:>24.1%}" for share in shares))
 
-    def timed(function: Any) -> Any:
-        def call(*args: Any, **named: Any) -> Any:
-            wait(machine.device)
-            start = time.perf_counter()
-            result = function(*args, **named)
-            wait(machine.device)
-            spent[-1] += time.perf_counter() - start
-            return result
 
-        return call
-
-    for module in (feed, train):  # the one draws, the other applies
-        for name, value in list(vars(module).items()):
-            if inspect.isfunction(value) and (value.__module__ == "augment" or name == "preprocess"):
-                setattr(module, name, timed(value))
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # as in our_loop
-        for model in models:
-            config = Config(model=model, cache=f"{folder}/cache", device=device)
-            machine = pick_machine(config.device, config.precision, config.threads)
-            trainer = new_trainer(config, load_random(config, images), machine, Path(folder))
-            spent[:] = [0.0]
-            trainer.optimizer.register_step_post_hook(lambda *_: spent.append(0.0))
-            steps = train_steps(trainer, SHARE_STEPS + 1)
-            part, whole = statistics.median(spent[1 : len(steps) + 1]), statistics.median(steps)
-            print(
-                f"{model}: preprocessing and augmentation take {part * 1e3:.1f} ms of a step of {whole * 1e3:.1f} ms: "
-                f"{part / whole:.1%}"
-            )
+def against(args: argparse.Namespace) -> None:
+    """Print how fast another checkout and this one train, in paired turns."""
+    data = os.path.abspath(args.data) if os.path.exists(args.data) and args.data != "demo" else args.data
+    versus = Against(args.against, args.rounds)
+    versus.row("decoding into a new cache", partial(decode, data=data), "seconds", "s")
+    flags = {model: ["--data", data, *flags_of({**SAME, "model": model})] for model in args.models}
+    for model in args.models[:1]:
+        versus.row(f"{model}, first epoch, all images", partial(ours, flags=flags[model], epochs=1), "first", "s")
+    for model, each in flags.items():
+        later = partial(ours, flags=[*each, "--limit", str(args.images)], epochs=1 + LATER_EPOCHS)
+        versus.row(f"{model}, later epochs", later, "later", "images/s")
 
 
 def run(args: argparse.Namespace) -> int:
     import torch
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"  # of both loops
+    from dataset import load
+
     print("\n".join(header()))
-    if args.augment_share:
-        augment_share(args.models, args.images, device)
+    if args.steps or args.against:
+        step_table(args) if args.steps else against(args)
         return 0
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as top:
+    args.device = "cuda" if torch.cuda.is_available() else "cpu"  # of both loops
+    with scratch() as top:
         folder = Path(top, "faces")
-        data = args.data or draw_faces(args.images, Path(top, "drawn"))
-        count = write_images(data, args.images, folder)
-        origin = args.data or "drawn faces"
-        print(f"{count} images of {origin}, batch {Config().batch_size}, {device}, medians over {args.rounds} rounds")
-        cell = {"folder": f"{folder}/train", "zip": f"{folder}.zip", "images": count, "device": device}
+        images = write_dataset(load(Config(data=args.data, cache=args.cache, limit=args.images)), folder)
+        print(f"{images} images of {args.data}, batches of 128, {args.device}, medians over {args.rounds} rounds")
         for model in args.models:
-            compare(args, {**cell, "model": model})
+            compare(args, model, folder, images)
     return 0
 
 
-def main() -> int:
-    parser = Parser("bench/train.py", __doc__.splitlines()[0])
-    parser.add_argument("--data", default="", metavar="PATH", help="a folder or zip of images (default: drawn faces)")
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = Parser("-m bench.train", __doc__.splitlines()[0])
+    parser.add_argument("--data", default="demo", metavar="PATH", help="the dataset (default: rendered faces)")
+    parser.add_argument("--cache", default=Config().cache, help="folder for decoded images")
     parser.add_argument("--rounds", type=int, default=5, help="processes per cell (5)")
     parser.add_argument("--images", type=int, default=3840, help="training images per epoch, about (3840)")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=["TheModel", "ImprovedFER2013Model"])
-    parser.add_argument("--loops", nargs="+", choices=PLAIN, default=list(PLAIN), help="the plain ones (all)")
-    parser.add_argument("--workers", type=int, help="of the plain loops' DataLoader (default: a pilot round tells)")
-    parser.add_argument("--augment-share", action="store_true", help="print what share of our step augmentation takes")
+    parser.add_argument("--loops", nargs="+", choices=PLAIN, default=list(PLAIN), help="the plain loops (all)")
+    parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2], help="to try in them (0 1 2)")
+    parser.add_argument("--steps", action="store_true", help="what each measure brings to a single step")
+    parser.add_argument("--against", metavar="CHECKOUT", help="compare with the code in this folder")
     parser.add_argument("--one", type=json.loads, help=argparse.SUPPRESS)  # one cell in this process
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if min(args.rounds, args.images) < 1:
         parser.error("--rounds and --images: 1 or more")
     if args.one:
-        print(json.dumps(measure(args.one)))
+        print(json.dumps(single_steps(args.one) if "measures" in args.one else plain_loop(args.one)))
         return 0
-    from errors import exit_status
-
     return exit_status(run, args)
 
 

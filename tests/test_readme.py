@@ -114,6 +114,7 @@ def test_commands_on_the_pages_are_valid_calls():
 
 def test_scripts_that_the_pages_name_are_there():
     named = {name for text in PAGES.values() for name in re.findall(r"python ([\w/]+\.py)", text)}
+    named |= {f"bench/{name}.py" for text in PAGES.values() for name in re.findall(r"python -m bench\.(\w+)", text)}
     assert {"interface.py", "bench/results.py"} <= named
     assert all((REPO / name).exists() for name in named), named
 

@@ -1,0 +1,1 @@
+"""The measurements that the README and docs/ quote; run each as `python -m bench.NAME` in this folder."""

@@ -1,0 +1,125 @@
+"""What a fresh process times in a checkout of this project, this one or another.
+
+    PYTHONPATH=CHECKOUT python -P bench/drive.py --one '{"part": "train", ...}'
+
+The other benchmarks call it so. It uses only what commit 1ec3311 has too: the scripts' `main`, metrics.jsonl, and the
+functions of README's example. Imports come before the clock starts. The last line printed is the result, as JSON.
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import re
+import signal
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+IMAGE_CALLS = 30  # of one image, the median counts
+INTERRUPTED = 130  # exit status of a run that was stopped
+
+
+class EpochLines(io.StringIO):
+    """Notes when each epoch's line is printed; after `epochs` of them training is stopped, as by Ctrl-C."""
+
+    def __init__(self, epochs: int) -> None:
+        super().__init__()
+        self.epochs, self.times = epochs, []
+
+    def write(self, text: str) -> int:
+        if re.match(r"epoch +\d+/", text):
+            self.times.append(time.perf_counter())
+            if len(self.times) == self.epochs:
+                signal.raise_signal(signal.SIGINT)
+        return super().write(text)
+
+
+def train(cell: dict[str, Any]) -> dict[str, float]:
+    """Seconds from the command to the first epoch's line; images/s of the later epochs, the median, 0 without any."""
+    import torch._dynamo  # noqa: F401 (the first optimizer imports it)
+
+    import interface
+    import train  # noqa: F401 (imported late by interface.py)
+
+    lines, start = EpochLines(cell["epochs"]), time.perf_counter()
+    with contextlib.redirect_stdout(lines):
+        status = interface.main([*cell["flags"], "--epochs", str(cell["epochs"] + 1)])
+    if status != INTERRUPTED:
+        raise RuntimeError(f"interface.py ended with status {status}")
+    rows = [json.loads(line) for line in Path(cell["run"], "metrics.jsonl").read_text().splitlines()]
+    rates = [row["images_per_second"] for row in rows[1 : cell["epochs"]]]
+    return {"first": lines.times[0] - start, "later": statistics.median(rates) if rates else 0.0}
+
+
+def load(cell: dict[str, Any]) -> dict[str, float]:
+    """Seconds of finding and decoding the dataset, or of opening its cache."""
+    from config import Config
+    from dataset import load
+
+    start = time.perf_counter()
+    load(Config(data=cell["data"], cache=cell["cache"]))
+    return {"seconds": time.perf_counter() - start}
+
+
+def predict(cell: dict[str, Any]) -> dict[str, float]:
+    """Seconds of predict.py, from reading the weights to the finished table."""
+    import predict
+    import ranks  # noqa: F401 (imported late by predict.py, as are the next)
+    import val  # noqa: F401
+    import weights  # noqa: F401
+
+    start = time.perf_counter()
+    with contextlib.redirect_stdout(io.StringIO()):
+        status = predict.main(cell["flags"])
+    if status:
+        raise RuntimeError(f"predict.py ended with status {status}")
+    return {"seconds": time.perf_counter() - start}
+
+
+def image(cell: dict[str, Any]) -> dict[str, float]:
+    """Seconds of one image's logits, the network being loaded: the median of some calls."""
+    import torch
+
+    from utils import pick_machine
+    from val import forward
+    from weights import load_weights
+
+    machine = pick_machine("auto", "auto")
+    model, _ = load_weights(Path(cell["weights"]), machine=machine)
+    face, seconds = torch.zeros(1, 48, 48, dtype=torch.uint8), []
+    for _ in range(IMAGE_CALLS):
+        start = time.perf_counter()
+        forward(model, face, machine=machine)
+        seconds.append(time.perf_counter() - start)
+    return {"seconds": statistics.median(seconds)}
+
+
+def bare(cell: dict[str, Any]) -> dict[str, float]:
+    """Nothing, after `import torch`: the memory to compare with."""
+    import torch  # noqa: F401
+
+    return {}
+
+
+def peak_memory() -> dict[str, float]:
+    """The most memory this process held, in MB, where Linux tells it."""
+    status = Path("/proc/self/status")  # getrusage would give the parent's too
+    found = re.search(r"^VmHWM:\s+(\d+) kB", status.read_text(), re.MULTILINE) if status.exists() else None
+    return {"peak": int(found[1]) / 1000} if found else {}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--one", type=json.loads, required=True, help="the cell, as JSON")
+    cell = parser.parse_args(argv).one
+    parts = {"train": train, "load": load, "predict": predict, "image": image, "bare": bare}
+    print(json.dumps(parts[cell["part"]](cell) | peak_memory()))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
