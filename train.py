@@ -21,7 +21,7 @@ from errors import UserError
 from ranks import Ranks
 from training.augment import augment, blend, draw_blend, window_at
 from training.batches import Batch
-from training.distill import Teachers
+from training.distill import Teachers, load_teachers
 from training.state import Trainer
 from utils import Machine, channels_last
 from val import Scores, evaluate
@@ -183,6 +183,7 @@ def fit(
     machine: Machine,
     resume: dict | None = None,
     ranks: Ranks | None = None,
+    teachers: Teachers | None = None,
     leakage: Sequence[str] = (),
 ) -> Trainer:
     """Train until the epochs are over, early stopping, or Ctrl-C; the Trainer with its history.
@@ -190,11 +191,13 @@ def fit(
     Writes last.pth (before the first step, after each epoch, on Ctrl-C), best.pth and metrics.jsonl into
     `run`. `resume` is last.pth's content. The validation figures that choose weights, cut the rate and
     stop leave out the images that also stand in train. After Ctrl-C `trainer.stopped` is True, and `trainer.done`
-    False unless nothing was left to do. `leakage` are notes on weights that `model` began with.
+    False unless nothing was left to do. `teachers` are those that `config` names, where they are loaded already;
+    `leakage` are notes on weights that `model` began with.
     """
     ranks = ranks or Ranks()
-    ranks.in_turn(lambda: check_run(model, data, config, machine, ranks))
-    trainer = Trainer(model, config, data, run, machine, ranks)
+    ranks.in_turn(lambda: check_run(model, data, config, ranks))
+    teachers = teachers or ranks.in_turn(lambda: load_teachers(config, machine))
+    trainer = Trainer(model, config, data, run, machine, ranks, teachers)
     trainer.leakage = list(leakage)
     if trainer.teachers:
         about, known = trainer.teachers.lines(data)
@@ -265,14 +268,9 @@ def end_epoch(trainer: Trainer, scores: Scores, rate: float, seconds: float) -> 
         "seconds": round(seconds, 2),
         "images_per_second": round(rate, 1),
     }
-    print(
-        f"epoch {row['epoch']:3d}/{config.epochs}  lr {row['lr']:.5f}  "
-        f"train {row['train_loss']:.3f} {row['train_accuracy']:6.1%}  "
-        f"val {row['val_loss']:.3f} {row['val_accuracy']:6.1%} / {row['val_accuracy_deduplicated']:6.1%} "
-        f"{'*' if best else ' '} {seconds:6.1f}s {rate:6.0f} img/s",
-        flush=True,
-    )
     trainer.history.append(row)
+    copies = bool(trainer.data.split("val").copies.any())
+    print(epoch_line(trainer.history, config.epochs, copies=copies), flush=True)
     if best:
         trainer.best, trainer.stale = value, 0
         trainer.hold(scores)
@@ -284,11 +282,34 @@ def end_epoch(trainer: Trainer, scores: Scores, rate: float, seconds: float) -> 
     trainer.step, trainer.seconds, trainer.loss_sum, trainer.correct = 0, 0.0, 0.0, 0
 
 
-def check_run(model: nn.Module, data: FaceData, config: Config, machine: Machine, ranks: Ranks) -> None:
+def epoch_line(history: list[dict], epochs: int, *, copies: bool) -> str:
+    """The last row of `history` in a line of fixed width, with the time left for the rest of `epochs`.
+
+    The second validation accuracy, deduplicated, is shown where there are `copies`.
+    """
+    row, recent = history[-1], history[-3:]
+    seconds = (epochs - len(history)) * sum(each["seconds"] for each in recent) / len(recent)
+    deduplicated = f" / {row['val_accuracy_deduplicated']:6.1%}" if copies else ""
+    left = f"  {duration(seconds):>6} left" if len(history) < epochs else ""
+    return (
+        f"epoch {row['epoch']:3d}/{epochs}  lr {row['lr']:<8.3g}  "
+        f"train {row['train_loss']:.3f} {row['train_accuracy']:6.1%}  "
+        f"val {row['val_loss']:.3f} {row['val_accuracy']:6.1%}{deduplicated} {'*' if row['best'] else ' '} "
+        f"{row['seconds']:6.1f}s {row['images_per_second']:6.0f} img/s{left}"
+    )
+
+
+def duration(seconds: float) -> str:
+    """A length of time in its largest unit: "45 s", "12 min", "2.5 h"."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def check_run(model: nn.Module, data: FaceData, config: Config, ranks: Ranks) -> None:
     """Raise UserError for what would end the run later.
 
-    A process would be left without images, or its batch norm with a single one; the network takes no windows; or
-    a teacher is of no use.
+    A process would be left without images, or its batch norm with a single one; or the network takes no windows.
     """
     images = len(data.split("train"))
     smallest = images // math.ceil(images / config.batch_size) // ranks.size
@@ -303,5 +324,3 @@ def check_run(model: nn.Module, data: FaceData, config: Config, machine: Machine
         )
     if config.augment and config.window < 48 and not getattr(model, "any_size", False):
         raise UserError(f"--window {config.window}: {config.model} takes whole faces only; give --window 48")
-    if config.teachers:
-        Teachers(config, machine)

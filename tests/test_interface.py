@@ -13,7 +13,9 @@ import time
 import pytest
 import torch
 
+import interface
 from helpers import REPO, csv_of_folders, run_script, write_folders, zip_folder
+from train import duration, epoch_line
 
 QUICK = ("--model", "ImprovedFER2013Model", "--threads", "1", "--device", "cpu")
 
@@ -85,7 +87,7 @@ CTRL_C = "import os, signal; os.kill(os.getpid(), signal.SIGINT)"
 # are forked, so that what a training imports is imported once; `pid N` comes first, `ended STATUS` last.
 FORK_EACH = """
 import json, os
-import torch._dynamo, interface, plots, resume, train
+import torch._dynamo, interface, plots, train
 for line in sys.stdin:
     given, code = json.loads(line)
     pid = os.fork()
@@ -140,11 +142,13 @@ def test_a_run_killed_again_and_again_ends_with_the_same_weights(tmp_path):
     assert "stopped in epoch" in out and "go on with: python interface.py --resume runs/cut" in out
     last = run_script("interface.py", *resume, cwd=tmp_path)
     assert last.returncode == 0, last.stderr
-    for name in ("best.pth", "last.pth"):
-        runs = tmp_path / "runs"
-        assert same(state(runs / "whole" / name), state(runs / "cut" / name)), name
+    runs = tmp_path / "runs"
+    assert same(state(runs / "whole" / "best.pth"), state(cut / "best.pth"))
+    rows = [(run / "metrics.jsonl").read_text().splitlines() for run in (runs / "whole", cut)]
+    timed = re.compile(r'"seconds.*')
+    assert [timed.sub("", row) for row in rows[0]] == [timed.sub("", row) for row in rows[1]] and len(rows[0]) == 12
     figures = [re.findall(r"accuracy .*", out) for out in (whole.stdout, last.stdout)]
-    assert figures[0] == figures[1] and len(figures[0]) >= 2
+    assert figures[0] == figures[1] and figures[0]
 
 
 def test_folders_zip_and_shuffled_csv_give_the_same_weights(tmp_path):
@@ -172,10 +176,10 @@ def trained(tmp_path_factory):
 def test_a_run_writes_what_the_readme_names(trained):
     cwd, out = trained
     names = {file.name for file in (cwd / "runs" / "first").iterdir()} - {".lock"}
-    assert names == {"config.json", "metrics.jsonl", "best.pth", "last.pth", "curves.png", "confusion.png"}
+    assert names == {"config.json", "metrics.jsonl", "best.pth", "curves.png", "confusion.png"}
     lines = [line for line in out.splitlines() if line.startswith("epoch ")]
-    figures = r"train \d\.\d{3} +[\d.]+%  val \d\.\d{3} +[\d.]+% / +[\d.]+% [* ] +[\d.]+s +\d+ img/s"
-    assert len(lines) == 2 and re.fullmatch(r"epoch   1/2  lr 0\.00100  " + figures, lines[0])
+    figures = r"train \d\.\d{3} +[\d.]+%  val \d\.\d{3} +[\d.]+% [* ] +[\d.]+s +\d+ img/s"
+    assert len(lines) == 2 and re.fullmatch(r"epoch   1/2  lr 0\.001     " + figures + r" +\d+ s left", lines[0])
     assert "loss is focal loss (gamma 2)" in out and "angry " in out
     assert out.splitlines()[-1] == "predict with this run: python predict.py PHOTO --weights runs/first"
 
@@ -202,17 +206,17 @@ def test_a_run_on_other_data_leaves_the_shipped_weights_unless_asked(trained):
 
 def test_a_second_run_into_the_same_folder_is_refused(trained):
     cwd, _ = trained
-    before = (cwd / "runs" / "first" / "last.pth").read_bytes()
+    before = (cwd / "runs" / "first" / "best.pth").read_bytes()
     done = run_script("interface.py", *QUICK, "--run", "first", cwd=cwd)
     assert done.returncode == 2 and "error: runs/first exists already" in done.stderr
-    assert (cwd / "runs" / "first" / "last.pth").read_bytes() == before
+    assert (cwd / "runs" / "first" / "best.pth").read_bytes() == before
 
 
 def test_two_processes_cannot_resume_one_run(trained):
-    import utils
+    import errors
 
     cwd, _ = trained
-    with utils.locked(cwd / "runs" / "first"):
+    with errors.locked(cwd / "runs" / "first"):
         done = run_script("interface.py", "--resume", "runs/first", cwd=cwd)
     assert done.returncode == 2 and "is in use by another process" in done.stderr
 
@@ -308,8 +312,9 @@ def test_pretrained_weights_of_other_data_or_of_another_network(trained, tmp_pat
 def test_an_edited_config_py_is_what_runs(trained, tmp_path):
     cwd, _ = trained
     text = (REPO / "config.py").read_text().replace("epochs: int = knob(40,", "epochs: int = knob(1,")
-    for file in REPO.glob("*.py"):
-        (tmp_path / file.name).write_text(file.read_text())
+    for file in [*REPO.glob("*.py"), *REPO.glob("readers/*.py"), *REPO.glob("training/*.py")]:
+        (tmp_path / file.relative_to(REPO)).parent.mkdir(exist_ok=True)
+        (tmp_path / file.relative_to(REPO)).write_text(file.read_text())
     (tmp_path / "config.py").write_text(text)
     command = [sys.executable, "interface.py", *QUICK, "--data", str(cwd / "archive")]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
@@ -337,3 +342,87 @@ def test_a_dataset_that_cannot_be_read_leaves_no_run(tmp_path, make, message):
     done = run_script("interface.py", "--data", make(tmp_path / "empty"), "--run", "a", cwd=tmp_path)
     assert done.returncode == 2 and message in done.stderr.lower() and done.stderr.count("\n") == 1
     assert not (tmp_path / "runs").exists()
+
+
+# --- In this process ---
+
+
+@pytest.fixture
+def interface_runner(tmp_path, monkeypatch, capsys):
+    """Makes of interface.main a call in an empty folder with a dataset; it returns (status, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+    write_folders(tmp_path / "archive", train=35, val=14, test=0)
+
+    def run(*args):
+        try:
+            status = interface.main([*map(str, args)])
+        except SystemExit as error:
+            status = error.code
+        out, err = capsys.readouterr()
+        return status, out, err
+
+    return run
+
+
+def test_one_teacher_file_is_read_once(interface_runner, tmp_path, monkeypatch):
+    assert interface_runner(*QUICK, "--epochs", "1", "--run", "teacher")[0] == 0
+    teacher, read = tmp_path / "runs" / "teacher" / "best.pth", []
+    real = torch.load
+    monkeypatch.setattr(torch, "load", lambda file, **named: read.append(str(file)) or real(file, **named))
+    status, _, err = interface_runner(*QUICK, "--epochs", "1", "--teachers", teacher, "--run", "student")
+    assert status == 0, err
+    assert read.count(str(teacher)) == 1
+
+
+def test_an_ended_run_keeps_no_state_and_reports_and_promotes_all_the_same(interface_runner, tmp_path):
+    status, first, err = interface_runner(*QUICK, "--epochs", "1", "--run", "a")
+    assert status == 0, err
+    assert not (tmp_path / "runs" / "a" / "last.pth").exists() and "last.pth" in first
+    (tmp_path / "runs" / "a" / "curves.png").unlink()
+    status, again, err = interface_runner("--resume", "runs/a", "--promote")
+    assert status == 0, err
+    assert re.findall(r"official .*", again) == re.findall(r"official  .*", first)
+    assert (tmp_path / "runs" / "a" / "curves.png").exists() and (tmp_path / "final_weights_new.pth").exists()
+    other = write_folders(tmp_path / "other", train=42, val=14, test=0)
+    status, _, err = interface_runner("--resume", "runs/a", "--data", other)
+    assert status == 2 and "--data" in err
+
+
+def test_what_makes_a_run_longer_is_named_and_works(interface_runner, tmp_path):
+    assert interface_runner(*QUICK, "--epochs", "1", "--run", "a")[0] == 0
+    status, _, err = interface_runner("--resume", "runs/a", "--epochs", "2")
+    assert status == 2
+    command = re.search(r"python interface.py (--config .* --epochs 2)", err)[1]
+    status, out, err = interface_runner(*command.split(), "--run", "b")
+    assert status == 0 and "begins with weights runs/a/best.pth" in out, err
+
+
+def test_a_line_of_an_epoch_has_one_width_and_the_time_left():
+    row = {"epoch": 9, "lr": 2.5e-6, "train_loss": 1.0414, "train_accuracy": 0.6212, "val_loss": 1.1021}
+    row |= {"val_accuracy": 0.6038, "val_accuracy_deduplicated": 0.6, "best": True, "seconds": 18.3}
+    row |= {"images_per_second": 1570.0}
+    line = epoch_line([row], 60, copies=False)
+    assert line == (
+        "epoch   9/60  lr 2.5e-06   train 1.041  62.1%  val 1.102  60.4% *   18.3s   1570 img/s  18 min left"
+    )
+    later = epoch_line([{**row, "epoch": 10, "lr": 0.0712, "val_accuracy": 1.0, "best": False}] * 10, 60, copies=False)
+    assert len(later) == len(line) and "lr 0.0712 " in later
+    assert "60.4% /  60.0% *" in epoch_line([row], 60, copies=True)
+    assert "left" not in epoch_line([row], 1, copies=True)
+    assert [duration(seconds) for seconds in (0, 45, 200, 4000, 9000)] == ["0 s", "45 s", "3 min", "67 min", "2.5 h"]
+
+
+def test_a_runs_final_figures_are_those_that_scoring_its_file_gives(interface_runner, tmp_path, capsys):
+    """And those of weights in the shipped place are theirs: rounded to 16 bits, they may name a few images else."""
+    import test as script
+
+    status, out, err = interface_runner(*QUICK, "--epochs", "1", "--run", "a", "--promote")
+    assert status == 0, err
+    run_says, promoted = (
+        re.search(r"official +(accuracy .*?\))", out)[1],
+        re.search(r"replaced: (.*)|written: (.*)", out),
+    )
+    for file in ("runs/a", "final_weights_new.pth"):
+        assert script.main(["--split", "val", "--weights", file]) == 0
+        says = re.search(r"official +(accuracy .*?\))", capsys.readouterr().out)[1]
+        assert says == run_says or file == "final_weights_new.pth", promoted

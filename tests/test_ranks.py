@@ -81,7 +81,7 @@ def together(size, script, *args, cwd, code="", status=0):
 
 
 def weights(run):
-    return torch.load(run / "last.pth", weights_only=True)["state_dict"]
+    return torch.load(run / "best.pth", weights_only=True)["state_dict"]
 
 
 def distance(first, second) -> float:

@@ -20,6 +20,7 @@ from model import build_model
 from ranks import Ranks
 from train import fit
 from training import state as trainer_module
+from training.distill import load_teachers
 from training.resume import check_resume, read_last
 from training.state import made_on
 from utils import pick_machine, seed_everything
@@ -355,7 +356,7 @@ def test_a_run_keeps_all_that_it_was_trained_on(archive, tmp_path, monkeypatch, 
     content = read_last(tmp_path / "run")[1]
     assert [each["machine"] for each in made_on(content)] == ["a laptop", "a server"]
     data, machine = load(Config(data="archive", cache="cache")), pick_machine("cpu", "fp32")
-    check_resume(content, data, Config(), machine, Ranks())
+    check_resume(content, data, None, machine, Ranks())
     assert "was trained on a laptop with torch" in (said := capsys.readouterr().out) and "and on a server" in said
 
 
@@ -363,12 +364,12 @@ def test_other_data_are_refused_and_another_machine_is_said(archive, capsys):
     data, machine = load(Config(data="archive", cache="cache")), pick_machine("cpu", "fp32")
     last = {"fingerprint": "0123", "machine": str(machine), "versions": {"torch": "2.0"}, "targets": LABELS_ALONE}
     with pytest.raises(UserError, match="trained on data with fingerprint 0123, these have"):
-        check_resume(last, data, Config(), machine, Ranks())
+        check_resume(last, data, None, machine, Ranks())
     last["fingerprint"] = data.fingerprint
-    check_resume(last, data, Config(), machine, Ranks())
+    check_resume(last, data, None, machine, Ranks())
     said = f"trained on {machine} with torch 2.0, this is {machine} with torch {torch.__version__}"
     assert said in capsys.readouterr().out
-    check_resume({**last, "versions": {"torch": str(torch.__version__)}}, data, Config(), machine, Ranks())
+    check_resume({**last, "versions": {"torch": str(torch.__version__)}}, data, None, machine, Ranks())
     assert not capsys.readouterr().out
 
 
@@ -400,7 +401,7 @@ def test_a_ctrl_c_while_the_processes_talk_is_not_lost():
 def test_a_run_that_goes_on_with_other_processes_says_that_bits_differ(archive, capsys):
     data, machine = load(Config(data="archive", cache="cache")), pick_machine("cpu", "fp32")
     last = {"fingerprint": data.fingerprint, "machine": str(machine), "versions": {"torch": str(torch.__version__)}}
-    check_resume({**last, "targets": LABELS_ALONE}, data, Config(), machine, Ranks(0, 2))
+    check_resume({**last, "targets": LABELS_ALONE}, data, None, machine, Ranks(0, 2))
     assert f"this is {machine}, 2 processes with torch" in capsys.readouterr().out
 
 
@@ -442,10 +443,10 @@ def test_a_voted_run_goes_on_with_its_votes_only(archive, tmp_path):
     for file in (changed, ""):
         config, last = read_last(tmp_path / "run", {"votes": file})
         with pytest.raises(UserError, match=r"made with other votes than these: name the files .* by --votes"):
-            check_resume(last, load(config), config, machine, Ranks())
+            check_resume(last, load(config), load_teachers(config, machine), machine, Ranks())
     moved = shutil.move(votes, tmp_path / "moved.csv")
     config, last = read_last(tmp_path / "run", {"votes": str(moved)})
-    check_resume(last, load(config), config, machine, Ranks())
+    check_resume(last, load(config), load_teachers(config, machine), machine, Ranks())
 
 
 def teacher(tmp_path, name, **knobs):
@@ -478,9 +479,9 @@ def test_a_taught_run_goes_on_with_its_teachers_wherever_they_are(archive, tmp_p
     machine = pick_machine("cpu", "fp32")
     config, last = read_last(tmp_path / "cut", {"teachers": other})
     with pytest.raises(UserError, match=r"made with other teachers than these: name the files .* by --teachers"):
-        check_resume(last, load(config), config, machine, Ranks())
+        check_resume(last, load(config), load_teachers(config, machine), machine, Ranks())
     with pytest.raises(UserError, match=r"best.pth: no such weight file; .* with --teachers"):
-        check_resume(last, load(config), Config(teachers=first), machine, Ranks())
+        load_teachers(Config(teachers=first), machine)
     assert "teachers" in MACHINE_FIELDS and "votes" in MACHINE_FIELDS  # so that --resume takes the new place
     rest = run_fit(tmp_path / "cut", resume=last, teachers=moved)
     assert rest.done and same(whole.model.state_dict(), rest.model.state_dict())

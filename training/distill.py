@@ -10,7 +10,7 @@ from torch import Tensor
 from config import Config
 from dataset import FaceData
 from errors import UserError
-from utils import Machine, channels_last
+from utils import Machine, channels_last, read_checkpoint
 from weights import describe, find_weights, leakage_notes, load_weights
 
 
@@ -56,17 +56,26 @@ def teacher_files(config: Config) -> list[Path]:
     return [find_weights(name, flag="--teachers") for name in names]
 
 
-def target_sources(data: FaceData, config: Config) -> dict[str, Any]:
+def load_teachers(config: Config, machine: Machine) -> Teachers | None:
+    """The Teachers that `config` names; None where it names none. Raises UserError as they do."""
+    return Teachers(config, machine) if config.teachers else None
+
+
+def target_sources(data: FaceData, teachers: Teachers | None) -> dict[str, Any]:
     """Digests of what makes the training targets besides the labels: a run goes on with the same only."""
-    return {"votes": data.votes, "teachers": teacher_digests(config)}
+    contents = teachers.contents.values() if teachers else ()
+    return {"votes": data.votes, "teachers": [digest(content) for content in contents]}
+
+
+def digest(content: dict[str, Any]) -> str:
+    """16 hex digits over the weights in a file's `content`, wherever it lies and whatever else it says."""
+    found = hashlib.sha256()
+    for name, value in content["state_dict"].items():
+        found.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        found.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()[:16]
 
 
 def teacher_digests(config: Config) -> list[str]:
-    """What tells each of the `teacher_files` from others, wherever it lies. Raises UserError as they do."""
-    digests = []
-    for path in teacher_files(config):
-        try:
-            digests.append(hashlib.sha256(path.read_bytes()).hexdigest()[:16])
-        except OSError as error:
-            raise UserError(f"--teachers {path}: can't be read ({error.strerror})") from error
-    return digests
+    """The digests of the weights in the `teacher_files`. Raises UserError as those do."""
+    return [digest(read_checkpoint(path)) for path in teacher_files(config)]

@@ -33,6 +33,7 @@ class Trainer:
     run: Path
     machine: Machine
     ranks: Ranks = field(default_factory=Ranks)
+    teachers: Teachers | None = None
     # State
     epoch: int = 0  # epochs done
     step: int = 0  # steps done in the epoch under way
@@ -58,8 +59,7 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(self.machine.device.type, enabled=self.machine.dtype is torch.float16)
         self.ema = WeightAverage(self.model, self.config.ema) if self.config.ema else None
         self.feed = Feed(train, self.config, self.machine)
-        self.teachers = Teachers(self.config, self.machine) if self.config.teachers else None
-        self.sources = target_sources(self.data, self.config)
+        self.sources = target_sources(self.data, self.teachers)
         self.network = self.wrapped()
 
     def wrapped(self) -> nn.Module:
@@ -79,8 +79,7 @@ class Trainer:
 
     @property
     def done(self) -> bool:
-        patience = self.config.stop_patience
-        return self.epoch >= self.config.epochs or bool(patience and self.stale >= patience)
+        return is_over(self.config, self.epoch, self.stale)
 
     def parts(self) -> dict[str, Any]:
         """The stateful objects by their key in last.pth."""
@@ -97,6 +96,7 @@ class Trainer:
         """Keep the weights as they are, the best so far, until they are saved."""
         if self.ranks.first:
             self.held = weight_file(self.kept, scores, config=self.config, data=self.data, leakage=bool(self.leakage))
+            self.held["made_on"] = self.made_on
 
     def save(self) -> None:
         """Write best.pth where there is a new one, last.pth, everything needed to go on, and metrics.jsonl."""
@@ -165,6 +165,11 @@ class Trainer:
             for buffer in model.buffers():
                 if buffer.is_floating_point():
                     buffer.copy_(ranks.sum(buffer.cpu()) / ranks.size)
+
+
+def is_over(config: Config, epochs: int, stale: int) -> bool:
+    """Whether a run has ended after `epochs`, the last `stale` of them without a better one."""
+    return epochs >= config.epochs or 0 < config.stop_patience <= stale
 
 
 LAST = (
