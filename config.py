@@ -128,6 +128,8 @@ MUCH_AUGMENTATION: dict[str, Any] = {
 }
 # A recipe is what a run changes; the README's results table says what each costs and reaches.
 RECIPES: dict[str, dict[str, Any]] = {
+    # The rendered demo faces: a run on them uses this recipe unless another one is named.
+    "demo": {"epochs": 6, "batch_size": 32, "schedule": "onecycle"},
     # TheModel, at its best so far: AdamW in one cycle (arXiv 1708.07120), weights averaged over two epochs.
     "simple": {
         "loss": "cross_entropy",
