@@ -191,19 +191,13 @@ def config_of(run: Path) -> Config:
         raise UserError(f"{run} is no run that this code can read: {error}") from error
 
 
-def history(run: Path) -> list[dict[str, Any]]:
-    """The figures of every epoch of `run`; none before its first one has ended."""
-    path = run / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
 def accuracies(row: dict[str, Any]) -> tuple[float, float]:
     """The validation accuracy of an epoch in %, official and deduplicated."""
     return 100 * row["val_accuracy"], 100 * row["val_accuracy_deduplicated"]
 
 
 def minutes(rows: Sequence[dict[str, Any]]) -> float:
-    """The minutes that the epochs of a `history` took, with their scoring."""
+    """The minutes that epochs took, with their scoring."""
     return sum(row["seconds"] for row in rows) / 60
 
 
@@ -224,34 +218,34 @@ def fit_in(run: Path, config: Config, data: "FaceData", machine: "Machine") -> "
     from interface import new_model
     from ranks import Ranks
     from train import fit
+    from training.distill import load_teachers
     from training.resume import check_resume, read_last
 
-    last = None
+    teachers, last = load_teachers(config, machine), None
     if (run / "last.pth").exists():
         last = read_last(run)[1]
-        check_resume(last, data, config, machine, Ranks())
+        check_resume(last, data, teachers, machine, Ranks())
     run.mkdir(parents=True, exist_ok=True)
     write_json(run / "config.json", asdict(config))
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         model = new_model(replace(config, pretrained="") if last else config, machine)
-        trainer = fit(model, data, config, run=run, machine=machine, resume=last)
-    for note in [line for line in printed.getvalue().splitlines() if line.startswith("note:")]:
-        print(note)
+        trainer = fit(model, data, config, run=run, machine=machine, resume=last, teachers=teachers)
+    print("".join(line for line in printed.getvalue().splitlines(True) if line.startswith("note:")), end="")
     if trainer.stopped or not trainer.done:
         raise KeyboardInterrupt
+    (run / "last.pth").unlink()  # large, and not needed any more
     return trainer
 
 
 def machines(runs: Sequence[Path]) -> list[str]:
-    """Lines that name the machines on which the runs were made, as far as their last.pth is there."""
-    from training.state import made_on
+    """Lines that name the machines on which the runs were made, as far as their best.pth are there."""
     from utils import read_checkpoint
 
     lines = Counter()
-    for path in [run / "last.pth" for run in runs if (run / "last.pth").exists()]:
-        places = made_on(read_checkpoint(path, ("versions",)))
+    for path in [run / "best.pth" for run in runs if (run / "best.pth").exists()]:
+        places = read_checkpoint(path).get("made_on", [])  # older files do not say
         lines[", then on ".join(f"{place['machine']}; torch {place['versions']['torch']}" for place in places)] += 1
-    return [f"{counted(count, 'run')} on {line}" for line, count in lines.items()]
+    return [f"{counted(count, 'run')} on {line or 'an unknown machine'}" for line, count in lines.items()]
 
 
 # --- Files of faces ---

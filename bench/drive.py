@@ -1,12 +1,11 @@
-"""What a fresh process times in a checkout of this project, this one or another.
+"""What is timed in a fresh process, in this checkout or in another one.
 
     PYTHONPATH=CHECKOUT python -P bench/drive.py --one '{"part": "train", ...}'
 
-The other benchmarks call it so. It uses only what commit 1ec3311 has too: the scripts' `main`, metrics.jsonl, and the
-functions of README's example. Imports come before the clock starts. The last line printed is the result, as JSON.
+The other benchmarks call it so. It uses only what commit 1ec3311 has too: the scripts' `main`, metrics.jsonl, and four
+functions. Imports come before the clock starts. The last line printed is the result, as JSON.
 """
 
-import argparse
 import contextlib
 import io
 import json
@@ -56,7 +55,7 @@ def train(cell: dict[str, Any]) -> dict[str, float]:
 
 
 def load(cell: dict[str, Any]) -> dict[str, float]:
-    """Seconds of finding and decoding the dataset, or of opening its cache."""
+    """Seconds of finding and decoding the dataset."""
     from config import Config
     from dataset import load
 
@@ -66,7 +65,10 @@ def load(cell: dict[str, Any]) -> dict[str, float]:
 
 
 def predict(cell: dict[str, Any]) -> dict[str, float]:
-    """Seconds of predict.py, from reading the weights to the finished table."""
+    """Seconds of predict.py, from reading the weights to the finished table; memory in MB, of torch and at the peak."""
+    import torch  # noqa: F401
+
+    torch_memory = peak_memory()
     import predict
     import ranks  # noqa: F401 (imported late by predict.py, as are the next)
     import val  # noqa: F401
@@ -75,9 +77,16 @@ def predict(cell: dict[str, Any]) -> dict[str, float]:
     start = time.perf_counter()
     with contextlib.redirect_stdout(io.StringIO()):
         status = predict.main(cell["flags"])
+    seconds = time.perf_counter() - start
     if status:
         raise RuntimeError(f"predict.py ended with status {status}")
-    return {"seconds": time.perf_counter() - start}
+    return {"seconds": seconds, "torch": torch_memory, "peak": peak_memory()}
+
+
+def peak_memory() -> float:
+    """The most memory that this process has used, in MB; 0 where there is no /proc (getrusage counts the parent's)."""
+    status = Path("/proc/self/status")
+    return int(re.search(r"^VmHWM:\s+(\d+) kB", status.read_text(), re.M)[1]) / 1000 if status.exists() else 0.0
 
 
 def image(cell: dict[str, Any]) -> dict[str, float]:
@@ -98,26 +107,10 @@ def image(cell: dict[str, Any]) -> dict[str, float]:
     return {"seconds": statistics.median(seconds)}
 
 
-def bare(cell: dict[str, Any]) -> dict[str, float]:
-    """Nothing, after `import torch`: the memory to compare with."""
-    import torch  # noqa: F401
-
-    return {}
-
-
-def peak_memory() -> dict[str, float]:
-    """The most memory this process held, in MB, where Linux tells it."""
-    status = Path("/proc/self/status")  # getrusage would give the parent's too
-    found = re.search(r"^VmHWM:\s+(\d+) kB", status.read_text(), re.MULTILINE) if status.exists() else None
-    return {"peak": int(found[1]) / 1000} if found else {}
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--one", type=json.loads, required=True, help="the cell, as JSON")
-    cell = parser.parse_args(argv).one
-    parts = {"train": train, "load": load, "predict": predict, "image": image, "bare": bare}
-    print(json.dumps(parts[cell["part"]](cell) | peak_memory()))
+    _, cell = sys.argv[1:] if argv is None else argv
+    cell = json.loads(cell)
+    print(json.dumps({"train": train, "load": load, "predict": predict, "image": image}[cell["part"]](cell)))
     return 0
 
 

@@ -13,9 +13,8 @@ images. The images are those of --data's validation part (PublicTest), or render
 one image; it also times the logits of one image, the network being loaded.
 
 Every cell is a fresh process; the cells take turns. Shown are medians over the rounds, the ratio of two medians, and
-the smallest and largest ratio within a round. Memory is the peak of our process
-above that of a bare `import torch` (Linux).
-Run it on an idle machine.
+the smallest and largest ratio within a round. Memory is our peak above a bare `import torch`'s (Linux). Run it on an
+idle machine.
 """
 
 import argparse
@@ -29,19 +28,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from bench.common import (
-    ROOT,
-    Against,
-    Cell,
-    header,
-    ratio,
-    run_cell,
-    scratch,
-    take_turns,
-    train_in,
-    write_dataset,
-    write_faces,
-)
+from bench import common
 from cli import Parser
 from config import CLASSES, MODELS, Config
 from errors import exit_status
@@ -49,7 +36,7 @@ from errors import exit_status
 TINY = 70  # images that the weights are trained on
 
 
-def usual_way(cell: Cell) -> dict[str, float]:
+def usual_way(cell: common.Cell) -> dict[str, float]:
     """Seconds of the usual way, from the weights to the finished table."""
     import csv
 
@@ -95,32 +82,30 @@ class Inputs:
 
         self.folder = folder
         data = load(Config(data=args.data, cache=args.cache, limit=TINY))
-        write_dataset(data, folder / "tiny")
-        images, labels = (
-            values[: args.images or None] for values in (data.split("val").images, data.split("val").labels)
-        )
-        self.count = len(labels)
-        write_faces({"faces": (images, labels)}, folder / "faces")
+        val, rows = data.split("val"), slice(args.images or None)
+        self.count = len(val.labels[rows])
+        common.write_dataset(data, folder / "tiny")
+        common.write_faces({"faces": (val.images[rows], val.labels[rows])}, folder / "faces")
         shutil.copy(next((folder / "faces").rglob("*.png")), folder / "one.png")
 
     def weights(self, checkout: Path, model: str) -> str:
         """The path of weights of the network `model`, which `checkout` trains for an epoch unless they are there."""
-        run = self.folder / f"{checkout.name}-{model}"
+        run = self.folder / f"{'here' if checkout == common.ROOT else 'there'}-{model}"
         if not run.exists():
-            train_in(run, checkout, ["--data", str(self.folder / "tiny.zip"), "--model", model], epochs=1)
+            common.train_in(run, checkout, ["--data", str(self.folder / "tiny.zip"), "--model", model], epochs=1)
         return str(run / "run" / "best.pth")
 
     def zip(self, checkout: Path, model: str) -> dict[str, float]:
         """Images/s and peak memory of predict.py of `checkout` on faces.zip, on the CPU."""
         flags = ["--weights", self.weights(checkout, model), "--device", "cpu", "--quiet"]
         flags += ["--csv", str(self.folder / "table.csv"), str(self.folder / "faces.zip")]
-        found = run_cell("drive.py", {"part": "predict", "flags": flags}, checkout=checkout, cwd=self.folder)
+        found = common.run_cell("drive.py", {"part": "predict", "flags": flags}, checkout=checkout, cwd=self.folder)
         return {"rate": self.count / found["seconds"], **found}
 
     def logits(self, checkout: Path, model: str) -> dict[str, float]:
         """Seconds of the logits of one image, the network being loaded."""
         cell = {"part": "image", "weights": self.weights(checkout, model)}
-        return run_cell("drive.py", cell, checkout=checkout, cwd=self.folder)
+        return common.run_cell("drive.py", cell, checkout=checkout, cwd=self.folder)
 
     def one(self, checkout: Path, model: str) -> dict[str, float]:
         """Seconds of the whole command that predicts one image."""
@@ -129,8 +114,8 @@ class Inputs:
 
     def usual(self, batch: int, model: str) -> dict[str, float]:
         """Images/s of the usual way."""
-        cell = {"weights": self.weights(ROOT, model), "folder": str(self.folder / "faces"), "batch": batch}
-        found = run_cell("predict.py", {**cell, "table": str(self.folder / "table.csv")})
+        cell = {"weights": self.weights(common.ROOT, model), "folder": str(self.folder / "faces"), "batch": batch}
+        found = common.run_cell("predict.py", {**cell, "table": str(self.folder / "table.csv")})
         return {"rate": self.count / found["seconds"]}
 
 
@@ -140,39 +125,39 @@ class Inputs:
 def compare(args: argparse.Namespace, model: str, inputs: Inputs) -> None:
     """Measure both ways with one network, and print the row of their table."""
     usual = {batch: partial(inputs.usual, batch, model) for batch in args.batches}
-    pilot = {batch: found[0]["rate"] for batch, found in take_turns(usual, 1, label="pilot").items()}
+    pilot = {batch: found[0]["rate"] for batch, found in common.take_turns(usual, 1, label="pilot").items()}
     batch = max(pilot, key=pilot.__getitem__)
-    bare = partial(run_cell, "drive.py", {"part": "bare"})
-    cells = {"usual": usual[batch], "ours": partial(inputs.zip, ROOT, model), "bare": bare}
-    found = take_turns(cells, args.rounds, label=model)
+    cells = {"usual": usual[batch], "ours": partial(inputs.zip, common.ROOT, model)}
+    found = common.take_turns(cells, args.rounds, label=model)
     theirs, mine = ([row["rate"] for row in found[name]] for name in ("usual", "ours"))
-    peak, base = (statistics.median(row.get("peak", 0) for row in found[name]) for name in ("ours", "bare"))
+    peak, base = (statistics.median(row[name] for row in found["ours"]) for name in ("peak", "torch"))
     medians = "".join(f"{statistics.median(rates):>12.0f}" for rates in (theirs, mine))
     memory = f"{peak - base:.0f} MB above {base:.0f}"
-    print(f"{model:<24}{batch or 'all':>8}{medians}{ratio(mine, theirs):>22}{memory:>24}", flush=True)
+    print(f"{model:<24}{batch or 'all':>8}{medians}{common.ratio(mine, theirs):>22}{memory:>24}", flush=True)
 
 
 def starts(args: argparse.Namespace, inputs: Inputs) -> None:
     """Print the wall time of whole commands, against that of `import torch`."""
     cells = {
         'python -c "import torch"': partial(command, "-c", "import torch", folder=inputs.folder),
-        "python predict.py --help": partial(command, str(ROOT / "predict.py"), "--help", folder=inputs.folder),
-        "python predict.py one.png": partial(inputs.one, ROOT, args.models[0]),
+        "python predict.py --help": partial(command, str(common.ROOT / "predict.py"), "--help", folder=inputs.folder),
+        "python predict.py one.png": partial(inputs.one, common.ROOT, args.models[0]),
     }
-    found = take_turns(cells, args.rounds, label="whole commands")
+    found = common.take_turns(cells, args.rounds, label="whole commands")
     seconds = {name: [row["seconds"] for row in rows] for name, rows in found.items()}
     print(f"\n{'whole command':<28}{'seconds':>12}{'ratio (min-max)':>22}")
     for name, each in seconds.items():
-        print(f"{name:<28}{statistics.median(each):>12.2f}{ratio(each, next(iter(seconds.values()))):>22}", flush=True)
+        shown = common.ratio(each, next(iter(seconds.values())))
+        print(f"{name:<28}{statistics.median(each):>12.2f}{shown:>22}", flush=True)
 
 
 def run(args: argparse.Namespace) -> int:
-    print("\n".join(header()))
-    with scratch() as folder:
+    print("\n".join(common.header()))
+    with common.scratch() as folder:
         inputs = Inputs(args, Path(folder))
         print(f"{inputs.count:,} images of {args.data}, medians over {args.rounds} rounds")
         if args.against:
-            versus = Against(args.against, args.rounds)
+            versus = common.Against(args.against, args.rounds)
             for model in args.models:
                 versus.row(f"{model}, zip", partial(inputs.zip, model=model), "rate", "images/s")
                 versus.row(f"{model}, logits of one image", partial(inputs.logits, model=model), "seconds", "s")

@@ -17,116 +17,99 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
-from bench.common import accuracies, config_of, fingerprint, flags_of, history, identity, machines, mean_sd, minutes
+from bench import common
 from cli import Parser, combine
 from config import RECIPES, TTA, Config
 from errors import UserError, exit_status
-from ranks import Ranks
 
 Pair = tuple[float, float]  # accuracy in %, official and deduplicated
 
 
-class Run(NamedTuple):
-    """What a finished run reached."""
+def figures(run: Path, args: argparse.Namespace) -> list[Pair]:
+    """The accuracies of the best and the last epoch of `run`, and of its best weights with each of --tta."""
+    from training.resume import read_history
 
-    config: Config
-    best: Pair
-    last: Pair
-    minutes: float
-    data: str  # the fingerprint of what it was trained on; "" where best.pth is gone
-    augmented: list[Pair]  # its best weights with each test-time augmentation that was asked for
+    rows = read_history(run)
+    pairs = [common.accuracies([row for row in rows if row["best"]][-1]), common.accuracies(rows[-1])]
+    return pairs + (augmented(run, args) if args.tta else [])
 
 
-def finished(folder: Path) -> bool:
-    """Whether the run in `folder` reached its last epoch, or ended early for want of a better one."""
-    if not (folder / "config.json").exists():
-        return False
-    config, best = config_of(folder), [row["best"] for row in history(folder)]
-    stale = best[::-1].index(True) if True in best else 0
-    return len(best) >= config.epochs or 0 < config.stop_patience <= stale
-
-
-def read(folder: Path, *, tta: Sequence[str], data: str, cache: str) -> Run:
-    """The figures of the run in `folder`; its best weights are scored now with each of `tta`. Raises UserError."""
-    config, rows = config_of(folder), history(folder)
-    best = [row for row in rows if row["best"]][-1]
-    place = replace(config, data=data or config.data, cache=cache)
-    augmented = augmented_scores(folder, place, tta) if tta else []
-    return Run(config, accuracies(best), accuracies(rows[-1]), minutes(rows), fingerprint(folder), augmented)
-
-
-def augmented_scores(folder: Path, config: Config, tta: Sequence[str]) -> list[Pair]:
+def augmented(run: Path, args: argparse.Namespace) -> list[Pair]:
     """The accuracies of best.pth on the validation images, with each test-time augmentation. Raises UserError."""
     from dataset import load
     from utils import pick_machine
     from val import predict_logits
     from weights import load_weights
 
-    data, machine, pairs = load(config), pick_machine("auto", "auto"), []
-    if fingerprint(folder) != data.fingerprint:
-        raise UserError(f"{folder} was trained on other data than {data.source}: name its own with --data")
-    model, val = load_weights(folder / "best.pth", machine=machine)[0], data.split("val")
-    for name in tta:
-        hits = predict_logits(model, val, machine=machine, ranks=Ranks(), tta=name).argmax(1).numpy() == val.labels
+    config = common.config_of(run)
+    data, machine, pairs = (
+        load(replace(config, data=args.data or config.data, cache=args.cache)),
+        pick_machine("auto", "auto"),
+        [],
+    )
+    if common.fingerprint(run) != data.fingerprint:
+        raise UserError(f"{run} was trained on other data than {data.source}: name its own with --data")
+    model, val = load_weights(run / "best.pth", machine=machine)[0], data.split("val")
+    for name in args.tta:
+        hits = predict_logits(model, val, machine=machine, tta=name).argmax(1).numpy() == val.labels
         pairs.append((100 * hits.mean(), 100 * hits[~val.copies].mean()))
     return pairs
 
 
-def grouped(runs: Sequence[Run]) -> list[list[Run]]:
-    """The runs on the same data that are alike but for seed, place and device, in the order of each group's first."""
-    groups: dict[str, list[Run]] = {}
-    for run in runs:
-        groups.setdefault(json.dumps([identity(run.config) | {"seed": None}, run.data]), []).append(run)
-    return list(groups.values())
-
-
 def command_of(config: Config) -> str:
     """The shortest command that gives the settings of `config`, but for seed, place and device."""
-    wanted, commands = identity(config), []
+    wanted, commands = common.identity(config), []
     for recipe in ("", *RECIPES):
-        there = identity(combine({}, recipe=recipe)[0])
-        flags = flags_of({name: wanted[name] for name in wanted if name != "seed" and wanted[name] != there[name]})
-        commands.append(["python", "interface.py", *(["--recipe", recipe] if recipe else []), *flags])
+        there = common.identity(combine({}, recipe=recipe)[0])
+        other = {name: wanted[name] for name in wanted if name != "seed" and wanted[name] != there[name]}
+        flags = [*(["--recipe", recipe] if recipe else []), *common.flags_of(other)]
+        commands.append(["python", "interface.py", *flags])
     return shlex.join(min(commands, key=len))
 
 
-def row(runs: list[Run]) -> str:
-    """The Markdown row of a group."""
+def row(runs: list[Path], args: argparse.Namespace) -> str:
+    """The Markdown row of runs that differ in their seeds."""
     from torch import device
 
     from model import build_model
+    from training.resume import read_history
     from utils import count_params
 
-    config = runs[0].config
+    config = common.config_of(runs[0])
     with device("meta"):  # no weights are initialised
         params = count_params(build_model(config.model, **config.arguments))
-    each = zip(*([run.best, run.last, *run.augmented] for run in runs), strict=True)
+    columns = zip(*(figures(run, args) for run in runs), strict=True)
+    seeds = sorted(common.config_of(run).seed for run in runs)
     cells = [
         f"`{config.model}`, {params / 1e6:.1f}M",
         f"`{command_of(config)}`",
-        *(" / ".join(mean_sd(values, 1) for values in zip(*pairs, strict=True)) for pairs in each),
-        f"{statistics.mean(run.minutes for run in runs):.0f}",
-        f"{len(runs)} ({', '.join(map(str, sorted(run.config.seed for run in runs)))})",
+        *(" / ".join(common.mean_sd(values, 1) for values in zip(*pairs, strict=True)) for pairs in columns),
+        f"{statistics.mean(common.minutes(read_history(run)) for run in runs):.0f}",
+        f"{len(runs)} ({', '.join(map(str, seeds))})",
     ]
     return f"| {' | '.join(cells)} |"
 
 
 def run(args: argparse.Namespace) -> int:
-    folders = [folder for folder in map(Path, args.runs) if finished(folder)]
-    for name in args.runs:
-        if Path(name) not in folders:
-            print(f"skipped: {name} is no finished run")
-    if not folders:
+    from training.resume import has_ended
+
+    groups: dict[str, list[Path]] = {}  # by settings and data
+    for folder in map(Path, args.runs):
+        if has_ended(folder):
+            settings = common.identity(common.config_of(folder)) | {"seed": None}
+            groups.setdefault(json.dumps([settings, common.fingerprint(folder)]), []).append(folder)
+        else:
+            print(f"skipped: {folder} is no finished run")
+    if not groups:
         raise UserError("none of these folders has a finished run; name some, such as runs/NAME")
-    groups = grouped([read(folder, tta=args.tta, data=args.data, cache=args.cache) for folder in folders])
-    augmented = [f"best, `--tta {name}`" for name in args.tta]
-    columns = ["model, parameters", "command", "best epoch", "last epoch", *augmented, "minutes", "seeds"]
+    names = [f"best, `--tta {name}`" for name in args.tta]
+    columns = ["model, parameters", "command", "best epoch", "last epoch", *names, "minutes", "seeds"]
     print(f"| {' | '.join(columns)} |\n|{' --- |' * len(columns)}")
-    print("\n".join(map(row, groups)))
-    caption = "accuracy on validation in %, official / deduplicated, mean ± standard deviation over the seeds"
-    print("\n".join(["", caption, *machines(folders)]))
+    for folders in groups.values():
+        print(row(folders, args), flush=True)
+    print("\naccuracy on validation in %, official / deduplicated, mean ± standard deviation over the seeds")
+    print("\n".join(common.machines([folder for folders in groups.values() for folder in folders])))
     return 0
 
 
@@ -135,8 +118,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folders of finished runs")
     parser.add_argument("--data", default="", help="with --tta: the dataset (default: each run's own)")
     parser.add_argument("--cache", default=Config().cache, help="with --tta: folder for decoded images")
-    augmented = [name for name in TTA if name != "none"]
-    parser.add_argument("--tta", nargs="+", choices=augmented, default=[], help="score best.pth with these too")
+    parser.add_argument("--tta", nargs="+", choices=TTA[1:], default=[], help="score best.pth with these too")
     return exit_status(run, parser.parse_args(argv))
 
 

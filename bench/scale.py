@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.common import Cell, header, run_cell
+from bench import common
 from cli import Parser
 from config import Config
 from errors import exit_status
@@ -66,7 +66,7 @@ def poll_memory(peak: list[float]) -> None:
         time.sleep(POLL_SECONDS)
 
 
-def build(cell: Cell) -> dict[str, float]:
+def build(cell: common.Cell) -> dict[str, float]:
     """Seconds of building the cache, about half of them for making the faces."""
     from readers.cache import cached
 
@@ -75,7 +75,7 @@ def build(cell: Cell) -> dict[str, float]:
     return {"seconds": time.perf_counter() - start}
 
 
-def train(cell: Cell) -> dict[str, float]:
+def train(cell: common.Cell) -> dict[str, float]:
     """Seconds of opening the cache, ms of training an image, and the peak of memory in MiB."""
     import torch._dynamo  # noqa: F401 (the first optimizer imports it: no part of the measured growth)
 
@@ -105,14 +105,14 @@ def train(cell: Cell) -> dict[str, float]:
 
 
 def run(args: argparse.Namespace) -> int:
-    print("\n".join(header()))
+    print("\n".join(common.header()))
     print(f"TheModel, batches of {Config().batch_size}, {args.steps} steps on the CPU")
     print("".join(f"{name:>16}" for name in ("images", "build us/image", "load ms", "train ms/image", "peak MiB")))
     for size in args.sizes:
         with tempfile.TemporaryDirectory(prefix="scale-", dir=args.folder) as folder:
             cell = {"size": size, "steps": args.steps, "folder": folder}
-            built = run_cell("scale.py", {**cell, "part": "build"})["seconds"] / size
-            row = run_cell("scale.py", {**cell, "part": "train"})
+            built = common.run_cell("scale.py", {**cell, "part": "build"})["seconds"] / size
+            row = common.run_cell("scale.py", {**cell, "part": "train"})
         cells = f"{size:>16,}{1e6 * built:>16.1f}{1e3 * row['load']:>16.0f}{row['train']:>16.3f}{row['peak']:>16.1f}"
         print(cells, flush=True)
     return 0

@@ -25,18 +25,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from bench.common import (
-    accuracies,
-    config_for,
-    fit_in,
-    header,
-    mean_sd,
-    run_cell,
-    scratch,
-    settings_after,
-    take_turns,
-    write_dataset,
-)
+from bench import common
 from cli import Parser, nonempty
 from config import RECIPES, SETTING, Config
 from errors import UserError, exit_status
@@ -62,8 +51,8 @@ class Timed(NamedTuple):
 def timed_run(config: Config, data: "FaceData", machine: "Machine", run: Path) -> Timed:
     """Train from the arrays of `data` to the end of the schedule, in the new folder `run`."""
     start = time.perf_counter()
-    last = fit_in(run, config, data, machine).history[-1]  # scored and saved: a GPU has nothing left to do
-    return Timed(time.perf_counter() - start, *accuracies(last))
+    last = common.fit_in(run, config, data, machine).history[-1]  # scored and saved: a GPU has nothing left to do
+    return Timed(time.perf_counter() - start, *common.accuracies(last))
 
 
 def warm_up(config: Config, data: "FaceData", machine: "Machine", folder: Path) -> None:
@@ -82,27 +71,22 @@ def plain_rate(args: argparse.Namespace, config: Config, device: str) -> tuple[f
     """Images/s of the plain loop after its first epoch with the best number of workers, and that number."""
     from dataset import load
 
-    settings = {name: getattr(config, name) for name in ("model", "width", "batch_size")}
-    with scratch() as folder:
-        write_dataset(load(replace(config, limit=args.images)), Path(folder, "faces"))
-        cell = {"settings": settings, "variant": "plain, float32", "device": device, "folder": f"{folder}/faces/train"}
-        cells = {n: partial(run_cell, "train.py", {**cell, "workers": n}) for n in args.workers}
-        rates = {n: found[0]["later"] for n, found in take_turns(cells, 1, label="plain loop").items()}
-    best = max(rates, key=rates.__getitem__)
-    return rates[best], best
+    with common.scratch() as folder:
+        common.write_dataset(load(replace(config, limit=args.images)), Path(folder, "faces"))
+        flags = common.flags_of({name: getattr(config, name) for name in ("model", "width", "batch_size")})
+        cell = {"flags": flags, "variant": "plain, float32", "device": device, "folder": f"{folder}/faces/train"}
+        cells = {n: partial(common.run_cell, "train.py", {**cell, "workers": n}) for n in args.workers}
+        rates = {found[0]["later"]: n for n, found in common.take_turns(cells, 1, label="plain loop").items()}
+    return max(rates), rates[max(rates)]
 
 
 def summary(runs: list[Timed], target: float) -> list[str]:
     """Lines with the mean and spread of each figure, and whether the mean accuracy reaches `target`, in %."""
     lines = [f"{'':<16}{'mean ± deviation':>18}{'min':>10}{'max':>10}"]
     for name, values in zip(Timed._fields, zip(*runs, strict=True), strict=True):
-        lines.append(f"{name:<16}{mean_sd(values):>18}{min(values):>10.2f}{max(values):>10.2f}")
-    official, seconds = (statistics.mean(getattr(run, name) for run in runs) for name in ("official", "seconds"))
-    verdict = "reached" if official >= target else "missed"
-    return [
-        *lines,
-        f"target {target:.1f} % {verdict}: {official:.2f} % official in {seconds:.2f} s, mean of {len(runs)} runs",
-    ]
+        lines.append(f"{name:<16}{common.mean_sd(values):>18}{min(values):>10.2f}{max(values):>10.2f}")
+    verdict = "reached" if statistics.mean(run.official for run in runs) >= target else "missed"
+    return [*lines, f"target {target:.1f} % official {verdict} by the mean of {len(runs)} runs"]
 
 
 def run(args: argparse.Namespace) -> int:
@@ -113,11 +97,11 @@ def run(args: argparse.Namespace) -> int:
 
     asked = args.settings.get("device", "auto")
     kind = "cuda" if asked == "cuda" or (asked == "auto" and torch.cuda.is_available()) else "cpu"
-    config = config_for({**(GPU if kind == "cuda" else CPU), "data": args.data, **args.settings})
+    config = common.config_for({**(GPU if kind == "cuda" else CPU), "data": args.data, **args.settings})
     if args.keep and Path(args.keep).exists():
         raise UserError(f"--keep {args.keep}: it exists; name a new folder")
     machine = pick_machine(config.device, config.precision, config.threads)
-    print("\n".join([*header(), f"machine: {machine}"]))
+    print("\n".join([*common.header(), f"machine: {machine}"]))
     data = load(config)
     changed = [name for name in args.settings if name not in SETTING]
     if changed or args.runs < RECORD_RUNS or data.demo:
@@ -126,7 +110,7 @@ def run(args: argparse.Namespace) -> int:
     print(f"{config.model}, {config.epochs} epochs of {images:,} images in steps of {config.batch_size}", flush=True)
     plain = None if args.no_plain else plain_rate(args, config, machine.device.type)
     runs = []
-    with scratch() as top:
+    with common.scratch() as top:
         warm_up(config, data, machine, Path(top, "warm-up"))
         for seed in range(args.runs):
             runs.append(timed_run(replace(config, seed=seed), data, machine, Path(args.keep or top, str(seed))))
@@ -153,7 +137,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if min(args.runs, args.images) < 1 or min(args.workers) < 0:
         parser.error("--runs and --images: 1 or more; --workers: 0 or more")
-    args.settings = settings_after(args.rest, taken=("seed", "data", "runs", "run"))
+    args.settings = common.settings_after(args.rest, taken=("seed", "data", "runs", "run"))
     return exit_status(run, args)
 
 

@@ -5,11 +5,11 @@
     python -m bench.train --against ../other --data archive.zip --models TheModel EmotionResNet-small
 
 The plain loop is what people write in an afternoon: ImageFolder over files, torchvision's transforms with the
-augmentation of config.py (flip, rotate, shift, zoom), a DataLoader with the best number of workers (a pilot round over
-0, 1 and 2 finds it), the same network (with ReLU before pooling, as it is written everywhere; ours has it after, with
-the same outputs), the same loss, Adam, float32; two more rows have channels_last, and bfloat16 autocast. Ours is
-`python interface.py` on a zip of the same files. The first epoch counts from before the data are opened: decoding,
-building the network, and for ours the first checkpoint and the scoring. The later epochs count training alone.
+same augmentation (flip, rotate, shift, zoom), a DataLoader with the best number of workers (a pilot round finds
+it), the same network (with ReLU before pooling, as it is written everywhere; ours has it after, with the same outputs),
+the same loss, Adam, float32; two more rows have channels_last, and bfloat16 autocast. Ours is `python interface.py` on
+a zip of the same files. The first epoch counts from before the data are opened: decoding, building the network, and for
+ours the first checkpoint and the scoring. The later epochs count training alone.
 
 --steps takes single steps on random images; each row adds a measure to the rows above it.
 
@@ -18,8 +18,7 @@ settings: decoding into a new cache, the first epoch of the first model on all i
 with a warm cache, on --images of them.
 
 Every cell is a fresh process, imports left out; the cells take turns. Shown are medians over the rounds, the ratio of
-two medians, and the smallest and largest ratio within a round. Without --data the rendered faces are used. Run it on an
-idle machine.
+two medians, and the smallest and largest ratio within a round. Run it on an idle machine.
 """
 
 import argparse
@@ -33,19 +32,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.common import (
-    ROOT,
-    Against,
-    Cell,
-    flags_of,
-    header,
-    ratio,
-    run_cell,
-    scratch,
-    take_turns,
-    train_in,
-    write_dataset,
-)
+from bench import common
 from cli import Parser
 from config import MODELS, Config
 from errors import exit_status
@@ -68,22 +55,10 @@ MEASURES = (
     "ReLU after pooling",
 )
 WARM_UP_STEPS, STEPS = 3, 11
-# Both checkouts have these settings by these names; they are typed so that other defaults do not change the work.
-SAME = {
-    "loss": "cross_entropy",
-    "optimizer": "sgd",
-    "lr": 0.05,
-    "schedule": "cosine",
-    "batch_size": 128,
-    "shift": 4.0,
-    "rotation": 12.0,
-    "zoom": 0.1,
-    "contrast": 0.3,
-    "brightness": 0.1,
-    "mixup": 0.4,
-    "ema": 0.998,
-    "window": 48,
-}
+# Flags that give ours the plain loop's work, and two checkouts the same work, whatever their defaults are
+WORK = "--batch-size 128 --shift 4 --rotation 12 --zoom 0.1 --cutmix 0"
+AS_PLAIN = f"{WORK} --contrast 0 --brightness 0 --mixup 0 --ema 0 --label-smoothing 0 --optimizer adam --lr 0.001"
+SAME = f"{WORK} --contrast 0.3 --brightness 0.1 --mixup 0.4 --ema 0.998 --loss cross_entropy --optimizer sgd --lr 0.05"
 
 
 # --- One cell, in its own process ---
@@ -100,7 +75,7 @@ def relu_first(model: "nn.Module") -> "nn.Module":
     return model
 
 
-def plain_loop(cell: Cell) -> dict[str, float]:
+def plain_loop(cell: common.Cell) -> dict[str, float]:
     """Two epochs of the plain loop: seconds of the first, from before the folder is listed, images/s of the second."""
     import torch
     from torch.utils.data import DataLoader
@@ -109,7 +84,7 @@ def plain_loop(cell: Cell) -> dict[str, float]:
     from losses import make_loss
     from model import build_model
 
-    config = Config(**cell["settings"])
+    config = common.config_for(common.settings_after(cell["flags"], taken=()))
     channels_last, bfloat16 = PLAIN[cell["variant"]]
     layout = torch.channels_last if channels_last else torch.contiguous_format
     device, workers = torch.device(cell["device"]), cell["workers"]
@@ -141,7 +116,7 @@ def plain_loop(cell: Cell) -> dict[str, float]:
     return {"first": seconds[0], "later": len(folder) / seconds[1]}
 
 
-def single_steps(cell: Cell) -> dict[str, float]:
+def single_steps(cell: common.Cell) -> dict[str, float]:
     """Images/s of training steps on the CPU with the first `measures` of MEASURES; augmentation's share."""
     import numpy as np
     import torch
@@ -164,18 +139,17 @@ def single_steps(cell: Cell) -> dict[str, float]:
     images = preprocess(pixels)
     if "input channels_last too" in on:
         images = channels_last(images)
-    steps, augmentation = [], []
+    steps, augmentation, batch = [], [], np.arange(config.batch_size)
     for _ in range(WARM_UP_STEPS + STEPS):
         start = time.perf_counter()
-        augment(preprocess(pixels), draw(config, np.arange(config.batch_size), epoch=0))
+        augment(preprocess(pixels), draw(config, batch, epoch=0))
         augmentation.append(time.perf_counter() - start)
-        start = time.perf_counter()
         with torch.autocast("cpu", torch.bfloat16, enabled="bfloat16 autocast" in on):
             logits = model(images)
         torch.nn.functional.cross_entropy(logits.float(), labels).backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        steps.append(time.perf_counter() - start)
+        steps.append(time.perf_counter() - start - augmentation[-1])
     step, part = (statistics.median(seconds[WARM_UP_STEPS:]) for seconds in (steps, augmentation))
     return {"rate": config.batch_size / step, "share": part / (part + step)}
 
@@ -184,45 +158,47 @@ def single_steps(cell: Cell) -> dict[str, float]:
 
 
 def ours(checkout: Path, flags: Sequence[str], epochs: int) -> dict[str, float]:
-    """What `train_in` gives, in a folder that is removed."""
-    with scratch() as folder:
-        return train_in(Path(folder, "new"), checkout, flags, epochs=epochs)
+    """What `common.train_in` gives, in a folder that is removed."""
+    with common.scratch() as folder:
+        return common.train_in(Path(folder, "new"), checkout, flags, epochs=epochs)
 
 
 def decode(checkout: Path, data: str) -> dict[str, float]:
     """Seconds of decoding `data` into a new cache."""
-    with scratch() as folder:
+    with common.scratch() as folder:
         cell = {"part": "load", "data": data, "cache": f"{folder}/cache"}
-        return run_cell("drive.py", cell, checkout=checkout, cwd=Path(folder))
+        return common.run_cell("drive.py", cell, checkout=checkout, cwd=Path(folder))
 
 
 def compare(args: argparse.Namespace, model: str, folder: Path, images: int) -> None:
     """Measure ours and the plain loops, these with the best number of workers, on one model; print their table."""
-    cell = {"settings": {"model": model}, "device": args.device, "folder": f"{folder}/train"}
+    flags = ["--model", model, *AS_PLAIN.split()]
+    cell = {"flags": flags, "device": args.device, "folder": f"{folder}/train"}
     plain = {(loop, n): {**cell, "variant": loop, "workers": n} for loop in args.loops for n in args.workers}
-    cells = {key: partial(run_cell, "train.py", each) for key, each in plain.items()}
-    pilot = {key: found[0]["later"] for key, found in take_turns(cells, 1, label="pilot").items()}
+    cells = {key: partial(common.run_cell, "train.py", each) for key, each in plain.items()}
+    pilot = {key: found[0]["later"] for key, found in common.take_turns(cells, 1, label="pilot").items()}
     best = {loop: max(args.workers, key=lambda n: pilot[loop, n]) for loop in args.loops}
     turns = {f"{loop} ({n} workers)": cells[loop, n] for loop, n in best.items()}
-    flags = ["--data", f"{folder}.zip", "--device", args.device, "--model", model]
-    turns["ours"] = partial(ours, ROOT, flags, 1 + LATER_EPOCHS)
-    found = take_turns(turns, args.rounds, label=model)
+    flags += ["--data", f"{folder}.zip", "--device", args.device]
+    turns["ours"] = partial(ours, common.ROOT, flags, 1 + LATER_EPOCHS)
+    found = common.take_turns(turns, args.rounds, label=model)
     rates = {
-        name: [[images / row["first"] for row in rows], [row["later"] for row in rows]] for name, rows in found.items()
+        name: ([images / row["first"] for row in each], [row["later"] for row in each]) for name, each in found.items()
     }
     print(f"\n{model + ', images/s':<44}{'first epoch':>22}{'later epochs':>22}")
     for name, columns in rates.items():
         print(f"{name:<44}" + "".join(f"{statistics.median(values):>22.0f}" for values in columns))
     for name in list(rates)[:-1]:
-        shown = "".join(f"{ratio(mine, its):>22}" for mine, its in zip(rates["ours"], rates[name], strict=True))
+        shown = "".join(f"{common.ratio(mine, its):>22}" for mine, its in zip(rates["ours"], rates[name], strict=True))
         print(f"{'ours / ' + name:<44}{shown}", flush=True)
 
 
 def step_table(args: argparse.Namespace) -> None:
     """Print what each of MEASURES brings, and what preprocessing and augmentation take beside the last row's step."""
     keys = [(model, row) for row in range(len(MEASURES)) for model in args.models]
-    cells = {(model, row): partial(run_cell, "train.py", {"model": model, "measures": row + 1}) for model, row in keys}
-    found = take_turns(cells, args.rounds, label="steps")
+    step = {(model, row): {"model": model, "measures": row + 1} for model, row in keys}
+    cells = {key: partial(common.run_cell, "train.py", cell) for key, cell in step.items()}
+    found = common.take_turns(cells, args.rounds, label="steps")
     print(f"{'images/s, batches of 128':<28}" + "".join(f"{model:>24}" for model in args.models))
     for row, label in enumerate(MEASURES):
         rates = [statistics.median(result["rate"] for result in found[model, row]) for model in args.models]
@@ -234,9 +210,9 @@ def step_table(args: argparse.Namespace) -> None:
 def against(args: argparse.Namespace) -> None:
     """Print how fast another checkout and this one train, in paired turns."""
     data = os.path.abspath(args.data) if os.path.exists(args.data) and args.data != "demo" else args.data
-    versus = Against(args.against, args.rounds)
+    versus = common.Against(args.against, args.rounds)
     versus.row("decoding into a new cache", partial(decode, data=data), "seconds", "s")
-    flags = {model: ["--data", data, *flags_of({**SAME, "model": model})] for model in args.models}
+    flags = {model: ["--data", data, "--model", model, *SAME.split()] for model in args.models}
     for model in args.models[:1]:
         versus.row(f"{model}, first epoch, all images", partial(ours, flags=flags[model], epochs=1), "first", "s")
     for model, each in flags.items():
@@ -249,14 +225,14 @@ def run(args: argparse.Namespace) -> int:
 
     from dataset import load
 
-    print("\n".join(header()))
+    print("\n".join(common.header()))
     if args.steps or args.against:
         step_table(args) if args.steps else against(args)
         return 0
     args.device = "cuda" if torch.cuda.is_available() else "cpu"  # of both loops
-    with scratch() as top:
+    with common.scratch() as top:
         folder = Path(top, "faces")
-        images = write_dataset(load(Config(data=args.data, cache=args.cache, limit=args.images)), folder)
+        images = common.write_dataset(load(Config(data=args.data, cache=args.cache, limit=args.images)), folder)
         print(f"{images} images of {args.data}, batches of 128, {args.device}, medians over {args.rounds} rounds")
         for model in args.models:
             compare(args, model, folder, images)
