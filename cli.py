@@ -10,6 +10,16 @@ from typing import Any, NoReturn
 
 from config import RECIPES, Config, Knob
 
+# The settings of older configs and weight files: each one's name today, or None where it was removed.
+OLD_NAMES: dict[str, str | None] = {
+    "teaching": "distill_weight",
+    "erase": "cutout",
+    "whole": "full_size_share",
+    "recalibrate": None,
+    "compile": None,
+}
+DEVICES = {"gpu": "cuda", "gpus": "cuda", "cuda": "cuda", "cpu": "cpu", "mps": "mps"}  # flags of other projects
+
 
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser that takes no abbreviations and ends a wrong call with one line and status 2."""
@@ -19,11 +29,19 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         _, _, typed = message.partition("unrecognized arguments: ")
-        known = [flag for action in self._actions for flag in action.option_strings]
-        near = [found for word in typed.split() for found in get_close_matches(word.split("=")[0], known, 1)]
-        hint = f" (did you mean {', '.join(near)}?)" if near else ""
-        said = f"error: {message}{hint}; see python {self.prog} --help\n"
-        self.exit(2, said if os.environ.get("RANK", "0") == "0" else None)  # of several processes one says it
+        meant = [flag for word in typed.split() if word.startswith("--") for flag in self.alike(word)]
+        hint = f" (did you mean {', '.join(meant)}?)" if meant else ""
+        text = f"error: {message}{hint}; see python {self.prog} --help\n"
+        self.exit(2, text if os.environ.get("RANK", "0") == "0" else None)  # of several processes one prints it
+
+    def alike(self, word: str) -> list[str]:
+        """The flag that was meant by `word`, if one is: a device, a setting's older name, or a typing error."""
+        known = {flag.removeprefix("--") for action in self._actions for flag in action.option_strings}
+        name = word.split("=")[0].removeprefix("--").replace("_", "-")
+        if name in DEVICES and "device" in known:
+            return [f"--device {DEVICES[name]}"]
+        name = (OLD_NAMES.get(name.replace("-", "_")) or name).replace("_", "-")
+        return [f"--{flag}" for flag in get_close_matches(name, known, 1)]
 
     def resolve(self, args: argparse.Namespace) -> argparse.Namespace:
         """`args` with its settings gathered: `config` is the Config they make, `flags` those that were typed, `notes`
@@ -67,16 +85,6 @@ def add_flags(
         shown = (defaults or {}).get(spec.name) or f"{spec.default}" or "empty"
         text = f"{allowed.help} (default: {shown})".replace("%", "%%")
         parser.add_argument(f"--{spec.name.replace('_', '-')}", help=text, **options)
-
-
-# The settings of older configs and weight files: each one's name today, or None where it was removed.
-OLD_NAMES: dict[str, str | None] = {
-    "teaching": "distill_weight",
-    "erase": "cutout",
-    "whole": "full_size_share",
-    "recalibrate": None,
-    "compile": None,
-}
 
 
 def current_names(values: Mapping[str, Any], where: str) -> tuple[dict[str, Any], list[str]]:

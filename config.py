@@ -5,6 +5,7 @@ It needs the standard library only, so `--help` answers at once.
 """
 
 import math
+import reprlib
 from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 
@@ -41,7 +42,7 @@ class Config:
     data: str = knob("", "a folder, zip, csv or tar; demo draws faces; empty looks in this folder")
     cache: str = knob(".cache", "folder for decoded images")
     val_fraction: float = knob(0.1, "share of train drawn for validation where the data has none", 0.01, 0.5)
-    limit: int = knob(0, "train on about this many images, every class in its share; 0 is all", 0)
+    limit: int = knob(0, "train on about this many images, every class in its share; 0 is all", 0, 10**9)
     votes: str = knob("", "FER+ votes as soft targets: fer2013new.csv or ferplus_votes.csv; empty is the labels")
     # Model
     model: str = knob("TheModel", "network", choices=MODELS)
@@ -214,9 +215,7 @@ MACHINE_FIELDS = ("data", "cache", "votes", "teachers", "device", "threads")
 
 def check_field(name: str, value: Any, kind: type, allowed: Knob) -> None:
     """Raise ValueError, with the name, the value and what is allowed, unless `value` fits."""
-    if kind is float and type(value) is int:
-        value = float(value)
-    if type(value) is not kind:
+    if type(value) is not kind and not (kind is float and type(value) is int):
         raise ValueError(f"{name}: {value!r} is not of type {kind.__name__}")
     if kind is str and "\0" in value:
         raise ValueError(f"{name}: {value!r} holds a zero character, which no path has")
@@ -225,4 +224,4 @@ def check_field(name: str, value: Any, kind: type, allowed: Knob) -> None:
     if kind in (int, float) and not allowed.low <= value <= allowed.high:
         least = f"{allowed.low:g} or more"
         wanted = least if allowed.high == math.inf else f"between {allowed.low:g} and {allowed.high:g}"
-        raise ValueError(f"{name}: {value!r} is not {wanted}")
+        raise ValueError(f"{name}: {reprlib.repr(value)} is not {wanted}")

@@ -54,13 +54,13 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def pick_machine(device: str, precision: str, threads: int = 0) -> Machine:
-    """The Machine for the knobs of the same names; "auto" takes CUDA, then MPS, then the CPU.
+    """The Machine for the settings of the same names; "auto" takes CUDA, then the CPU.
 
     Raises UserError where a device was asked for by name and is not there.
     """
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if device == "auto":
-        device = next(name for name, found in there.items() if found)
+        device = "cuda" if there["cuda"] else "cpu"
     if not there[device]:
         raise UserError(
             f"--device {device}: torch {torch.__version__} finds no such device here; "

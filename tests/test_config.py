@@ -119,6 +119,8 @@ def test_the_loss_is_named_with_its_weighting():
         ("batch_size", 0, "batch_size: 0 is not between"),
         ("lr", -0.1, "lr: -0.1 is not between"),
         ("lr", math.nan, "lr: nan is not between"),
+        ("lr", 10**400, "lr: 1000.*0 is not between"),
+        ("limit", 10**400, "limit: 1000.*0 is not between"),
         ("lr", "fast", "lr: 'fast' is not of type float"),
         ("flip", 1, "flip: 1 is not of type bool"),
         ("epochs", 2.5, "epochs: 2.5 is not of type int"),
@@ -168,6 +170,8 @@ def test_every_old_name_leads_to_a_setting_or_is_ignored():
         ("[" * 100_000, "is not JSON"),
         ('{"run": "a\\u0000b"}', r"run: 'a\\x00b' holds a zero character"),
         ('{"epochs": 0}', "epochs: 0 is not between"),
+        ('{"lr": 1' + "0" * 400 + "}", "lr: 1000.*0 is not between"),
+        ('{"lr": 1' + "0" * 5000 + "}", "is not JSON"),
     ],
 )
 def test_a_bad_config_file_is_refused(tmp_path, text, message):
@@ -191,6 +195,10 @@ def test_every_recipe_is_a_valid_config():
     ("typed", "message"),
     [
         (["--epoch", "3"], "error: unrecognized arguments: --epoch 3 (did you mean --epochs?)"),
+        (["--gpu"], "error: unrecognized arguments: --gpu (did you mean --device cuda?)"),
+        (["--batchsize=64"], "error: unrecognized arguments: --batchsize=64 (did you mean --batch-size?)"),
+        (["--teaching", "0.5"], "error: unrecognized arguments: --teaching 0.5 (did you mean --distill-weight?)"),
+        (["--zzz", "data"], "error: unrecognized arguments: --zzz data; see"),
         (["--epochs", "0"], "error: epochs: 0 is not between 1 and 100000"),
         (["--batch-size", "0"], "error: batch_size: 0 is not between"),
         (["--lr", "-0.001"], "error: lr: -0.001 is not between"),

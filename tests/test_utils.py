@@ -151,6 +151,13 @@ def test_a_device_that_is_not_there_is_named():
         pick_machine(missing, "auto")
 
 
+def test_auto_takes_cuda_then_the_cpu_and_never_an_apple_gpu(monkeypatch):
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert pick_machine("auto", "fp32").device.type == "cpu"
+    on_a_gpu(monkeypatch)
+    assert pick_machine("auto", "fp32").device.type == "cuda"
+
+
 def test_fp16_on_a_cpu_is_refused():
     with pytest.raises(UserError, match="--precision fp16: small gradients vanish"):
         pick_machine("cpu", "fp16")
