@@ -1,4 +1,4 @@
-"""The networks, by name. Every one maps (B, channels, size, size) floats in [-1, 1] to (B, classes) logits."""
+"""The networks, by name. Each maps (B, channels, size, size) floats in [-1, 1] to (B, classes) logits."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -7,7 +7,55 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from blocks import BasicBlock, FaceNet, ResidualBlock, channels_last_grad
+MIN_SIZE = 32  # pixels a side: below this the last stage of the deeper networks has fewer than 4x4 places
+
+
+class FaceNet(nn.Module):
+    """The base of all networks: it checks the input, and `features` gives the vector before the last layer.
+
+    A subclass defines `features(images) -> (B, D)` and a linear `classifier` over it. A network with `any_size`
+    averages over all places first, so it takes square images of any size from MIN_SIZE.
+    """
+
+    any_size = False
+    temperature: float = 1.0  # `val.forward` divides logits by it; fitted after training, kept in the weight file
+
+    def __init__(self, *, image_size: int = 48, channels: int = 1, num_classes: int = 7, dropout: float = 0.5) -> None:
+        super().__init__()
+        if image_size < MIN_SIZE:
+            raise ValueError(f"image_size {image_size}: at least {MIN_SIZE} pixels are needed")
+        if channels < 1 or num_classes < 2:
+            raise ValueError(f"channels {channels}, num_classes {num_classes}: at least 1 and 2 are needed")
+        self.image_size, self.channels, self.num_classes = image_size, channels, num_classes
+        # A weight file keeps both; build_model(name, **arguments) builds the network again
+        self.name = type(self).__name__
+        self.arguments: dict[str, Any] = {"dropout": dropout}
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (B, num_classes). Raises ValueError for images of another shape."""
+        self.check(images)
+        return self.classifier(self.features(images))
+
+    def check(self, images: Tensor) -> None:
+        """Raise ValueError for `images` of a shape that this network does not take."""
+        size = max(images.shape[-1], MIN_SIZE) if self.any_size else self.image_size
+        if images.ndim != 4 or images.shape[1:] != (self.channels, size, size):
+            shape = f"(B, {self.channels}, {size}, {size})"
+            raise ValueError(f"{type(self).__name__} takes images of shape {shape}, got {tuple(images.shape)}")
+
+
+# --- Single networks ---
+
+
+def channels_last_grad(maps: Tensor) -> Tensor:
+    """`maps` (B, C, H, W), whose gradient keeps their memory layout.
+
+    Flattening and averaging change the gradient's layout. Every operation before them would then read two layouts,
+    which takes ten times as long as one copy.
+    """
+    if maps.requires_grad and maps.is_contiguous(memory_format=torch.channels_last):
+        maps.register_hook(lambda gradient: gradient.contiguous(memory_format=torch.channels_last))
+    return maps
 
 
 class TheModel(FaceNet):
@@ -28,23 +76,57 @@ class TheModel(FaceNet):
         self.classifier = nn.Linear(512, num_classes)
 
     def features(self, images: Tensor) -> Tensor:
-        """The 512 hidden units (B, 512), after ReLU and dropout."""
+        """The hidden units (B, 512), after ReLU and dropout."""
         maps = channels_last_grad(self.body(images))
         return self.dropout(torch.relu(self.hidden(maps.flatten(1))))
+
+
+def stem(channels: int, outputs: int) -> nn.Sequential:
+    """A 3x3 convolution of stride 1, pooled once: 48x48 faces become 24x24 places."""
+    convolution = nn.Conv2d(channels, outputs, 3, padding=1, bias=False)
+    return nn.Sequential(convolution, nn.BatchNorm2d(outputs), nn.MaxPool2d(2), nn.ReLU())
+
+
+def two_convolutions(inputs: int, inner: int, outputs: int, *, stride: int = 1) -> nn.Sequential:
+    """The residual path of a block: two 3x3 convolutions with batch norm."""
+    return nn.Sequential(
+        nn.Conv2d(inputs, inner, 3, stride=stride, padding=1, bias=False),
+        nn.BatchNorm2d(inner),
+        nn.ReLU(),
+        nn.Conv2d(inner, outputs, 3, padding=1, bias=False),
+        nn.BatchNorm2d(outputs),
+    )
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions with batch norm, added to the input (arXiv 1512.03385).
+
+    The shortcut is the identity, or a 1x1 projection where the channels change. `halve` pools both paths first. The
+    convolutions go inputs -> inputs -> outputs: inputs -> outputs -> outputs would double the parameters.
+    """
+
+    def __init__(self, inputs: int, outputs: int, *, halve: bool = False) -> None:
+        super().__init__()
+        self.pool = nn.MaxPool2d(2) if halve else nn.Identity()
+        self.shortcut = nn.Identity()
+        if inputs != outputs:
+            self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, bias=False), nn.BatchNorm2d(outputs))
+        self.residual = two_convolutions(inputs, inputs, outputs)
+
+    def forward(self, images: Tensor) -> Tensor:
+        images = self.pool(images)
+        return torch.relu(self.residual(images) + self.shortcut(images))
 
 
 class ImprovedFER2013Model(FaceNet):
     """Four residual stages of 64, 128, 256 and 512 channels and a 256-unit head: 2.7M parameters.
 
-    48x48 faces are seen at 48, then at 24, 12, 6 and 6 places a side. The first convolution is pooled at once: a
-    first stage at 48x48 would take four times the multiplications of this one.
+    The stages of a 48x48 face have 24, 12, 6 and 6 places a side.
     """
 
     def __init__(self, *, image_size: int = 48, channels: int = 1, num_classes: int = 7, dropout: float = 0.5) -> None:
         super().__init__(image_size=image_size, channels=channels, num_classes=num_classes, dropout=dropout)
-        self.stem = nn.Sequential(
-            nn.Conv2d(channels, 64, 3, padding=1, bias=False), nn.BatchNorm2d(64), nn.MaxPool2d(2), nn.ReLU()
-        )
+        self.stem = stem(channels, 64)
         self.stages = nn.Sequential(
             ResidualBlock(64, 64),
             ResidualBlock(64, 128, halve=True),
@@ -57,39 +139,49 @@ class ImprovedFER2013Model(FaceNet):
         self.classifier = nn.Linear(256, num_classes)
 
     def features(self, images: Tensor) -> Tensor:
-        """The 256 units of the head (B, 256), after batch norm, ReLU and dropout."""
+        """The units of the head (B, 256), after batch norm, ReLU and dropout."""
         pooled = channels_last_grad(self.stages(self.stem(images))).mean((2, 3))
         return self.dropout(torch.relu(self.norm(self.hidden(self.dropout(pooled)))))
 
 
-class EmotionResNet(FaceNet):
-    """A residual network for small grey faces: three stages at 24x24, 12x12 and 6x6 places, then their average.
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions with batch norm, added to the input (arXiv 1512.03385); initialised as its shortcut.
 
-    `widths` and `depths` are the channels and blocks of each stage; `width` multiplies the channels, in whole eights.
-    The first convolution has stride 1 and is pooled once: the 7x7 convolution of stride 2 that begins ImageNet's
-    networks would leave 12x12 places of a face.
+    `halve` halves the places: the first convolution by its stride, the shortcut by averaging before its 1x1 projection,
+    so that no pixel is skipped (arXiv 1812.01187). The last batch norm's gains are 0 at first.
+    """
+
+    def __init__(self, inputs: int, outputs: int, *, halve: bool = False) -> None:
+        super().__init__()
+        self.residual = two_convolutions(inputs, outputs, outputs, stride=1 + halve)
+        nn.init.zeros_(self.residual[-1].weight)
+        self.shortcut = nn.Identity()
+        if halve or inputs != outputs:
+            pool = nn.AvgPool2d(2, ceil_mode=True) if halve else nn.Identity()
+            project = nn.Conv2d(inputs, outputs, 1, bias=False)
+            self.shortcut = nn.Sequential(pool, project, nn.BatchNorm2d(outputs))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.relu(self.residual(images) + self.shortcut(images))
+
+
+class EmotionResNet(FaceNet):
+    """A residual network for small grey faces: three stages of 24x24, 12x12 and 6x6 places, then their average.
+
+    `widths` and `depths` are the channels and blocks of each stage. `width` multiplies the channels, rounded to
+    multiples of 8.
     """
 
     any_size = True
 
     def __init__(
-        self,
-        *,
-        widths: Sequence[int],
-        depths: Sequence[int],
-        width: float = 1.0,
-        image_size: int = 48,
-        channels: int = 1,
-        num_classes: int = 7,
-        dropout: float = 0.5,
+        self, *, widths: Sequence[int], depths: Sequence[int], width: float = 1.0, dropout: float = 0.5, **shape: int
     ) -> None:
-        super().__init__(image_size=image_size, channels=channels, num_classes=num_classes, dropout=dropout)
+        super().__init__(dropout=dropout, **shape)
         self.arguments["width"] = width
         widths = [max(8, 8 * round(width * each / 8)) for each in widths]
         last = widths[0]
-        self.stem = nn.Sequential(
-            nn.Conv2d(channels, last, 3, padding=1, bias=False), nn.BatchNorm2d(last), nn.MaxPool2d(2), nn.ReLU()
-        )
+        self.stem = stem(self.channels, last)
         blocks = []
         for stage, (outputs, depth) in enumerate(zip(widths, depths, strict=True)):
             for number in range(depth):
@@ -97,7 +189,7 @@ class EmotionResNet(FaceNet):
                 last = outputs
         self.blocks = nn.Sequential(*blocks)
         self.dropout = nn.Dropout(dropout)
-        self.classifier = nn.Linear(last, num_classes)
+        self.classifier = nn.Linear(last, self.num_classes)
 
     def features(self, images: Tensor) -> Tensor:
         """The last stage's channels averaged over the places (B, D), after dropout."""
@@ -105,65 +197,55 @@ class EmotionResNet(FaceNet):
 
 
 class TorchvisionResNet(FaceNet):
-    """torchvision's `resnet18` or `resnet34` as it stands, drawn anew, with a stem for grey images."""
+    """torchvision's `resnet18` or `resnet34`, newly initialised, with a first convolution for grey images."""
 
     any_size = True
 
-    def __init__(
-        self, *, name: str, image_size: int = 48, channels: int = 1, num_classes: int = 7, dropout: float = 0.5
-    ) -> None:
-        super().__init__(image_size=image_size, channels=channels, num_classes=num_classes, dropout=dropout)
+    def __init__(self, *, name: str, dropout: float = 0.5, **shape: int) -> None:
+        super().__init__(dropout=dropout, **shape)
         from torchvision import models  # late: it takes a second, and only these networks need it
 
         body = getattr(models, name)(weights=None)
-        body.conv1 = nn.Conv2d(channels, 64, 7, stride=2, padding=3, bias=False)
+        body.conv1 = nn.Conv2d(self.channels, 64, 7, stride=2, padding=3, bias=False)
         nn.init.kaiming_normal_(body.conv1.weight, mode="fan_out", nonlinearity="relu")
         self.body = nn.Sequential(*list(body.children())[:-2])  # all but the averaging and the last layer
         self.dropout = nn.Dropout(dropout)
-        self.classifier = nn.Linear(512, num_classes)
+        self.classifier = nn.Linear(512, self.num_classes)
 
     def features(self, images: Tensor) -> Tensor:
-        """The 512 averaged channels of the last stage (B, 512), after dropout."""
+        """The last stage's channels averaged over the places (B, 512), after dropout."""
         return self.dropout(channels_last_grad(self.body(images)).mean((2, 3)))
 
 
+# --- Mixtures of experts ---
+
+
 class Expert(FaceNet):
-    """One network for a group of classes, which answers for all: it has an output for "none of mine".
+    """A network for a group of classes, with one more output, "none", for all others. Its logits are log-probabilities.
 
-    What it gives to that is shared over the other classes as they share the training images, `counts` (C,), so that
-    every log-probability is finite. Its logits are those log-probabilities: trained on all images by their labels, it
-    learns its group from its own images, and "none" from the others. A group of all classes has no such output.
+    "none" is shared among the other classes in proportion to their training images, `counts` (C,), so every
+    log-probability is finite and the expert is trained on all images by their labels. A group of all classes has no
+    "none".
 
-    `network` names it in NETWORKS, `group` holds indices of classes. Raises ValueError for a group that is empty or has
-    a class twice or one that is not there, and for a class outside it without training images.
+    `network` is a name in NETWORKS, `group` holds indices of classes. Raises ValueError for a group that is empty,
+    repeats a class or has an unknown one, and for a class outside it without training images.
     """
 
-    def __init__(
-        self,
-        *,
-        network: str,
-        group: Sequence[int],
-        counts: Sequence[int],
-        image_size: int = 48,
-        channels: int = 1,
-        dropout: float = 0.5,
-    ) -> None:
-        super().__init__(image_size=image_size, channels=channels, num_classes=len(counts), dropout=dropout)
-        if not group or len(set(group)) < len(group) or not set(group) <= set(range(len(counts))):
-            raise ValueError(
-                f"group {list(group)}: one or more of the classes 0 to {len(counts) - 1}, each once, are needed"
-            )
-        self.arguments |= {"network": network, "group": list(group), "counts": list(counts)}
-        others = [c for c in range(len(counts)) if c not in group]
+    def __init__(self, *, network: str, group: Sequence[int], counts: Sequence[int], **inputs: float) -> None:
+        super().__init__(num_classes=len(counts), **inputs)
+        group, counts, classes = list(group), list(counts), range(len(counts))
+        if not group or len(set(group)) < len(group) or not set(group) <= set(classes):
+            raise ValueError(f"group {group}: one or more of the classes 0 to {classes[-1]}, each once, are needed")
+        self.arguments |= {"network": network, "group": group, "counts": counts}
+        others = [c for c in classes if c not in group]
         if bare := [c for c in others if counts[c] < 1]:
-            raise ValueError(f"counts {list(counts)}: the classes {bare}, outside the group, have no share of training")
+            raise ValueError(f"counts {counts}: the classes {bare}, outside the group, have no training images")
         place = {c: at for at, c in enumerate(sorted(group))}
         rest = sum(counts[c] for c in others)
-        shares = [1.0 if c in place else counts[c] / rest for c in range(len(counts))]
-        self.register_buffer("place", torch.tensor([place.get(c, len(group)) for c in range(len(counts))]))
+        shares = [1.0 if c in place else counts[c] / rest for c in classes]
+        self.register_buffer("place", torch.tensor([place.get(c, len(group)) for c in classes]))
         self.register_buffer("log_share", torch.tensor(shares).log())
-        outputs = len(group) + bool(others)
-        self.net = build_model(network, image_size=image_size, channels=channels, num_classes=outputs, dropout=dropout)
+        self.net = build_model(network, num_classes=len(group) + bool(others), **inputs)
         self.any_size = self.net.any_size
 
     @property
@@ -177,31 +259,25 @@ class Expert(FaceNet):
     def forward(self, images: Tensor) -> Tensor:
         """Log-probabilities (B, C) float32 of all classes."""
         self.check(images)
-        return self.spread(self.classifier(self.features(images)))
+        return self.log_probs(self.features(images))
 
-    def spread(self, logits: Tensor) -> Tensor:
-        """Log-probabilities (B, C) of all classes from the network's logits, of its group and "none"."""
-        return logits.float().log_softmax(1)[:, self.place] + self.log_share
+    def log_probs(self, features: Tensor) -> Tensor:
+        """Log-probabilities (B, C) float32 of all classes from the network's features (B, D)."""
+        return self.classifier(features).float().log_softmax(1)[:, self.place] + self.log_share
 
 
 class MixtureOfExperts(FaceNet):
-    """Experts for groups of classes, weighed for each image by a gating network (doi 10.1162/neco.1991.3.1.79).
+    """Experts for groups of classes, weighted for each image by a gating network (doi 10.1162/neco.1991.3.1.79).
 
-    The probability of a class is the sum over the experts of gate(expert | image) p(class | image, expert), computed in
-    logarithms; the logits are its logarithm, so that they sum to one. `groups` (E of them) hold indices of classes, may
-    overlap, and must cover all. `top_k` experts are used for an image, 0 is all (arXiv 1701.06538): with 1 the gate's
-    weight is 1, which tells it nothing, so train it with more. `temperature` divides the gate's logits.
+    p(class | image) is the sum over the experts of gate(expert | image) p(class | image, expert), in logarithms; the
+    logits are log p. `groups` (E of them) hold indices of classes, may overlap, and must cover all.
 
-    `balance` is the weight of the squared coefficient of variation of the experts' importance over a batch (section 4
-    there), which training adds to the loss from `penalty`. Importance is summed here over the gate's whole softmax,
-    before top_k: the paper sums what is left after it, from logits with noise, and has a second term for the number of
-    images. Here it is smooth without noise, and reaches experts that are not chosen; but even importance is not yet
-    even use.
+    `top_k` experts are used for an image, 0 is all (arXiv 1701.06538). With 1 the gate's weight is always 1 and the
+    gate gets no gradient: train with more. `balance` is the weight of `penalty`, which training adds to the loss: the
+    squared coefficient of variation of the experts' mean gate weights over a batch (section 4 there, but before top_k
+    and without noise).
 
-    With `shared_stem` one stem, in `stem`, serves gate and experts: these lack it then, see `ask`.
-
-    Raises ValueError as `Expert` does, for a class that no group covers, for a top_k above the experts, and for a
-    `shared_stem` of networks without one, or with different ones.
+    Raises ValueError as `Expert` does, for a class that no group covers, and for a top_k above the experts.
     """
 
     def __init__(
@@ -212,72 +288,43 @@ class MixtureOfExperts(FaceNet):
         groups: Sequence[Sequence[int]],
         counts: Sequence[int],
         top_k: int = 0,
-        temperature: float = 1.0,
         balance: float = 0.0,
-        shared_stem: bool = False,
-        image_size: int = 48,
-        channels: int = 1,
-        dropout: float = 0.5,
+        **inputs: float,
     ) -> None:
-        super().__init__(image_size=image_size, channels=channels, num_classes=len(counts), dropout=dropout)
+        super().__init__(num_classes=len(counts), **inputs)
+        groups = [list(group) for group in groups]
         if lacking := sorted(set(range(len(counts))) - {c for group in groups for c in group}):
-            raise ValueError(f"groups {[list(group) for group in groups]}: no expert covers the classes {lacking}")
-        if not 0 <= top_k <= len(groups) or temperature <= 0 or balance < 0:
-            raise ValueError(
-                f"top_k {top_k}, temperature {temperature}, balance {balance}: "
-                f"0 to {len(groups)}, above 0 and 0 or more are allowed"
-            )
-        self.arguments |= {
-            "network": network,
-            "gate": gate,
-            "groups": [list(group) for group in groups],
-            "counts": list(counts),
-            "top_k": top_k,
-            "temperature": temperature,
-            "balance": balance,
-            "shared_stem": shared_stem,
-        }
-        self.top_k, self.temperature, self.balance = top_k, temperature, balance
-        shared = {"image_size": image_size, "channels": channels, "dropout": dropout}
-        self.experts = nn.ModuleList(Expert(network=network, group=group, counts=counts, **shared) for group in groups)
-        # A single expert needs no gate, and a network of one output is none
-        self.gate = build_model(gate, num_classes=len(groups), **shared) if len(groups) > 1 else None
-        self.stem: nn.Module = nn.Identity()
-        nets = [expert.net for expert in self.experts] + ([self.gate] if self.gate else [])
-        self.any_size = all(net.any_size for net in nets)
-        if shared_stem:
-            self.stem = shared_stem_of(nets)
-            for net in nets:
-                net.stem = nn.Identity()
+            raise ValueError(f"groups {groups}: no expert covers the classes {lacking}")
+        if not 0 <= top_k <= len(groups) or balance < 0:
+            raise ValueError(f"top_k {top_k}, balance {balance}: 0 to {len(groups)}, and 0 or more, are allowed")
+        self.arguments |= {"network": network, "gate": gate, "groups": groups, "counts": list(counts)}
+        self.arguments |= {"top_k": top_k, "balance": balance}
+        self.top_k, self.balance = top_k, balance
+        self.experts = nn.ModuleList(Expert(network=network, group=group, counts=counts, **inputs) for group in groups)
+        # A single expert needs no gate, and there is no network of one output
+        self.gate = build_model(gate, num_classes=len(groups), **inputs) if len(groups) > 1 else None
+        self.any_size = all(net.any_size for net in [*self.experts, self.gate] if net)
         self.penalty: Tensor | None = None
         self.frozen: list[nn.Module] = []
 
     def look(self, images: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
         """Logarithms of the gate's weights (B, E) and of the experts' probabilities (B, E, C), and their features."""
         self.check(images)
-        maps = self.stem(images)
-        features = [expert.net.features(maps) for expert in self.experts]
-        log_p = [expert.spread(expert.classifier(x)) for expert, x in zip(self.experts, features, strict=True)]
-        return self.log_gate(maps), torch.stack(log_p, 1), features
+        features = [expert.features(images) for expert in self.experts]
+        log_p = [expert.log_probs(x) for expert, x in zip(self.experts, features, strict=True)]
+        return self.log_gate(images), torch.stack(log_p, 1), features
 
-    def ask(self, number: int, images: Tensor) -> Tensor:
-        """Log-probabilities (B, C) float32 of the expert `number` alone, whether it has a stem of its own or not."""
-        self.check(images)
-        expert = self.experts[number]
-        return expert.spread(expert.classifier(expert.features(self.stem(images))))
-
-    def log_gate(self, maps: Tensor) -> Tensor:
-        """Logarithms of the gate's weights (B, E) float32 for what the stem gives; -inf for an expert not used."""
+    def log_gate(self, images: Tensor) -> Tensor:
+        """Logarithms of the gate's weights (B, E) float32; -inf for an expert that is not used."""
         if self.gate is None:
-            return maps.new_zeros((len(maps), 1), dtype=torch.float32)
-        logits = self.gate.classifier(self.gate.features(maps)).float() / self.temperature
+            return images.new_zeros((len(images), 1))
+        logits = self.gate(images).float()
         if self.training and self.balance:
             load = logits.softmax(1).mean(0)
             self.penalty = self.balance * load.var(correction=0) / load.mean() ** 2
         if 0 < self.top_k < len(self.experts):
-            least = logits.topk(self.top_k, 1).indices
-            used = torch.zeros_like(logits, dtype=torch.bool).scatter(1, least, True)
-            logits = logits.masked_fill(~used, -torch.inf)
+            kept = logits.topk(self.top_k, 1)
+            logits = torch.full_like(logits, -torch.inf).scatter(1, kept.indices, kept.values)
         return logits.log_softmax(1)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -291,13 +338,7 @@ class MixtureOfExperts(FaceNet):
         return torch.cat([x * weight[:, None] for x, weight in zip(features, log_gate.exp().unbind(1), strict=True)], 1)
 
     def freeze(self, *parts: nn.Module) -> None:
-        """Train none of `parts`, such as `experts`: neither weights nor statistics. Without any, train all again.
-
-        A shared stem is frozen with any expert, which would be another one over a stem that goes on learning.
-        """
-        experts = (self.experts, *self.experts)
-        stem = [self.stem] if any(part is expert for part in parts for expert in experts) else []
-        parts = (*parts, *stem)
+        """Train none of `parts`, such as `experts`: neither weights nor statistics. Without any, train all again."""
         self.frozen = list(parts)
         self.requires_grad_(True)
         for part in parts:
@@ -311,19 +352,10 @@ class MixtureOfExperts(FaceNet):
         return self
 
 
-def shared_stem_of(nets: Sequence[FaceNet]) -> nn.Module:
-    """The stem of the first of `nets`, which can stand for that of each. Raises ValueError where it cannot."""
-    stems = [getattr(net, "stem", None) for net in nets]
-    if bare := [net.name for net, stem in zip(nets, stems, strict=True) if stem is None]:
-        raise ValueError(f"shared_stem: {bare[0]} has no stem that could be shared")
-    shapes = [[value.shape for value in stem.state_dict().values()] for stem in stems]
-    if other := [net.name for net, shape in zip(nets, shapes, strict=True) if shape != shapes[0]]:
-        raise ValueError(f"shared_stem: the stems of {nets[0].name} and {other[0]} are not alike")
-    return stems[0]
+# --- By name ---
 
-
-# Widths and depths: 0.3, 2.7 and 5.5 million parameters
-SMALL_TO_LARGE = {
+# Channels and blocks of each stage: 0.3, 2.7 and 5.5 million parameters
+EMOTION_RESNETS = {
     "nano": {"widths": (32, 64, 128), "depths": (1, 1, 1)},
     "small": {"widths": (64, 128, 256), "depths": (1, 2, 2)},
     "base": {"widths": (96, 192, 352), "depths": (2, 2, 2)},
@@ -331,7 +363,7 @@ SMALL_TO_LARGE = {
 NETWORKS: dict[str, Callable[..., FaceNet]] = {
     "TheModel": TheModel,
     "ImprovedFER2013Model": ImprovedFER2013Model,
-    **{f"EmotionResNet-{size}": partial(EmotionResNet, **shape) for size, shape in SMALL_TO_LARGE.items()},
+    **{f"EmotionResNet-{size}": partial(EmotionResNet, **shape) for size, shape in EMOTION_RESNETS.items()},
     "ResNet-18": partial(TorchvisionResNet, name="resnet18"),
     "ResNet-34": partial(TorchvisionResNet, name="resnet34"),
     # Trained by experiments.py
@@ -341,12 +373,15 @@ NETWORKS: dict[str, Callable[..., FaceNet]] = {
 
 
 def build_model(name: str, **arguments: Any) -> FaceNet:
-    """The network called `name`, freshly drawn from torch's generator, with its constructor's arguments.
+    """The network called `name`, initialised from torch's generator, with its constructor's arguments.
 
     Raises ValueError for an unknown name or argument value.
     """
     if name not in NETWORKS:
         raise ValueError(f"model: {name!r} is not one of {', '.join(NETWORKS)}")
+    if name == "MixtureOfExperts":
+        for gone in ("temperature", "shared_stem"):  # in older weight files, always 1 and False
+            arguments.pop(gone, None)
     model = NETWORKS[name](**arguments)
     model.name = name
     return model

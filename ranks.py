@@ -1,4 +1,4 @@
-"""Several processes at one task, started by `torchrun`: who is who, and what they tell each other.
+"""Several processes at one task, started by `torchrun`: who is who, and what they exchange.
 
 One process alone is the same code: nothing is sent, and torch.distributed is not even imported.
 """
@@ -6,22 +6,25 @@ One process alone is the same code: nothing is sent, and torch.distributed is no
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from datetime import timedelta
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from errors import UserError
 
-# A process that works on while the others wait (decoding a large dataset) must not pass for a dead one. A dead one
+# A process that works while the others wait (it decodes a large dataset) must not be taken for a lost one. A lost one
 # is noticed at once, by its closed connection.
-PATIENCE_HOURS = 2
+TIMEOUT_HOURS = 2
+LEAVE_SECONDS = 5.0  # how long the first process waits, after an error, until the others know of it
 # What gloo and nccl say of a process that has gone
 LOST = ("closed by peer", "reset by peer", "broken pipe", "timed out", "remote process exited", "connection refused")
+T = TypeVar("T")
 
 
 class Ranks(NamedTuple):
-    """This process's place among those of the run. The methods are collective: every process must call them."""
+    """This process's place among those of the run. The methods but `part` are collective: every process calls them."""
 
     rank: int = 0
     size: int = 1
@@ -60,37 +63,23 @@ class Ranks(NamedTuple):
             dist.all_reduce(values)
         return values
 
-    def in_turn(self, work: Callable[[], Any]) -> Any:
-        """What `work()` gives on each process; the first has done it before the others begin.
-
-        Where it raises UserError on the first, all end: the first with its words, the others in silence.
-        """
-        if self.size == 1:
-            return work()
-        done, fault = None, None
+    def in_turn(self, work: Callable[..., T], *args: Any) -> T:
+        """What `work(*args)` returns on each process; the others begin when the first has done it."""
         if self.first:
-            try:
-                done = work()
-            except UserError as error:
-                fault = error
-        failed = self.share(fault is not None)
-        if failed:
-            raise fault or UserError("")  # the first one says it
-        return done if self.first else work()
+            done = work(*args)
+            self.share(None)
+            return done
+        self.share(None)
+        return work(*args)
 
     def first_does(self, work: Callable[[], Any]) -> None:
-        """Let the first process do `work`. Where that fails all end, the others in silence."""
-        fault = None
+        """Let the first process do `work`. To be replaced by `if ranks.first:`."""
         if self.first:
-            try:
-                work()
-            except (UserError, BrokenPipeError) as error:
-                fault = error
-        if self.share(fault is not None):
-            raise fault or UserError("")
+            work()
+        self.share(None)
 
     def common(self, fault: UserError) -> UserError:
-        """A `fault` that every process met, to be raised by all: the first one says it."""
+        """A `fault` that every process met, to be raised by all: the first one reports it."""
         return fault if self.first else UserError("")
 
     def check(self, device: str) -> None:
@@ -128,7 +117,8 @@ def rank_of_environment() -> Ranks:
 def joined() -> Iterator[Ranks]:
     """Be one of the processes that torchrun started, or the only one; of several only the first writes to stdout.
 
-    Raises UserError where the others cannot be reached, or one of them is lost on the way.
+    A UserError of one process, wherever it is raised, ends them all: that one reports it, the others raise an empty
+    UserError. Raises UserError too where the others cannot be reached, or one of them is lost on the way.
     """
     ranks = rank_of_environment()
     if ranks.size == 1:
@@ -136,24 +126,60 @@ def joined() -> Iterator[Ranks]:
         return
     import torch
     import torch.distributed as dist
+    from torch.distributed.rendezvous import rendezvous
 
     signal.signal(signal.SIGTERM, on_terminate)
-    gpus = torch.cuda.device_count()
+    gpus, store = torch.cuda.device_count(), None
     if gpus:
         torch.cuda.set_device(ranks.local_rank % gpus)
-    with reporting_loss(ranks), ExitStack() as stack:
-        if not ranks.first:
-            stack.enter_context(redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
+    with open(os.devnull, "w") as nowhere, redirect_stdout(sys.stdout if ranks.first else nowhere):
         try:
-            dist.init_process_group(
-                "cpu:gloo,cuda:nccl" if gpus and dist.is_nccl_available() else "gloo",
-                timeout=timedelta(hours=PATIENCE_HOURS),
-            )
+            store, _, _ = next(rendezvous("env://"))
+            backend = "cpu:gloo,cuda:nccl" if gpus and dist.is_nccl_available() else "gloo"
+            place = {"store": store, "rank": ranks.rank, "world_size": ranks.size}
+            dist.init_process_group(backend, timeout=timedelta(hours=TIMEOUT_HOURS), **place)
+            yield ranks
+            ranks.share(None)  # none may leave while another still needs it
         except ValueError as error:
+            if store:
+                raise
             raise UserError(f"the processes cannot find each other ({error}): start them with torchrun") from error
-        stack.callback(dist.destroy_process_group)
-        yield ranks
-        ranks.share(None)  # none may leave while another still needs it
+        except (UserError, BrokenPipeError):
+            leave(store, ranks, failed=True)
+            raise
+        except RuntimeError as error:
+            if not any(sign in str(error).lower() for sign in LOST):
+                raise
+            if leave(store, ranks, failed=False):
+                raise UserError("") from error  # the one that failed reports it
+            raise UserError(
+                f"process {ranks.rank} of {ranks.size} has lost another one: it was killed, or it failed. "
+                f"What was saved stays; a training goes on with --resume"
+            ) from error
+        finally:
+            if dist.is_initialized():
+                dist.destroy_process_group()
+
+
+def leave(store: Any, ranks: Ranks, *, failed: bool) -> bool:
+    """Leave the others after an error; whether it is one that a process reports (`failed`: this one) and not a loss.
+
+    The others notice that the connections close, then read here why. The first process keeps the store for them, so it
+    leaves last.
+    """
+    import torch.distributed as dist
+
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun sends it when the first of them has ended
+    with suppress(RuntimeError):  # the store is gone with the first process
+        if failed:
+            store.set("failed", "yes")
+        dist.destroy_process_group()
+        failed = store.check(["failed"])
+        left, deadline = store.add("left", 1), time.monotonic() + LEAVE_SECONDS
+        while failed and ranks.first and left < ranks.size and time.monotonic() < deadline:
+            time.sleep(0.02)
+            left = store.add("left", 0)
+    return failed
 
 
 def on_terminate(*_: Any) -> None:
@@ -165,18 +191,3 @@ def on_terminate(*_: Any) -> None:
         flush=True,
     )
     os._exit(2)
-
-
-@contextmanager
-def reporting_loss(ranks: Ranks) -> Iterator[None]:
-    """Turn the loss of another process into a UserError; every other fault passes through."""
-    try:
-        yield
-    except RuntimeError as error:
-        text = str(error).lower()
-        if not any(sign in text for sign in LOST):
-            raise
-        raise UserError(
-            f"process {ranks.rank} of {ranks.size} has lost another one: it was killed, or it failed. "
-            f"What was saved stays; a training goes on with --resume"
-        ) from error

@@ -7,12 +7,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from blocks import FaceNet
 from config import CLASSES
 from dataset import Split, preprocess
 from errors import UserError
 from losses import Loss
 from metrics import Metrics, measure, summary
+from model import FaceNet
 from ranks import Ranks
 from readers.decode import SIZE
 from utils import Machine, channels_last

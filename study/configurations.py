@@ -12,11 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from blocks import FaceNet
 from config import Config
 from dataset import stratified_rows
 from errors import write_file, write_json
-from model import Expert, MixtureOfExperts, build_model
+from model import Expert, FaceNet, MixtureOfExperts, build_model
 from ranks import Ranks
 from study.groupings import Grouping, by_confusion, drawn_like, names
 from study.plan import Size, expert_stages, gate_work, together_work
@@ -166,7 +165,7 @@ class Study:
         products = macs(model)
         if isinstance(model, MixtureOfExperts):
             arrays["gate"] = extract_features(
-                model, self.val.images, machine=machine, what=lambda x: model.log_gate(model.stem(x)).exp()
+                model, self.val.images, machine=machine, what=lambda x: model.log_gate(x).exp()
             )
             if model.top_k:  # the chosen expert's alone
                 each = [macs(expert) for expert in model.experts]

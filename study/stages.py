@@ -12,11 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from blocks import FaceNet
 from config import SETTING, Config
 from dataset import FaceData, preprocess
 from errors import UserError, counted, write_json
-from model import build_model
+from model import FaceNet, build_model
 from train import fit
 from training.resume import read_last
 from utils import Machine, channels_last, seed_everything

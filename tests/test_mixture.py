@@ -6,9 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from blocks import FaceNet
 from losses import CrossEntropy
-from model import NETWORKS, Expert, MixtureOfExperts, build_model
+from model import NETWORKS, Expert, FaceNet, MixtureOfExperts, build_model
 
 COUNTS = (3995, 436, 4097, 7215, 4830, 3171, 4965)
 ALL = tuple(range(7))
@@ -34,9 +33,8 @@ def images(count=6):
 
 @pytest.mark.parametrize("groups", GROUPINGS.values(), ids=GROUPINGS)
 @pytest.mark.parametrize("top_k", [0, 1, 2])
-@pytest.mark.parametrize("shared_stem", [False, True])
-def test_probabilities_sum_to_1(groups, top_k, shared_stem):
-    model = mixture(groups, top_k=min(top_k, len(groups)), shared_stem=shared_stem, temperature=0.3).eval()
+def test_probabilities_sum_to_1(groups, top_k):
+    model = mixture(groups, top_k=min(top_k, len(groups))).eval()
     log_p = model(images())
     assert log_p.isfinite().all() and log_p.dtype == torch.float32
     torch.testing.assert_close(log_p.exp().sum(1), torch.ones(6), atol=1e-6, rtol=0)
@@ -82,17 +80,14 @@ def test_loss_and_gradients_are_finite_where_the_chosen_expert_lacks_the_true_cl
 
 
 @pytest.mark.parametrize("top_k", [0, 2])
-@pytest.mark.parametrize("shared_stem", [False, True])
-def test_gradients_reach_gate_and_experts(top_k, shared_stem):
-    model = mixture(GROUPINGS["overlapping"], top_k=top_k, shared_stem=shared_stem)
+def test_gradients_reach_gate_and_experts(top_k):
+    model = mixture(GROUPINGS["overlapping"], top_k=top_k)
     with torch.no_grad():
         for name, parameter in model.named_parameters():  # blocks pass nothing on at first
             if "residual" in name and parameter.ndim == 1:
                 parameter.fill_(0.5)
     CrossEntropy()(model(images(64)), torch.arange(64) % 7).backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters() if p.ndim > 1)
-    stems = [name for name, _ in model.named_parameters() if "stem.0.weight" in name]
-    assert len(stems) == (1 if shared_stem else 5)
 
 
 def test_the_balance_is_the_squared_variation_of_the_load():
@@ -131,29 +126,6 @@ def test_frozen_parts_keep_weights_and_statistics():
     assert changed == {"gate"} and model.gate.training and not model.experts.training
     model.freeze()
     assert model.experts.training and all(p.requires_grad for p in model.parameters())
-
-
-def test_a_shared_stem_is_frozen_with_the_experts():
-    model = mixture(GROUPINGS["parts"], shared_stem=True)
-    model.freeze(model.experts)
-    changed = changed_by_a_step(model)
-    assert changed == {"gate"} and not model.stem.training
-    model.freeze(model.experts[1])
-    assert not model.stem.training and model.experts[0].training
-    model.freeze(model.gate)
-    assert model.stem.training and all(p.requires_grad for p in model.stem.parameters())
-
-
-@pytest.mark.parametrize("shared_stem", [False, True])
-def test_each_expert_can_be_asked_alone(shared_stem):
-    model = mixture(GROUPINGS["parts"], shared_stem=shared_stem).eval()
-    _, log_p, _ = model.look(images())
-    for number in range(3):
-        assert torch.equal(model.ask(number, images()), log_p[:, number])
-    with pytest.raises(ValueError, match="takes images of shape"):
-        model.ask(0, torch.zeros(2, 3, 48, 48))
-    if not shared_stem:
-        assert torch.equal(model.ask(0, images()), model.experts[0](images()))
 
 
 @pytest.mark.parametrize(
@@ -196,19 +168,10 @@ def test_features_are_the_experts_times_their_weights():
         ({"groups": [ALL, (7,)]}, r"group \[7\]: one or more"),
         (
             {"groups": [ALL, (1,)], "counts": (5, 5, 0, 5, 5, 5, 5)},
-            r"the classes \[2\], outside the group, have no share",
+            r"the classes \[2\], outside the group, have no training images",
         ),
-        ({"groups": [ALL, ALL], "top_k": 3}, "top_k 3, temperature 1.0, balance 0.0: 0 to 2, above 0 and 0 or more"),
-        ({"groups": [ALL], "temperature": 0.0}, "temperature 0.0"),
+        ({"groups": [ALL, ALL], "top_k": 3}, "top_k 3, balance 0.0: 0 to 2"),
         ({"groups": [ALL], "network": "vgg"}, "model: 'vgg' is not one of"),
-        (
-            {"groups": [ALL, ALL], "network": "TheModel", "shared_stem": True},
-            "shared_stem: TheModel has no stem that could be shared",
-        ),
-        (
-            {"groups": [ALL, ALL], "gate": "EmotionResNet-small", "shared_stem": True},
-            "shared_stem: the stems of EmotionResNet-nano and EmotionResNet-small are not alike",
-        ),
     ],
 )
 def test_what_makes_no_mixture_is_refused(knobs, message):

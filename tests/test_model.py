@@ -1,9 +1,8 @@
 import pytest
 import torch
 
-from blocks import BasicBlock, ResidualBlock
 from config import MODELS
-from model import NETWORKS, ImprovedFER2013Model, TheModel, build_model
+from model import NETWORKS, BasicBlock, ImprovedFER2013Model, ResidualBlock, TheModel, build_model
 from utils import channels_last, count_params
 
 NAMES = ("TheModel", "ImprovedFER2013Model", "EmotionResNet-nano", "EmotionResNet-small", "ResNet-18")

@@ -16,7 +16,7 @@ import torch
 
 from errors import UserError
 from helpers import REPO, write_folders
-from ranks import Ranks, joined, rank_of_environment, reporting_loss
+from ranks import Ranks, joined, rank_of_environment
 
 # What one process and several must agree on: nothing that is drawn or averaged per process
 EXACT = (
@@ -219,6 +219,32 @@ def test_a_fault_that_all_meet_is_said_once(place, args, message):
     assert message in done[0][2] and not done[1][2].strip(), done
 
 
+FAILING = """
+import sys
+from errors import UserError, exit_status
+from ranks import joined
+def main():
+    return exit_status(work)
+def work():
+    with joined() as ranks:
+        ranks.in_turn(print, "prepared")
+        if ranks.rank == {victim}:
+            raise UserError("the disk is full")
+        return {waiting}
+"""
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("waiting", ["ranks.gather(3)", "0"], ids=["in a step", "at the end"])
+def test_an_error_of_one_process_ends_all_and_only_that_one_reports_it(tmp_path, victim, waiting):
+    (tmp_path / "failing.py").write_text(FAILING.format(victim=victim, waiting=waiting))
+    began = time.monotonic()
+    done = finish(start(3, "failing.py", cwd=tmp_path, code="sys.path.insert(0, '.')"))
+    assert [status for status, _, _ in done] == [2, 2, 2], done
+    assert [err for _, _, err in done] == ["error: the disk is full\n" * (rank == victim) for rank in range(3)]
+    assert done[0][1] == "prepared\n" and time.monotonic() - began < 60
+
+
 def test_torchrun_itself_trains(place):
     command = [shutil.which("torchrun") or os.path.join(os.path.dirname(sys.executable), "torchrun")]
     command += ["--standalone", "--nproc_per_node=2", "--", str(REPO / "interface.py")]
@@ -265,10 +291,3 @@ def test_a_device_that_cannot_be_shared_is_refused(monkeypatch, device, message)
     with pytest.raises(UserError, match=message):
         Ranks(1, 2, 1).check(device)
     Ranks(1, 2, 1).check("cpu")
-
-
-def test_only_the_loss_of_a_process_is_reported_as_one():
-    with pytest.raises(UserError, match="process 1 of 2 has lost another one"), reporting_loss(Ranks(1, 2)):
-        raise RuntimeError("[gloo] Connection closed by peer [127.0.0.1]")
-    with pytest.raises(RuntimeError, match="shapes"), reporting_loss(Ranks(1, 2)):
-        raise RuntimeError("shapes do not fit")
