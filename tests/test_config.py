@@ -204,7 +204,7 @@ def test_every_recipe_is_a_valid_config():
         (["--lr", "-0.001"], "error: lr: -0.001 is not between"),
         (["--lr", "fast"], "error: argument --lr: invalid float value: 'fast'"),
         (["--model", "resnet"], "error: argument --model: invalid choice: 'resnet'"),
-        (["--resume", "runs/a", "--lr", "1"], "error: --resume goes on with the run's own knobs"),
+        (["--resume", "runs/a", "--lr", "1"], "error: --resume goes on with the run's own"),
         (["--resume", ""], "error: argument --resume: it is empty: name something, or leave the flag out"),
         (["--config", ""], "error: argument --config: it is empty"),
     ],
