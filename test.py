@@ -1,4 +1,7 @@
-"""Test: score a split of the dataset. `python test.py --split val` takes the validation images."""
+"""Score a split of the dataset: `python test.py --split val` takes the validation images.
+
+`--weights a.pth b.pth` scores several networks as one, by the mean of their logits.
+"""
 
 import argparse
 import os
@@ -6,22 +9,31 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cli import Parser, add_flags, nonempty
-from config import TTA, TTA_HELP, Config
-from tables import check_target
+from config import TTA, TTA_HELP
+from errors import UserError, exit_status, write_json
+from metrics import table
+from ranks import joined
+
+if TYPE_CHECKING:
+    from dataset import FaceData
+    from model import FaceNet
+    from utils import Machine
+    from val import Ensemble, Scores
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The typed flags. A typo, or a value that is not allowed, exits with status 2."""
     parser = Parser(
         "test.py",
-        "Score a split of the dataset: accuracy, macro-F1, recall of every class, confusion matrix, "
-        "once as the split stands and once without the images that also stand in train.",
+        "Score a split of the dataset: accuracy, macro-F1, recall of every class, confusion matrix. Where some of its "
+        "images are also in train, once more without these.",
     )
     parser.add_argument("--split", choices=("val", "test"), default="test", help="what is scored (default: test)")
-    parser.add_argument("--weights", type=nonempty, metavar="FILE", help="weights to score (default: the shipped ones)")
+    help = "weight files or runs; the logits of several are averaged (default: the shipped one)"
+    parser.add_argument("--weights", type=nonempty, nargs="+", metavar="FILE", help=help)
     parser.add_argument("--json", type=nonempty, metavar="FILE", help="write the same figures to this file too")
     parser.add_argument("--tta", choices=TTA, default="none", help=TTA_HELP)
     add_flags(parser, names=("data", "cache", "votes", "device", "precision", "threads"))
@@ -29,145 +41,103 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = parse(argv)
-    from errors import exit_status
-
-    return exit_status(score, args)
+    return exit_status(run, parse(argv))
 
 
 class Task(NamedTuple):
-    """What there is to do: a network with its file's path and content, the data, one of its splits.
+    """What there is to do: a network, the content (JSON-like) of each of its files, and the data."""
 
-    `voted` (N,) are the most-voted emotions of its images, -1 where there is none; None without votes.
-    """
-
-    machine: Any
-    path: Path
-    model: Any
-    content: dict[str, Any]
-    data: Any
-    split: Any
-    voted: Any
+    machine: "Machine"
+    model: "FaceNet | Ensemble"
+    files: dict[Path, dict[str, Any]]
+    data: "FaceData"
 
 
-def score(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> int:
     """Load weights and data, score the split, print the figures. Of several processes (torchrun) each scores a part."""
-    from ranks import joined
-    from val import predict_logits
-    from val import score as score_logits
+    from dataset import DEMO_NOTE
+    from val import predict_logits, score
 
     with joined() as ranks:
-        task = ranks.in_turn(lambda: prepare(args))
-        ranks.check(task.machine.device.type)
-        split = task.split
-        logits = predict_logits(task.model, split, machine=task.machine, ranks=ranks, tta=args.tta)
-        scores = score_logits(logits, split.labels, split.copies)
-        voted = None if task.voted is None else score_logits(logits, task.voted, split.copies)
-        ranks.first_does(lambda: show(task, scores, voted, args))
+        machine, model, files, data = ranks.in_turn(lambda: prepare(args))
+        ranks.check(machine.device.type)
+        split = data.split(args.split)
+        most_voted = split.most_voted() if args.config.votes else None
+        logits = predict_logits(model, split, machine=machine, ranks=ranks, tta=args.tta)
+        scores = score(logits, split.labels, split.copies)
+        voted = None if most_voted is None else score(logits, most_voted, split.copies)
+        sampled = split.name == "val" and data.sampled_val
+        name = f"{split.name} (sampled)" if sampled else split.name
+        print("\n".join(f"{name}  {line}" for line in lines(scores, voted)))
+        if args.json and ranks.first:
+            figures = {"split": split.name, "sampled": sampled, **scores.plain(), "ferplus": voted and voted.plain()}
+            weights = [
+                {"file": str(path), "model": content["model"], "dataset": content["dataset"]}
+                for path, content in files.items()
+            ]
+            setting = {"tta": args.tta, "temperature": model.temperature, "weights": weights, "machine": str(machine)}
+            dataset = {"data": data.source, "name": data.name, "fingerprint": data.fingerprint, "demo": data.demo}
+            write_json(Path(args.json), figures | setting | dataset)
+        if data.demo:
+            print(DEMO_NOTE)
     return 0
 
 
 def prepare(args: argparse.Namespace) -> Task:
-    """Load weights and data, and say what they are. Raises UserError."""
+    """Load weights and data, and print what they are. Raises UserError."""
     from dataset import GET_FER2013, find, is_demo, load
-    from errors import UserError
     from utils import pick_machine
-    from weights import SHIPPED, describe, find_weights, load_weights, same_dataset
+    from weights import SHIPPED, describe, load_ensemble, same_dataset
 
-    out = args.json
-    if out:
-        check_target(out, "json")
-    if out == "-":
-        raise UserError("--json -: standard output has the figures as lines already; name a file")
-    if out and (os.path.isdir(out) or not os.path.isdir(os.path.dirname(os.path.abspath(out)))):
-        raise UserError(f"--json {out}: a folder, or a file in a folder that is not there; name another file")
-    config: Config = args.config
+    config = args.config
     machine = pick_machine(config.device, config.precision, config.threads)
-    path = find_weights(args.weights or SHIPPED)
-    model, content = load_weights(path, machine=machine)
-    print(describe(path, content, tta=args.tta))
-    # The validation part that training drew is drawn again: its share stands in the weights' own config.
-    fraction = content.get("config", {}).get("val_fraction", config.val_fraction)
+    model, files = load_ensemble(args.weights or [SHIPPED], machine=machine)
+    check_json(args.json, [*map(str, files), config.data])
+    print("\n".join(describe(path, content, tta=args.tta) for path, content in files.items()))
+    # Where the data has no validation part, it is the one that the weights were not trained on.
+    fractions = {content["config"].get("val_fraction", config.val_fraction) for content in files.values()}
     try:
-        config = replace(config, val_fraction=fraction)
+        config = replace(config, val_fraction=fractions.pop())
     except ValueError as error:
-        raise UserError(f"{path}: {error}; these weights were not written by this project") from error
-    if not config.data and is_demo(find(config)[0]) and not content["dataset"]["demo"]:
+        raise UserError(f"--weights: {error}; this file was not written by this project") from error
+    if not config.data and is_demo(find(config)[0]) and not any(file["dataset"]["demo"] for file in files.values()):
         raise UserError(
-            f"there is no dataset in this folder, and {path} was trained on real faces: name one with --data (the "
-            f"drawn faces are --data demo). {GET_FER2013}"
+            "there is no dataset in this folder, and these weights were trained on real faces: name one with --data "
+            f"(the rendered faces are --data demo). {GET_FER2013}"
         )
     data = load(config)
     print("\n".join(data.describe()))
-    if not same_dataset(content, data):
-        print(
-            f"note: these weights were trained on another dataset ({content['dataset']['fingerprint']}, "
-            f"this one is {data.fingerprint}); "
-            f"'deduplicated' can only look at this one's train images"
-        )
-    split = data.split(args.split)
-    return Task(machine, path, model, content, data, split, split.most_voted() if config.votes else None)
+    if data.sampled_val and fractions:
+        raise UserError("--weights: these runs left different parts of the data for validation; score them one by one")
+    for path, content in files.items():
+        if not same_dataset(content, data):
+            print(
+                f"note: {path} was trained on other data ({content['dataset']['fingerprint']}, this is "
+                f"{data.fingerprint}): it may have seen these images"
+            )
+    return Task(machine, model, files, data)
 
 
-def show(task: Task, scores: Any, voted: Any, args: argparse.Namespace) -> None:
-    """Print the figures, against the labels and, if there are some, FER+ votes (`voted`), and write them to --json.
+def check_json(target: str | None, inputs: Sequence[str]) -> None:
+    """Raise UserError where --json cannot be written, or would replace what is read."""
+    if not target:
+        return
+    if target == "-":
+        raise UserError("--json -: standard output has the figures as lines already; name a file")
+    if os.path.isdir(target) or not os.path.isdir(os.path.dirname(os.path.abspath(target))):
+        raise UserError(f"--json {target}: a folder, or a file in a folder that is not there; name another file")
+    if os.path.realpath(target) in {os.path.realpath(name) for name in inputs if name}:
+        raise UserError(f"--json {target}: that file is read here, and would be replaced; name another file")
 
-    Raises UserError.
-    """
-    from dataset import DEMO_NOTE
-    from errors import write_json
 
-    data, split = task.data, task.split
-    drawn = split.name == "val" and data.sampled_val
-    name = f"{split.name} (drawn)" if drawn else split.name
-    print("\n".join(lines(name, scores)))
+def lines(scores: "Scores", voted: "Scores | None") -> list[str]:
+    """The figures against the labels, then, if there are FER+ votes, against the majority of these."""
+    title = "recall and confusion" if len(scores.lines()) == 1 else "recall and confusion, official"
+    shown = [*scores.lines(), f"{title}:", *table(scores.official)]
     if voted:
-        print("\n".join(f"{name}  {line}" for line in voted_lines(voted)))
-    if args.json:
-        write_json(
-            Path(args.json),
-            {
-                "split": split.name,
-                "drawn": drawn,
-                **scores.plain(),
-                "ferplus": voted and voted.plain(),
-                "tta": args.tta,
-                "weights": str(task.path),
-                "model": task.content["model"],
-                "trained_on": task.content["dataset"]["fingerprint"],
-                "data": data.source,
-                "fingerprint": data.fingerprint,
-                "demo": data.demo,
-                "machine": str(task.machine),
-            },
-        )
-    if data.demo:
-        print(DEMO_NOTE)
-
-
-def lines(split: str, scores: Any) -> list[str]:
-    """The figures of a split: both summaries, then recall and confusion; each line begins with its name."""
-    from metrics import summary, table
-
-    shown = [
-        "loss is cross-entropy, in nats per image",
-        f"official        {summary(scores.official)}",
-        f"deduplicated    {summary(scores.deduplicated)}",
-        "recall and confusion, official:",
-        *table(scores.official),
-    ]
-    return [f"{split}  {line}" for line in shown]
-
-
-def voted_lines(voted: Any) -> list[str]:
-    """The figures against the majority of the FER+ votes."""
-    from metrics import summary
-
-    return [
-        "FER+ is against the most-voted of the seven emotions, where there is one; published figures are of 8 classes",
-        f"FER+ official        {summary(voted.official)}",
-        f"FER+ deduplicated    {summary(voted.deduplicated)}",
-    ]
+        shown.append("against the most-voted of the seven emotions (published FER+ figures are of 8 classes):")
+        shown += [f"FER+ {line}" for line in voted.lines()]
+    return shown
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""Weight files: made from a trained network, turned back into one, and promoted to the shipped file."""
+"""Weight files: written from a trained network, read back into one, described and calibrated."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import chain, count
 from pathlib import Path
@@ -15,7 +16,7 @@ from dataset import PREPROCESSING, FaceData
 from errors import UserError, write_file
 from model import FaceNet, build_model
 from utils import Machine, read_checkpoint, write_checkpoint
-from val import Scores, evaluate, fit_temperature, predict_logits, score, tta_views
+from val import Ensemble, Scores, evaluate, fit_temperature, predict_logits, score, tta_views
 
 PATHS = ("data", "cache", "votes", "runs", "pretrained")  # the knobs that hold one
 SHIPPED = "final_weights_new.pth"
@@ -45,8 +46,8 @@ def weight_file(
 ) -> dict[str, Any]:
     """The network with all that is needed to use it, for `write_checkpoint`: plain types and copied tensors only.
 
-    `scores` are its figures on the validation images of `data`. `half` stores floats in 16 bits.
-    `leakage` says that it began with, or learned from, weights that may know these images.
+    `scores` are its figures on the validation images of `data`. `half` stores floats in 16 bits. `leakage`: the network
+    began with, or learned from, weights that may have been trained on these images.
     """
     state = {name: value.detach().to("cpu", copy=True) for name, value in model.state_dict().items()}
     if half:
@@ -73,7 +74,7 @@ def weight_file(
 
 
 def names_of_files(config: Config) -> dict[str, str]:
-    """The knobs that hold paths, without the folders above the files: those are nobody else's business."""
+    """The settings that are paths, as file names alone: the folders are private."""
     names = {name: Path(getattr(config, name)).name for name in PATHS}
     return names | {"teachers": ",".join(Path(name.strip()).name for name in config.teachers.split(","))}
 
@@ -103,7 +104,7 @@ def load_weights(path: Path, *, machine: Machine) -> tuple[FaceNet, dict[str, An
             f"({PREPROCESSING}); use the version of the code it was trained with"
         )
     try:
-        with torch.device("meta"):  # drawing weights that are replaced at once takes longer than reading them
+        with torch.device("meta"):  # initialising weights takes longer than reading them
             model = build_model(content["model"], **content["arguments"])
         kinds = {name: value.dtype for name, value in model.state_dict().items()}
         state = {name: value.to(kinds.get(name, value.dtype)) for name, value in content["state_dict"].items()}
@@ -120,6 +121,16 @@ def load_weights(path: Path, *, machine: Machine) -> tuple[FaceNet, dict[str, An
             f"{path} does not fit the network {content['model']!r} of this code: {str(error).splitlines()[0]}"
         ) from error
     return model.eval().to(machine.device, memory_format=machine.layout), content
+
+
+def load_ensemble(names: Sequence[str], *, machine: Machine) -> tuple[FaceNet | Ensemble, dict[Path, dict[str, Any]]]:
+    """One network for the weight files or runs called `names`, of several their Ensemble; the content of each file.
+
+    Raises UserError as `find_weights` and `load_weights` do.
+    """
+    loaded = {path: load_weights(path, machine=machine) for path in map(find_weights, names)}
+    models = [model for model, _ in loaded.values()]
+    return models[0] if len(models) == 1 else Ensemble(models), {path: content for path, (_, content) in loaded.items()}
 
 
 def calibrate(path: Path, data: FaceData, *, machine: Machine) -> tuple[float, Scores, Scores]:
@@ -146,14 +157,15 @@ def load_pretrained(model: FaceNet, config: Config, *, machine: Machine) -> None
     path = find_weights(config.pretrained, flag="--pretrained")
     there, _ = load_weights(path, machine=machine)
     if there.name != model.name or there.arguments | {"dropout": 0} != model.arguments | {"dropout": 0}:
-        mine, its = (each.arguments.get("width", 1.0) for each in (model, there))
-        wide = f" --width {its:g}" if mine != its or its != 1 else ""
-        way = f"give --model {there.name}{wide}, or weights of " if there.name in MODELS else "name weights of "
-        raise UserError(
-            f"--pretrained {path}: its network, {there.name}, is another one: {way}{model.name}"
-            + (f" with --width {mine:g}" if wide else "")
-        )
+        way = f"give {flags_of(there)}, or weights" if there.name in MODELS else "name weights"
+        raise UserError(f"--pretrained {path}: its network, {there.name}, is another one: {way} of {flags_of(model)}")
     model.load_state_dict(there.state_dict())
+
+
+def flags_of(model: FaceNet) -> str:
+    """The flags that build `model`."""
+    width = model.arguments.get("width")
+    return f"--model {model.name}" + (f" --width {width:g}" if width else "")
 
 
 def leakage_notes(path: Path, content: dict[str, Any], data: FaceData, val_fraction: float) -> list[str]:
@@ -183,14 +195,14 @@ def same_dataset(content: dict[str, Any], data: FaceData) -> bool:
 def describe(path: Path, content: dict[str, Any], *, tta: str = "none") -> str:
     """One line: file, network, the dataset it was trained on, its validation accuracy, and `tta` if that is used."""
     scores, data = content["metrics"], content["dataset"]
-    kind = "the drawn demo faces" if data["demo"] else data["source"]
-    part = f", {sum(data['train'])} images" if data["limit"] else ""
-    votes = " with FER+ votes" if data.get("votes") else ""
-    augmented = "" if tta == "none" else f"; test-time augmentation: {tta}, {len(tta_views(tta))} views of an image"
+    name = "fer2013" if data["fingerprint"] == FER2013 else data.get("name") or data["source"]
+    part = f", {sum(data['train'])} images of it" if data["limit"] else ""
+    official, deduplicated = scores["official"], scores["deduplicated"]
+    second = f" ({deduplicated['accuracy']:.4f} deduplicated)" if deduplicated["count"] != official["count"] else ""
     return (
-        f"weights {path}: {content['model']}, trained on {kind}{votes} ({data['fingerprint']}{part}), "
-        f"validation accuracy {scores['official']['accuracy']:.4f} "
-        f"({scores['deduplicated']['accuracy']:.4f} deduplicated){augmented}"
+        f"weights {path}: {content['model']}, trained on {'rendered faces' if data['demo'] else name}{part}"
+        f"{' with FER+ votes' if data.get('votes') else ''}, validation accuracy {official['accuracy']:.4f}{second}"
+        + ("" if tta == "none" else f"; test-time augmentation: {tta}, {len(tta_views(tta))} views of an image")
     )
 
 

@@ -47,7 +47,8 @@ def script_runner(weights, loaded, tmp_path, monkeypatch, capsys):
 
     def runner(main):
         def run(*args, weights=weights):
-            status = main([*map(str, args), "--weights", str(weights), "--device", "cpu", "--precision", "fp32"])
+            files = map(str, weights if isinstance(weights, list) else [weights])
+            status = main([*map(str, args), "--weights", *files, "--device", "cpu", "--precision", "fp32"])
             out, err = capsys.readouterr()
             return status, out, err
 
