@@ -65,13 +65,6 @@ def test_one_mouth_changes_the_mouth_and_nothing_else(faces, same_mouth):
         assert np.median(change[faces[1] == c][:, 24:].max((1, 2))) > 30, name
 
 
-def test_one_mouth_is_the_mouth_of_a_neutral_face(faces, same_mouth):
-    """A neutral face has its mouth near rest already: little changes."""
-    change = np.abs(faces[0].astype(int) - same_mouth[0])[:, 24:].mean((1, 2))
-    neutral = faces[1] == CLASSES.index("neutral")
-    assert np.median(change[neutral]) < 0.5 * np.median(change[~neutral])
-
-
 def test_the_command_writes_train_and_the_last_fifth_of_the_people_as_val(tmp_path):
     folder = tmp_path / "faces"
     command = [sys.executable, "-m", "demo.faces", "--out", folder, "--identities", "5", "--seed", "2"]
