@@ -1,5 +1,6 @@
 """What the benchmarks share: fresh processes that take turns, runs in folders, means and ratios, files of faces."""
 
+import argparse
 import contextlib
 import io
 import json
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cli import Parser, add_flags, combine, from_dict, read_config
-from config import CLASSES, SETTING, Config
+from config import CLASSES, MODELS, SETTING, Config
 from errors import UserError, counted, write_json
 
 if TYPE_CHECKING:
@@ -81,6 +82,21 @@ def take_turns(
 def scratch() -> tempfile.TemporaryDirectory:
     """A temporary folder; Windows keeps files in it that are still mapped."""
     return tempfile.TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True)
+
+
+def parse(parser: Parser, argv: Sequence[str] | None, *, models: list[str], images: int) -> argparse.Namespace:
+    """The flags of `parser` and those that the benchmarks of training and of prediction share."""
+    parser.add_argument("--data", default="demo", metavar="PATH", help="the dataset (default: rendered faces)")
+    parser.add_argument("--cache", default=Config().cache, help="folder for decoded images")
+    parser.add_argument("--rounds", type=int, default=5, help="processes per cell (5)")
+    parser.add_argument("--images", type=int, default=images, help=f"use about so many ({images or 'all'})")
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=models, help=f"networks ({' '.join(models)})")
+    parser.add_argument("--against", metavar="CHECKOUT", help="compare with the code in this folder")
+    parser.add_argument("--one", type=json.loads, help=argparse.SUPPRESS)  # one cell in this process
+    args = parser.parse_args(argv)
+    if args.rounds < 1 or args.images < min(images, 1):
+        parser.error("--rounds and --images: 1 or more")
+    return args
 
 
 # --- Figures ---
@@ -220,17 +236,23 @@ def fit_in(run: Path, config: Config, data: "FaceData", machine: "Machine") -> "
     from train import fit
     from training.distill import load_teachers
     from training.resume import check_resume, read_last
+    from utils import read_checkpoint
+    from weights import find_weights, leakage_notes
 
-    teachers, last = load_teachers(config, machine), None
+    teachers, last, leakage = load_teachers(config, machine), None, []
     if (run / "last.pth").exists():
         last = read_last(run)[1]
         check_resume(last, data, teachers, machine, Ranks())
+    elif config.pretrained:
+        path = find_weights(config.pretrained, flag="--pretrained")
+        leakage = leakage_notes(path, read_checkpoint(path), data, config.val_fraction)
     run.mkdir(parents=True, exist_ok=True)
     write_json(run / "config.json", asdict(config))
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         model = new_model(replace(config, pretrained="") if last else config, machine)
-        trainer = fit(model, data, config, run=run, machine=machine, resume=last, teachers=teachers)
-    print("".join(line for line in printed.getvalue().splitlines(True) if line.startswith("note:")), end="")
+        trainer = fit(model, data, config, run=run, machine=machine, resume=last, teachers=teachers, leakage=leakage)
+    notes = [line for line in printed.getvalue().splitlines() if line.startswith("note:")]
+    print("".join(f"{note}\n" for note in leakage + notes), end="")
     if trainer.stopped or not trainer.done:
         raise KeyboardInterrupt
     (run / "last.pth").unlink()  # large, and not needed any more

@@ -1,4 +1,4 @@
-"""Our prediction of a zip against the usual way, and against another commit: images/s, peak memory, whole commands.
+"""Our prediction of a zip against the usual way, and against another commit: images/s, memory, whole commands.
 
     python -m bench.predict [--data archive.zip] [--rounds 5] [--models TheModel EmotionResNet-small]
     python -m bench.predict --against ../other --data archive.zip
@@ -7,14 +7,13 @@ The usual way is what people write in an afternoon: Pillow, torchvision's transf
 under no_grad, softmax, a CSV with a row per image; from unpacked files, with the best batch size (a pilot round finds
 it). Ours is what `python predict.py ZIP --quiet --csv FILE` does with the same files in a zip. Both count from before
 the weights are read to the finished table, imports left out, on the CPU, with the same weights, of one epoch on a few
-images. The images are those of --data's validation part (PublicTest), or rendered faces.
+images. The images are those of --data's validation part (PublicTest), as PNG. Memory is our peak above that of a bare
+`import torch` (Linux).
 
 --against runs predict.py of another checkout (`git worktree add ../other COMMIT`) and of this one on that zip and on
 one image; it also times the logits of one image, the network being loaded.
 
-Every cell is a fresh process; the cells take turns. Shown are medians over the rounds, the ratio of two medians, and
-the smallest and largest ratio within a round. Memory is our peak above a bare `import torch`'s (Linux). Run it on an
-idle machine.
+Cells and ratios are as in bench/train.py. Run it on an idle machine.
 """
 
 import argparse
@@ -30,7 +29,7 @@ from pathlib import Path
 
 from bench import common
 from cli import Parser
-from config import CLASSES, MODELS, Config
+from config import CLASSES, Config
 from errors import exit_status
 
 TINY = 70  # images that the weights are trained on
@@ -80,7 +79,7 @@ class Inputs:
     def __init__(self, args: argparse.Namespace, folder: Path) -> None:
         from dataset import load
 
-        self.folder = folder
+        self.folder, self.table = folder, str(folder / "table.csv")
         data = load(Config(data=args.data, cache=args.cache, limit=TINY))
         val, rows = data.split("val"), slice(args.images or None)
         self.count = len(val.labels[rows])
@@ -95,11 +94,16 @@ class Inputs:
             common.train_in(run, checkout, ["--data", str(self.folder / "tiny.zip"), "--model", model], epochs=1)
         return str(run / "run" / "best.pth")
 
+    def usual(self, batch: int, model: str) -> dict[str, float]:
+        """Images/s of the usual way."""
+        cell = {"weights": self.weights(common.ROOT, model), "folder": str(self.folder / "faces"), "batch": batch}
+        return {"rate": self.count / common.run_cell("predict.py", {**cell, "table": self.table})["seconds"]}
+
     def zip(self, checkout: Path, model: str) -> dict[str, float]:
-        """Images/s and peak memory of predict.py of `checkout` on faces.zip, on the CPU."""
-        flags = ["--weights", self.weights(checkout, model), "--device", "cpu", "--quiet"]
-        flags += ["--csv", str(self.folder / "table.csv"), str(self.folder / "faces.zip")]
-        found = common.run_cell("drive.py", {"part": "predict", "flags": flags}, checkout=checkout, cwd=self.folder)
+        """Images/s and memory of predict.py of `checkout` on faces.zip, on the CPU."""
+        flags = [str(self.folder / "faces.zip"), "--weights", self.weights(checkout, model), "--device", "cpu"]
+        cell = {"part": "predict", "flags": [*flags, "--quiet", "--csv", self.table]}
+        found = common.run_cell("drive.py", cell, checkout=checkout, cwd=self.folder)
         return {"rate": self.count / found["seconds"], **found}
 
     def logits(self, checkout: Path, model: str) -> dict[str, float]:
@@ -109,17 +113,8 @@ class Inputs:
 
     def one(self, checkout: Path, model: str) -> dict[str, float]:
         """Seconds of the whole command that predicts one image."""
-        flags = ["one.png", "--weights", self.weights(checkout, model)]
-        return command(str(checkout / "predict.py"), *flags, folder=self.folder)
-
-    def usual(self, batch: int, model: str) -> dict[str, float]:
-        """Images/s of the usual way."""
-        cell = {"weights": self.weights(common.ROOT, model), "folder": str(self.folder / "faces"), "batch": batch}
-        found = common.run_cell("predict.py", {**cell, "table": str(self.folder / "table.csv")})
-        return {"rate": self.count / found["seconds"]}
-
-
-# --- Tables ---
+        weights = ["--weights", self.weights(checkout, model)]
+        return command(str(checkout / "predict.py"), "one.png", *weights, folder=self.folder)
 
 
 def compare(args: argparse.Namespace, model: str, inputs: Inputs) -> None:
@@ -129,14 +124,13 @@ def compare(args: argparse.Namespace, model: str, inputs: Inputs) -> None:
     batch = max(pilot, key=pilot.__getitem__)
     cells = {"usual": usual[batch], "ours": partial(inputs.zip, common.ROOT, model)}
     found = common.take_turns(cells, args.rounds, label=model)
-    theirs, mine = ([row["rate"] for row in found[name]] for name in ("usual", "ours"))
-    peak, base = (statistics.median(row[name] for row in found["ours"]) for name in ("peak", "torch"))
-    medians = "".join(f"{statistics.median(rates):>12.0f}" for rates in (theirs, mine))
-    memory = f"{peak - base:.0f} MB above {base:.0f}"
-    print(f"{model:<24}{batch or 'all':>8}{medians}{common.ratio(mine, theirs):>22}{memory:>24}", flush=True)
+    usual, ours = ([row["rate"] for row in rows] for rows in found.values())
+    medians = "".join(f"{statistics.median(rates):>12.0f}" for rates in (usual, ours))
+    memory = statistics.median(row["peak"] - row["torch"] for row in found["ours"])
+    print(f"{model:<24}{batch or 'all':>8}{medians}{common.ratio(ours, usual):>22}{memory:>16.0f}", flush=True)
 
 
-def starts(args: argparse.Namespace, inputs: Inputs) -> None:
+def whole_commands(args: argparse.Namespace, inputs: Inputs) -> None:
     """Print the wall time of whole commands, against that of `import torch`."""
     cells = {
         'python -c "import torch"': partial(command, "-c", "import torch", folder=inputs.folder),
@@ -145,10 +139,9 @@ def starts(args: argparse.Namespace, inputs: Inputs) -> None:
     }
     found = common.take_turns(cells, args.rounds, label="whole commands")
     seconds = {name: [row["seconds"] for row in rows] for name, rows in found.items()}
-    print(f"\n{'whole command':<28}{'seconds':>12}{'ratio (min-max)':>22}")
     for name, each in seconds.items():
         shown = common.ratio(each, next(iter(seconds.values())))
-        print(f"{name:<28}{statistics.median(each):>12.2f}{shown:>22}", flush=True)
+        print(f"{name:<32}{statistics.median(each):>10.2f} s{shown:>22} of the import's", flush=True)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -163,27 +156,17 @@ def run(args: argparse.Namespace) -> int:
                 versus.row(f"{model}, logits of one image", partial(inputs.logits, model=model), "seconds", "s")
                 versus.row(f"{model}, command for one image", partial(inputs.one, model=model), "seconds", "s")
             return 0
-        columns = f"{'batch':>8}{'usual':>12}{'ours':>12}{'ratio (min-max)':>22}{'memory of ours':>24}"
-        print(f"{'images/s':<24}{columns}", flush=True)
+        print(f"{'images/s':<24}{'batch':>8}{'usual':>12}{'ours':>12}{'ratio (min-max)':>22}{'memory, MB':>16}")
         for model in args.models:
             compare(args, model, inputs)
-        starts(args, inputs)
+        whole_commands(args, inputs)
     return 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser("-m bench.predict", __doc__.splitlines()[0])
-    parser.add_argument("--data", default="demo", metavar="PATH", help="the dataset (default: rendered faces)")
-    parser.add_argument("--cache", default=Config().cache, help="folder for decoded images")
-    parser.add_argument("--rounds", type=int, default=5, help="processes per cell (5)")
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=["TheModel", "EmotionResNet-small"])
-    parser.add_argument("--images", type=int, default=0, help="predict the first N (0: all)", metavar="N")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 64, 0], help="of the usual way, to try; 0 is all")
-    parser.add_argument("--against", metavar="CHECKOUT", help="compare with the code in this folder")
-    parser.add_argument("--one", type=json.loads, help=argparse.SUPPRESS)  # one cell in this process
-    args = parser.parse_args(argv)
-    if args.rounds < 1 or min(args.images, *args.batches) < 0:
-        parser.error("--rounds: 1 or more; --images and --batches: 0 or more")
+    args = common.parse(parser, argv, models=["TheModel", "EmotionResNet-small"], images=0)
     if args.one:
         print(json.dumps(usual_way(args.one)))
         return 0

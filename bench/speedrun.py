@@ -1,27 +1,24 @@
 """The speed record: how long training to a target takes, as a mean over runs of one fixed schedule.
 
-    python -m bench.speedrun --data archive.zip [--runs 5] [--no-plain] [--keep runs/record]
+    python -m bench.speedrun --data archive.zip [--runs 5] [--keep runs/record]
 
 After KellerJordan's cifar10-airbench: the schedule is fixed beforehand, CPU or GPU below, every run has another seed,
 none ends when the target is reached, and the target counts for the mean. A run's time goes from the decoded images in
-memory to the last weights scored: building the network, training, all scoring and saving of `train.fit`. It
-counts neither imports nor decoding, nor a warm-up of two epochs on a few images, which leaves the kernels chosen. The
-figure is the accuracy on PublicTest after the last epoch, so nothing is selected.
+memory to the last weights scored: building the network, training, all scoring and saving of `train.fit`. It counts
+neither imports nor decoding, nor a warm-up of two epochs on a few images. The figure is the accuracy on PublicTest
+after the last epoch, so nothing is selected. What follows `--` changes the schedule: then it is no record.
 
-The plain loop is that of bench/train.py on the same network, with the best number of workers; its time for as many
-epochs is computed from its images/s, without scoring. What follows `--` changes the schedule, and the result is
-then no record. --keep names a folder for the runs, which bench/results.py reads. Run it on an idle machine.
+The plain loop would take as long as its images/s say, which `python -m bench.train --models EmotionResNet-nano` prints.
+Run it on an idle machine. --keep names a folder for the runs, which bench/results.py reads.
 """
 
 import argparse
 import math
-import os
 import statistics
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -55,29 +52,15 @@ def timed_run(config: Config, data: "FaceData", machine: "Machine", run: Path) -
     return Timed(time.perf_counter() - start, *common.accuracies(last))
 
 
-def warm_up(config: Config, data: "FaceData", machine: "Machine", folder: Path) -> None:
-    """Train two epochs, the second on whole faces, on images enough for a step of each size."""
+def few(data: "FaceData", batch_size: int) -> "FaceData":
+    """`data` with training images enough for a step of each of the sizes that an epoch has."""
     import numpy as np
 
     train = data.split("train")
-    steps = math.ceil(len(train) / config.batch_size)
+    steps = math.ceil(len(train) / batch_size)
     count = min(len(train) // steps + math.ceil(len(train) / steps), len(train))
-    few = train.take(np.linspace(0, len(train) - 1, count).astype(int))
-    quick = replace(config, epochs=2, full_size_share=0.5, votes="", teachers="")
-    timed_run(quick, replace(data, splits={**data.splits, "train": few}), machine, folder)
-
-
-def plain_rate(args: argparse.Namespace, config: Config, device: str) -> tuple[float, int]:
-    """Images/s of the plain loop after its first epoch with the best number of workers, and that number."""
-    from dataset import load
-
-    with common.scratch() as folder:
-        common.write_dataset(load(replace(config, limit=args.images)), Path(folder, "faces"))
-        flags = common.flags_of({name: getattr(config, name) for name in ("model", "width", "batch_size")})
-        cell = {"flags": flags, "variant": "plain, float32", "device": device, "folder": f"{folder}/faces/train"}
-        cells = {n: partial(common.run_cell, "train.py", {**cell, "workers": n}) for n in args.workers}
-        rates = {found[0]["later"]: n for n, found in common.take_turns(cells, 1, label="plain loop").items()}
-    return max(rates), rates[max(rates)]
+    rows = np.linspace(0, len(train) - 1, count).astype(int)  # of every class
+    return replace(data, splits={**data.splits, "train": train.take(rows)})
 
 
 def summary(runs: list[Timed], target: float) -> list[str]:
@@ -90,13 +73,10 @@ def summary(runs: list[Timed], target: float) -> list[str]:
 
 
 def run(args: argparse.Namespace) -> int:
-    import torch
-
     from dataset import load
     from utils import pick_machine
 
-    asked = args.settings.get("device", "auto")
-    kind = "cuda" if asked == "cuda" or (asked == "auto" and torch.cuda.is_available()) else "cpu"
+    kind = pick_machine(args.settings.get("device", "auto"), "auto").device.type
     config = common.config_for({**(GPU if kind == "cuda" else CPU), "data": args.data, **args.settings})
     if args.keep and Path(args.keep).exists():
         raise UserError(f"--keep {args.keep}: it exists; name a new folder")
@@ -106,21 +86,16 @@ def run(args: argparse.Namespace) -> int:
     changed = [name for name in args.settings if name not in SETTING]
     if changed or args.runs < RECORD_RUNS or data.demo:
         print(f"no record: that takes {RECORD_RUNS} runs of the fixed schedule on FER2013 ({', '.join(changed)})")
-    images = len(data.split("train"))
-    print(f"{config.model}, {config.epochs} epochs of {images:,} images in steps of {config.batch_size}", flush=True)
-    plain = None if args.no_plain else plain_rate(args, config, machine.device.type)
+    size = f"{len(data.split('train')):,} images in steps of {config.batch_size}"
+    print(f"{config.model}, {config.epochs} epochs of {size}", flush=True)
     runs = []
     with common.scratch() as top:
-        warm_up(config, data, machine, Path(top, "warm-up"))
+        warm_up = replace(config, epochs=2, full_size_share=0.5, votes="", teachers="")
+        timed_run(warm_up, few(data, config.batch_size), machine, Path(top, "warm-up"))
         for seed in range(args.runs):
             runs.append(timed_run(replace(config, seed=seed), data, machine, Path(args.keep or top, str(seed))))
             print("seed {}  {:.2f} s  {:.2f} / {:.2f} %".format(seed, *runs[-1]), flush=True)
     print("\n".join(summary(runs, TARGETS[kind])))
-    if plain:
-        seconds = config.epochs * images / plain[0]
-        times = seconds / statistics.mean(each.seconds for each in runs)
-        print("plain loop, float32: {:.0f} images/s with {} workers; ".format(*plain), end="")
-        print(f"as many epochs would take it {seconds:.0f} s, {times:.1f} times the mean (computed, without scoring)")
     return 0
 
 
@@ -128,15 +103,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser("-m bench.speedrun", __doc__.splitlines()[0])
     parser.add_argument("--data", required=True, type=nonempty, help="the dataset, as for interface.py")
     parser.add_argument("--runs", type=int, default=RECORD_RUNS, help=f"each with its own seed ({RECORD_RUNS})")
-    parser.add_argument("--no-plain", action="store_true", help="leave out the plain loop")
     parser.add_argument("--keep", type=nonempty, metavar="FOLDER", help="leave the runs in this new folder, by seed")
-    parser.add_argument("--images", type=int, default=3840, help="an epoch of the plain loop, about (3840)")
-    cores = sorted({0, 1, 2, (os.cpu_count() or 1) // 2, os.cpu_count() or 1})
-    parser.add_argument("--workers", type=int, nargs="+", default=cores, help=f"to try in the plain loop ({cores})")
     parser.add_argument("rest", nargs="*", help="settings as flags of interface.py, after --; then it is no record")
     args = parser.parse_args(argv)
-    if min(args.runs, args.images) < 1 or min(args.workers) < 0:
-        parser.error("--runs and --images: 1 or more; --workers: 0 or more")
+    if args.runs < 1:
+        parser.error("--runs: 1 or more")
     args.settings = common.settings_after(args.rest, taken=("seed", "data", "runs", "run"))
     return exit_status(run, args)
 

@@ -4,14 +4,12 @@
     python -m bench.train --steps
     python -m bench.train --against ../other --data archive.zip --models TheModel EmotionResNet-small
 
-The plain loop is what people write in an afternoon: ImageFolder over files, torchvision's transforms with the
-same augmentation (flip, rotate, shift, zoom), a DataLoader with the best number of workers (a pilot round finds
-it), the same network (with ReLU before pooling, as it is written everywhere; ours has it after, with the same outputs),
-the same loss, Adam, float32; two more rows have channels_last, and bfloat16 autocast. Ours is `python interface.py` on
-a zip of the same files. The first epoch counts from before the data are opened: decoding, building the network, and for
-ours the first checkpoint and the scoring. The later epochs count training alone.
-
---steps takes single steps on random images; each row adds a measure to the rows above it.
+The plain loop is what people write in an afternoon: ImageFolder over files, torchvision's transforms with the same
+augmentation (flip, rotate, shift, zoom), a DataLoader with the best number of workers (a pilot round finds it), that
+network (with ReLU before pooling, as it is written everywhere; ours has it after, with the same outputs), the same
+loss, Adam, float32. Ours is `python interface.py` on a zip of the same files. The first epoch counts from before the
+data are opened: decoding, building the network, and for ours the first checkpoint and the scoring. The later epochs
+count training alone. --steps takes single steps on random images; each row adds a measure to the rows above it.
 
 --against runs interface.py of another checkout (`git worktree add ../other COMMIT`) and of this one, with the same
 settings: decoding into a new cache, the first epoch of the first model on all images with no cache, and later epochs,
@@ -34,17 +32,13 @@ from typing import TYPE_CHECKING
 
 from bench import common
 from cli import Parser
-from config import MODELS, Config
+from config import Config
 from errors import exit_status
 
 if TYPE_CHECKING:
     from torch import nn
 
-PLAIN = {  # channels_last, bfloat16
-    "plain, float32": (False, False),
-    "plain, float32, channels_last": (True, False),
-    "plain, bfloat16 autocast": (False, True),
-}
+PLAIN = ("plain, float32", "plain, float32, channels_last", "plain, bfloat16 autocast")
 LATER_EPOCHS = 2  # of ours
 MEASURES = (
     "float32, contiguous",  # ReLU before pooling, as people write it
@@ -85,8 +79,7 @@ def plain_loop(cell: common.Cell) -> dict[str, float]:
     from model import build_model
 
     config = common.config_for(common.settings_after(cell["flags"], taken=()))
-    channels_last, bfloat16 = PLAIN[cell["variant"]]
-    layout = torch.channels_last if channels_last else torch.contiguous_format
+    layout = torch.channels_last if "channels_last" in cell["variant"] else torch.contiguous_format
     device, workers = torch.device(cell["device"]), cell["workers"]
     torch.manual_seed(0)
     torch.zeros(1, device=device)  # a GPU is initialised before the clock starts
@@ -106,7 +99,7 @@ def plain_loop(cell: common.Cell) -> dict[str, float]:
         for images, labels in loader:
             images, labels = images.to(device, memory_format=layout), labels.to(device)
             optimizer.zero_grad()
-            with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+            with torch.autocast(device.type, torch.bfloat16, enabled="bfloat16" in cell["variant"]):
                 loss = loss_of(model(images), labels).mean()
             loss.backward()
             optimizer.step()
@@ -241,19 +234,10 @@ def run(args: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser("-m bench.train", __doc__.splitlines()[0])
-    parser.add_argument("--data", default="demo", metavar="PATH", help="the dataset (default: rendered faces)")
-    parser.add_argument("--cache", default=Config().cache, help="folder for decoded images")
-    parser.add_argument("--rounds", type=int, default=5, help="processes per cell (5)")
-    parser.add_argument("--images", type=int, default=3840, help="training images per epoch, about (3840)")
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=["TheModel", "ImprovedFER2013Model"])
     parser.add_argument("--loops", nargs="+", choices=PLAIN, default=list(PLAIN), help="the plain loops (all)")
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2], help="to try in them (0 1 2)")
     parser.add_argument("--steps", action="store_true", help="what each measure brings to a single step")
-    parser.add_argument("--against", metavar="CHECKOUT", help="compare with the code in this folder")
-    parser.add_argument("--one", type=json.loads, help=argparse.SUPPRESS)  # one cell in this process
-    args = parser.parse_args(argv)
-    if min(args.rounds, args.images) < 1:
-        parser.error("--rounds and --images: 1 or more")
+    args = common.parse(parser, argv, models=["TheModel", "ImprovedFER2013Model"], images=3840)
     if args.one:
         print(json.dumps(single_steps(args.one) if "measures" in args.one else plain_loop(args.one)))
         return 0
