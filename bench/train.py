@@ -5,8 +5,8 @@
     python -m bench.train --against ../other --data archive.zip --models TheModel EmotionResNet-small
 
 The plain loop is what people write in an afternoon: ImageFolder over files, torchvision's transforms with the same
-augmentation (flip, rotate, shift, zoom), a DataLoader with the best number of workers (a pilot round finds it), that
-network (with ReLU before pooling, as it is written everywhere; ours has it after, with the same outputs), the same
+augmentation (flip, rotate, shift, zoom), a DataLoader with the best number of workers (found by a pilot round), the
+same network (with ReLU before pooling, as it is written everywhere; ours has it after: the same outputs), the same
 loss, Adam, float32. Ours is `python interface.py` on a zip of the same files. The first epoch counts from before the
 data are opened: decoding, building the network, and for ours the first checkpoint and the scoring. The later epochs
 count training alone. --steps takes single steps on random images; each row adds a measure to the rows above it.

@@ -6,6 +6,7 @@ import re
 import shutil
 from contextlib import redirect_stdout
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -64,25 +65,12 @@ def rows(text):
 # --- Training and prediction ---
 
 
-def test_train_compares_ours_with_the_plain_loop(bench, here, data):
-    small = [
-        "--images",
-        14,
-        "--rounds",
-        1,
-        "--workers",
-        0,
-        "--models",
-        "EmotionResNet-nano",
-        "--loops",
-        "plain, float32",
-    ]
-    text = bench(train, *data, *small)
+def test_train_compares_ours_with_the_plain_loops(bench, here, data):
+    text = bench(train, *data, "--images", 14, "--rounds", 1, "--workers", 0, "--models", "EmotionResNet-nano")
     assert re.search(r"^python [\d.]+ torch \S+ torchvision \S+ numpy \S+, 1 thread, commit \S+$", text, re.M)
-    table = rows(text)
-    for name in ("plain, float32 (0 workers)", "ours"):
-        assert all(int(rate) > 0 for rate in table[name]) and len(table[name]) == 2
-    assert len(table["ours / plain, float32 (0 workers)"]) == 2
+    for name in train.PLAIN:
+        assert all(int(rate) > 0 for rate in [*rows(text)[f"{name} (0 workers)"], *rows(text)["ours"]])
+        assert len(rows(text)[f"ours / {name} (0 workers)"]) == 2
 
 
 def test_train_and_predict_compare_two_checkouts(bench, here, data):
@@ -107,17 +95,12 @@ def test_another_folder_than_a_checkout_is_refused(bench, data, tmp_path):
     assert "no such file" in bench(predict, "--data", "nowhere.zip", status=2)
 
 
-@pytest.mark.parametrize("variant", train.PLAIN)
-def test_every_plain_loop_trains(tmp_path, variant):
-    folder = write_folders(tmp_path / "archive", train=14, val=0, test=0)
-    cell = {"flags": ["--model", "EmotionResNet-nano"], "variant": variant, "device": "cpu", "workers": 0}
-    assert train.plain_loop({**cell, "folder": str(folder / "train")})["later"] > 0
-
-
-def test_a_step_with_all_measures_is_timed(monkeypatch):
-    monkeypatch.setattr(train, "STEPS", 2)
-    found = train.single_steps({"model": "EmotionResNet-nano", "measures": len(train.MEASURES)})
-    assert found["rate"] > 0 and 0 < found["share"] < 1
+def test_single_steps_are_timed_with_every_measure(bench, here, data, monkeypatch):
+    monkeypatch.setattr(train, "WARM_UP_STEPS", 0)
+    monkeypatch.setattr(train, "STEPS", 1)
+    table = rows(bench(train, "--steps", "--rounds", 1, "--models", "EmotionResNet-nano"))
+    assert all(int(table[measure][0]) > 0 for measure in train.MEASURES)
+    assert table["augmentation, of that step"][0].endswith("%")
 
 
 def test_scale_measures_time_and_memory(bench, here, data):
@@ -128,17 +111,11 @@ def test_scale_measures_time_and_memory(bench, here, data):
 # --- Arithmetic ---
 
 
-def test_cells_take_turns_in_alternating_order():
+def test_cells_take_turns_and_are_compared_by_medians():
     calls = []
     cells = {name: lambda name=name: calls.append(name) or {"at": len(calls)} for name in "ab"}
-    assert take_turns(cells, 3, label="x") == {
-        "a": [{"at": 1}, {"at": 4}, {"at": 5}],
-        "b": [{"at": 2}, {"at": 3}, {"at": 6}],
-    }
+    assert [row["at"] for row in take_turns(cells, 3, label="x")["a"]] == [1, 4, 5]
     assert calls == [*"abbaab"]
-
-
-def test_a_ratio_is_of_medians_with_the_range_over_rounds():
     assert ratio([2.0, 9.0, 4.0], [1.0, 3.0, 4.0]) == "1.33 (1.00-3.00)"
     assert mean_sd([1.0, 2.0], 1) == "1.5 ± 0.7" and mean_sd([1.0]) == "1.00"
 
@@ -164,30 +141,28 @@ def test_flags_give_their_settings_back(capsys):
 # --- Ablation ---
 
 
-def test_ablate_trains_every_variant_once_and_goes_on(bench, data, tmp_path):
-    quick = [*data[:2], "--recipe", "nano", "--without", "ema=0", "--seeds", 2, "--runs", tmp_path / "runs"]
-    flags = ["--", "--epochs", 1, "--device", "cpu", *data[2:]]
-    shipped = (REPO / "final_weights_new.pth").read_bytes()
-    text = bench(ablate, *quick, *flags)
-    runs = sorted((tmp_path / "runs").iterdir())
-    assert [run.name for run in runs] == ["nano-all-0", "nano-all-1", "nano-ema-0-0", "nano-ema-0-1"]
-    accuracy = [json.loads((run / "metrics.jsonl").read_text())["val_accuracy"] for run in runs]
-    assert [np.load(run / "hits.npy").mean() for run in runs] == pytest.approx(accuracy)
-    assert [json.loads((run / "config.json").read_text())["ema"] for run in runs] == [0.998, 0.998, 0.0, 0.0]
+def test_ablate_trains_every_variant_once_and_goes_on(bench, data, tmp_path, monkeypatch):
+    runs, shipped = tmp_path / "runs", (REPO / "final_weights_new.pth").read_bytes()
+    call = [*data[:2], "--recipe", "nano", "--without", "ema=0", "--seeds", 2, "--runs", runs]
+    flags = ["--", "--epochs", 2, "--device", "cpu", *data[2:]]
+    with monkeypatch.context() as patch:
+        patch.setattr(io, "StringIO", partial(drive.EpochLines, 1))  # Ctrl-C after an epoch of the first run
+        assert "stopped" in bench(ablate, *call, *flags, status=130)
+    assert len((runs / "nano-all-0" / "metrics.jsonl").read_text().splitlines()) == 1
+    text = bench(ablate, *call, *flags)
+    folders = [runs / name for name in ("nano-all-0", "nano-all-1", "nano-ema-0-0", "nano-ema-0-1")]
+    last = [json.loads((run / "metrics.jsonl").read_text().splitlines()[1])["val_accuracy"] for run in folders]
+    assert [np.load(run / "hits.npy").mean() for run in folders] == pytest.approx(last)
+    assert [json.loads((run / "config.json").read_text())["ema"] for run in folders] == [0.998, 0.998, 0.0, 0.0]
     assert "4 runs on cpu" in text and (REPO / "final_weights_new.pth").read_bytes() == shipped
-    (runs[0] / "hits.npy").unlink()  # as if it was stopped before
-    made = {file: file.stat().st_mtime_ns for run in runs[1:] for file in run.iterdir()}
-    again = bench(ablate, *quick, *flags).splitlines()
-    assert [line for line in again if "gain" in line] == [line for line in text.splitlines() if "gain" in line]
-    assert made == {file: file.stat().st_mtime_ns for run in runs[1:] for file in run.iterdir()}
-    other = bench(ablate, *quick, *flags, "--lr", "0.01", status=2)
-    assert "nano-all-0" in other and "lr 0.15, now 0.01" in other
+    made = {file: file.stat().st_mtime_ns for run in folders for file in run.iterdir()}
+    assert bench(ablate, *call, *flags).splitlines()[2:] == text.splitlines()[2:]
+    assert made == {file: file.stat().st_mtime_ns for run in folders for file in run.iterdir()}
+    assert "lr 0.15, now 0.01" in bench(ablate, *call, *flags, "--lr", "0.01", status=2)
 
 
 def test_a_variant_is_settings():
-    assert ablate.settings_in("flip=no augment=yes weight_decay=0.05") == {
-        **{"flip": False, "augment": True, "weight_decay": 0.05}
-    }
+    assert ablate.settings_in("flip=no augment=yes lr=0.05") == {"flip": False, "augment": True, "lr": 0.05}
     for wrong in ("epoch=3", "seed=1", "ema=none"):
         with pytest.raises(SystemExit):
             ablate.settings_in(wrong)
@@ -213,8 +188,7 @@ def test_an_ablation_has_the_gain_of_a_part_and_both_intervals():
 
 def test_speedrun_times_a_fixed_schedule_that_results_reads(bench, data, tmp_path):
     kept = tmp_path / "record"
-    flags = ["--", "--epochs", 2, "--device", "cpu", *data[2:]]
-    call = [*data[:2], "--runs", 2, "--keep", kept, *flags]
+    call = [*data[:2], "--runs", 2, "--keep", kept, "--", "--epochs", 2, "--device", "cpu", *data[2:]]
     text = bench(speedrun, *call)
     official = [float(each) for each in re.findall(r"^seed \d  [\d.]+ s  ([\d.]+) /", text, re.M)]
     assert len(official) == 2 and "no record" in text
@@ -254,21 +228,18 @@ def write_run(tmp_path, weights):
 
 def test_results_are_a_row_for_each_set_of_settings(bench, data, write_run):
     small = {**RECIPES["small"], "epochs": 2, "data": "here.zip"}
-    names = [
-        write_run("a", Config(**small), (0.7, 0.6, 60.0), (0.5, 0.5, 60.0)),
-        write_run("b", Config(seed=1, flip=False, epochs=1), (0.25, 0.25, 60.0)),
-        write_run("c", Config(**small, seed=5, threads=2), (0.6, 0.4, 120.0), (0.7, 0.5, 120.0)),
-        write_run("d", Config(**small), (0.7, 0.6, 60.0)),  # of two epochs
-    ]
-    text = bench(results, *names)
+    a = write_run("a", Config(**small), (0.7, 0.6, 60.0), (0.5, 0.5, 60.0))
+    b = write_run("b", Config(seed=1, flip=False, epochs=1), (0.25, 0.25, 60.0))
+    c = write_run("c", Config(**small, seed=5, threads=2), (0.6, 0.4, 120.0), (0.7, 0.5, 120.0))
+    d = write_run("d", Config(**small), (0.7, 0.6, 60.0))  # of two epochs
+    text = bench(results, a, b, c, d)
     first, second = [line.strip("| ").split(" | ") for line in text.splitlines() if "`python" in line]
     assert first == [
         *("`EmotionResNet-small`, 2.7M", "`python interface.py --recipe small --epochs 2`"),
         *("70.0 ± 0.0 / 55.0 ± 7.1", "60.0 ± 14.1 / 50.0 ± 0.0", "3", "2 (0, 5)"),
     ]
     assert second[1:] == ["`python interface.py --epochs 1 --no-flip`", *["25.0 / 25.0"] * 2, "1", "1 (1)"]
-    assert "d is no finished run" in text and "no run" not in bench(results, *names[:1])
-    bench(results, "nowhere", status=2)
+    assert "d is no finished run" in text and "finished run" in bench(results, d, status=2)
 
 
 def test_runs_on_other_data_are_no_seeds_of_one_row(bench, data, write_run):
