@@ -8,9 +8,9 @@ from dataclasses import asdict, fields
 from difflib import get_close_matches
 from typing import Any, NoReturn
 
-from config import RECIPES, Config, Knob
+from config import RECIPES, Allowed, Config
 
-# The settings of older configs and weight files: each one's name today, or None where it was removed.
+# Settings of older configs and weight files: the name today, or None if it was removed
 OLD_NAMES: dict[str, str | None] = {
     "teaching": "distill_weight",
     "erase": "cutout",
@@ -18,38 +18,39 @@ OLD_NAMES: dict[str, str | None] = {
     "recalibrate": None,
     "compile": None,
 }
-DEVICES = {"gpu": "cuda", "gpus": "cuda", "cuda": "cuda", "cpu": "cpu", "mps": "mps"}  # flags of other projects
+DEVICE_FLAGS = {"gpu": "cuda", "gpus": "cuda", "cuda": "cuda", "cpu": "cpu", "mps": "mps"}  # of other projects
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser that takes no abbreviations and ends a wrong call with one line and status 2."""
+    """An ArgumentParser that accepts no abbreviations and ends a wrong call with one line and status 2."""
 
     def __init__(self, prog: str, description: str) -> None:
         super().__init__(prog=prog, description=description, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
-        _, _, typed = message.partition("unrecognized arguments: ")
-        meant = [flag for word in typed.split() if word.startswith("--") for flag in self.alike(word)]
+        _, _, unknown = message.partition("unrecognized arguments: ")
+        meant = [flag for word in unknown.split() if word.startswith("--") for flag in self.similar(word)]
         hint = f" (did you mean {', '.join(meant)}?)" if meant else ""
         text = f"error: {message}{hint}; see python {self.prog} --help\n"
         self.exit(2, text if os.environ.get("RANK", "0") == "0" else None)  # of several processes one prints it
 
-    def alike(self, word: str) -> list[str]:
-        """The flag that was meant by `word`, if one is: a device, a setting's older name, or a typing error."""
-        known = {flag.removeprefix("--") for action in self._actions for flag in action.option_strings}
+    def similar(self, word: str) -> list[str]:
+        """The known flag that `word` probably means: a device, the new name of an old one, or a close spelling."""
+        known = [flag.removeprefix("--") for action in self._actions for flag in action.option_strings]
         name = word.split("=")[0].removeprefix("--").replace("_", "-")
-        if name in DEVICES and "device" in known:
-            return [f"--device {DEVICES[name]}"]
+        if name in DEVICE_FLAGS and "device" in known:
+            return [f"--device {DEVICE_FLAGS[name]}"]
         name = (OLD_NAMES.get(name.replace("-", "_")) or name).replace("_", "-")
         return [f"--{flag}" for flag in get_close_matches(name, known, 1)]
 
     def resolve(self, args: argparse.Namespace) -> argparse.Namespace:
-        """`args` with its settings gathered: `config` is the Config they make, `flags` those that were typed, `notes`
-        what an older file has that is ignored. The script's own flags stay; a wrong value ends it with status 2.
+        """`args` with `config`, the Config that its settings make, instead of these; a wrong value exits with status 2.
+
+        `flags` holds the settings that were typed, `notes` what a --config file of an older version loses.
         """
-        knobs = {spec.name for spec in fields(Config)}
-        own = {name: value for name, value in vars(args).items() if name not in knobs}
-        flags = {name: value for name, value in vars(args).items() if name in knobs}
+        names = {spec.name for spec in fields(Config)}
+        own = {name: value for name, value in vars(args).items() if name not in names}
+        flags = {name: value for name, value in vars(args).items() if name in names}
         try:
             config, notes = combine(flags, recipe=own.pop("recipe", ""), config_path=own.pop("config", None))
         except ValueError as error:
@@ -58,7 +59,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def nonempty(text: str) -> str:
-    """A flag's value that names something; an empty one, of a shell's variable that is not set, is refused."""
+    """A flag's value that is not empty, as an unset variable of a shell would be."""
     if not text:
         raise argparse.ArgumentTypeError("it is empty: name something, or leave the flag out")
     return text
@@ -67,41 +68,37 @@ def nonempty(text: str) -> str:
 def add_flags(
     parser: argparse.ArgumentParser, names: Sequence[str] = (), *, defaults: Mapping[str, str] | None = None
 ) -> None:
-    """Give `parser` one flag per field of Config, or per name in `names`; what is not typed is not set.
+    """Add a flag for each field of Config, or for `names` only; without the flag the namespace has no such attribute.
 
-    `defaults` are words for those that the script has a default of its own for.
+    `defaults` are words for the help text, where a script has its own default.
     """
     for spec in fields(Config):
         if names and spec.name not in names:
             continue
-        allowed: Knob = spec.metadata["knob"]
+        allowed: Allowed = spec.metadata["allowed"]
         options: dict[str, Any] = {"default": argparse.SUPPRESS, "dest": spec.name}
         if spec.type is bool:
             options["action"] = argparse.BooleanOptionalAction
+        elif allowed.choices:
+            options["choices"] = allowed.choices
         else:
             options |= {"type": spec.type, "metavar": spec.type.__name__.upper()}
-        if allowed.choices:
-            options |= {"choices": allowed.choices, "metavar": None}
         shown = (defaults or {}).get(spec.name) or f"{spec.default}" or "empty"
         text = f"{allowed.help} (default: {shown})".replace("%", "%%")
         parser.add_argument(f"--{spec.name.replace('_', '-')}", help=text, **options)
 
 
 def current_names(values: Mapping[str, Any], where: str) -> tuple[dict[str, Any], list[str]]:
-    """`values` by the names of today's settings, and a note for each removed setting that was in use."""
+    """`values` under today's names, and a note for each removed setting that was not off. `where` they are from."""
     removed = [name for name in values if OLD_NAMES.get(name, "") is None]
-    notes = [
-        f"note: {where}: {name} {values[name]} is ignored: this version has no such setting"
-        for name in removed
-        if values[name]
-    ]
+    notes = [f"note: {where}: {name} {values[name]} is ignored: it was removed" for name in removed if values[name]]
     return {OLD_NAMES.get(name) or name: value for name, value in values.items() if name not in removed}, notes
 
 
 def from_dict(values: Mapping[str, Any], where: str) -> Config:
-    """The Config with `values` over the defaults; older names are read too.
+    """The Config with `values` over the defaults, also under older names.
 
-    Raises ValueError for an unknown key or a value that is not allowed, with `where` they are from.
+    Raises ValueError for an unknown name, with `where` it is from, and for a value that is not allowed.
     """
     values, _ = current_names(values, where)
     unknown = sorted(set(values) - {spec.name for spec in fields(Config)})
@@ -111,7 +108,7 @@ def from_dict(values: Mapping[str, Any], where: str) -> Config:
 
 
 def read_config(path: str) -> dict[str, Any]:
-    """The values in a config.json, or in that of a run's folder, checked; ValueError says what is wrong with it."""
+    """The values in a config.json, or in that of a run's folder. Raises ValueError if they make no Config."""
     if os.path.isdir(path):
         path = os.path.join(path, "config.json")
     try:
@@ -119,18 +116,18 @@ def read_config(path: str) -> dict[str, Any]:
             values = json.load(file)
     except OSError as error:
         raise ValueError(f"config: {path}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:  # the latter from brackets in brackets, thousands deep
+    except (ValueError, RecursionError) as error:  # the latter for brackets nested thousands deep
         raise ValueError(f"config: {path} is not JSON: {error}") from error
     if not isinstance(values, dict):
-        raise ValueError(f"config: {path} holds no JSON object")
+        raise ValueError(f"config: {path} is not a JSON object")
     from_dict(values, f"config: {path}")
     return values
 
 
 def combine(flags: dict[str, Any], *, recipe: str = "", config_path: str | None = None) -> tuple[Config, list[str]]:
-    """The Config of a run by the precedence of config.py, and notes on settings of an older file that are ignored.
+    """The Config by the precedence of config.py, and notes on settings of an older file that are ignored.
 
-    `flags` holds only what was typed. Raises ValueError for a value, key or file that is not allowed.
+    `flags` holds only what was typed. Raises ValueError for a value, name or file that is not allowed.
     """
     layer, notes = ({}, []) if config_path is None else current_names(read_config(config_path), config_path)
     layer.pop("run", None)  # a new run has a name of its own
@@ -138,6 +135,6 @@ def combine(flags: dict[str, Any], *, recipe: str = "", config_path: str | None 
 
 
 def differences(config: Config) -> dict[str, Any]:
-    """The fields of `config` that differ from the defaults in this file."""
+    """The fields of `config` that differ from the defaults."""
     defaults = asdict(Config())
     return {key: value for key, value in asdict(config).items() if value != defaults[key]}

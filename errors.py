@@ -1,47 +1,45 @@
-"""What the user can mend: errors and exit statuses; files that are replaced whole; run folders. No torch here."""
+"""What the user can mend: errors and exit statuses; files written whole; run folders. No torch here."""
 
-import contextlib
 import io
 import json
+import math
 import os
 import shlex
-import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
+OUT_OF_MEMORY = ("not enough memory", "can't allocate memory", "out of memory")  # torch's words for it
+
 
 class UserError(Exception):
-    """A fault the user can mend; the message says what, where and what to do."""
+    """A fault that the user can mend; the message says what, where and what to do."""
 
 
 def exit_status(run: Callable[..., int], *args: Any) -> int:
-    """What `run(*args)` returns; a UserError is printed as `error: ...` on stderr and gives 2, Ctrl-C 130.
+    """What `run(*args)` returns, or 2 for a UserError, printed as `error: ...` on stderr, and 130 for Ctrl-C.
 
-    Where the reader of stdout has gone (`| head`), it ends quietly with 141, the shell's number for that.
+    If nobody reads stdout any more (`| head`), it is 141, as in a shell, without a message.
     """
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a name that the terminal cannot show is escaped, not a crash
+        if isinstance(stream, io.TextIOWrapper):  # a name that the terminal cannot show is escaped
             stream.reconfigure(errors="backslashreplace")
     try:
         status = run(*args)
         sys.stdout.flush()
         return status
     except UserError as error:
-        if str(error):  # without words: another process has said it
+        if str(error):  # it is empty where another process reports it
             print(f"error: {error}", file=sys.stderr)
         return 2
     except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
+        if not isinstance(error, MemoryError) and not any(words in str(error) for words in OUT_OF_MEMORY):
             raise
         details = str(error).partition("\n")[0] or type(error).__name__
-        print(
-            f"error: the memory is full ({details}): use a smaller --batch-size where it is a flag, end what else "
-            "uses the device, or use --device cpu",
-            file=sys.stderr,
-        )
+        advice = "use a smaller --batch-size if there is that flag, stop other programs, or use --device cpu"
+        print(f"error: out of memory ({details}): {advice}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
@@ -51,25 +49,45 @@ def exit_status(run: Callable[..., int], *args: Any) -> int:
         return 141
 
 
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether the device's memory, or the machine's, was not enough; torch has no class of its own for the latter."""
-    words = ("not enough memory", "can't allocate memory", "out of memory")
-    return isinstance(error, MemoryError) or any(word in str(error) for word in words)
-
-
 def discard(stream: TextIO) -> None:
-    """Send what `stream` still holds to nowhere: Python writes it at exit, and would complain once more."""
+    """Send what `stream` still holds to nowhere: Python writes it at exit, which would fail once more."""
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, stream.fileno())
     os.close(null)
 
 
+def cpu_quota(root: str = "/sys/fs/cgroup") -> int:
+    """The number of CPUs a container may use, rounded up; without a limit, the number of CPUs.
+
+    More threads than that only take turns. Reads cpu.max of cgroup v2 and cpu.cfs_*_us of v1.
+    """
+    for names in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
+        with suppress(OSError, ValueError):
+            quota, period = " ".join(Path(root, name).read_text() for name in names).split()
+            if quota not in ("max", "-1"):
+                return max(1, math.ceil(int(quota) / int(period)))
+    return os.cpu_count() or 1
+
+
+# --- Text ---
+
+
 def counted(count: int, word: str) -> str:
-    """`count` with `word`, an "s" after it unless it is one."""
+    """The number with its noun: "1 image", "2,000 images"."""
     return f"{count:,} {word}{'' if count == 1 else 's'}"
 
 
-WAITS = (0.1, 0.3, 1.0, 3.0) if os.name == "nt" else ()  # seconds between tries to replace a file
+def plain(name: str) -> str:
+    """`name` in one printable line: other characters are escaped, so no file name can forge output."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
+
+
+def quoted(path: Path | str) -> str:
+    """`path` as one word of a shell command."""
+    return shlex.quote(str(path))
+
+
+# --- Files ---
 
 
 def write_file(path: Path, data: bytes) -> None:
@@ -80,27 +98,14 @@ def write_file(path: Path, data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        replace_file(temporary, path)
+        os.replace(temporary, path)
     except OSError as error:
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             temporary.unlink()
         raise UserError(
-            f"{path} could not be written ({error.strerror}); what stood there is untouched. "
-            f"Free some space, close what has it open, or write to another place"
+            f"{path} could not be written ({error.strerror}); an older file there is unchanged. "
+            f"Free some space, close programs that use the file, or choose another place"
         ) from error
-
-
-def replace_file(source: Path, target: Path) -> None:
-    """Move `source` in the place of `target`. Raises OSError.
-
-    On Windows a file that another program has open, a table or a virus scanner, can't be replaced: it is tried again.
-    """
-    for seconds in WAITS:
-        try:
-            return os.replace(source, target)
-        except PermissionError:
-            time.sleep(seconds)
-    os.replace(source, target)
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
@@ -108,19 +113,12 @@ def write_json(path: Path, values: dict[str, Any]) -> None:
     write_file(path, (json.dumps(values, indent=2) + "\n").encode())
 
 
-def plain(name: str) -> str:
-    """`name` in one printable line: other characters are escaped, so that no file name can forge output."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
+# --- Run folders ---
 
 
-def quoted(path: Path | str) -> str:
-    """`path` as one word of a command that is to be pasted into a shell."""
-    return subprocess.list2cmdline([str(path)]) if os.name == "nt" else shlex.quote(str(path))
-
-
-@contextlib.contextmanager
+@contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold `folder` for this process; UserError where another one holds it. A kill lets go of it."""
+    """Reserve `folder` for this process, until it ends; UserError if another one has it."""
     try:
         file = open(folder / ".lock", "w")  # noqa: SIM115 (closed below)
     except OSError as error:
@@ -143,7 +141,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def new_run_folder(runs: str, name: str) -> Path:
-    """The folder runs/name, made now; UserError where it holds a run already or cannot be made."""
+    """The folder runs/name, created now. Raises UserError if it holds a run already or cannot be created."""
     folder = Path(runs) / name
     try:
         folder.mkdir(parents=True)
@@ -155,12 +153,12 @@ def new_run_folder(runs: str, name: str) -> Path:
             f"or go on with it: python interface.py --resume {quoted(folder)}"
         ) from error
     except OSError as error:
-        raise UserError(f"{folder} cannot be made: {error.strerror}") from error
+        raise UserError(f"{folder} cannot be created: {error.strerror}") from error
     return folder
 
 
 def run_folder(name: str) -> Path:
-    """The folder of a run that is there. Raises UserError."""
+    """The folder of a run. Raises UserError if there is none."""
     folder = Path(name)
     if not os.path.isdir(folder):  # Path.is_dir raises for a name that is too long
         raise UserError(f"{name}: no such folder; a run's folder is needed, such as runs/NAME")

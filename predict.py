@@ -71,9 +71,9 @@ def predict(args: argparse.Namespace) -> int:
 
     Raises UserError where nothing can be read, where --strict forbids what was skipped, or where an output fails.
     """
+    from errors import cpu_quota
     from ranks import joined
     from readers.sources import CHUNK, cut, decode_batches
-    from utils import cpu_quota
     from val import BATCH
 
     with joined() as ranks:

@@ -107,8 +107,6 @@ def open_table(target: str, form: str) -> Iterator[Callable[[list[Row]], None]]:
     "-" is standard output; that, and what is no regular file (/dev/null, a pipe), is written directly.
     Raises UserError where the target cannot be written, or `check_target` refuses it.
     """
-    from errors import replace_file
-
     check_target(target, form)
     path, stdout = Path(os.path.realpath(target)), target == "-"  # a link stays one: its file is replaced
     direct = stdout or (os.path.exists(path) and not os.path.isfile(path))  # Path.exists raises for some names
@@ -135,14 +133,14 @@ def open_table(target: str, form: str) -> Iterator[Callable[[list[Row]], None]]:
             with writing():
                 os.fsync(file.fileno())
                 file.close()
-                replace_file(place, path)
+                os.replace(place, path)
     except KeyboardInterrupt:
         if not direct:
             part = path.with_name(f"{path.name}.part")
             put(tail)
             with writing():
                 file.close()
-                replace_file(place, part)
+                os.replace(place, part)
             print(f"the rows so far stand in {part}", file=sys.stderr)
         raise
     finally:

@@ -1,13 +1,14 @@
-"""What everything that computes needs: seeds, device, CPU tuning, checkpoints."""
+"""What everything that computes needs: device, precision and memory; seeds; files of weights."""
 
 import ctypes
 import io
-import math
 import os
 import pickle
 import platform
 import random
 import struct
+import zipfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,31 +16,32 @@ import numpy as np
 import torch
 
 from config import CLASSES
-from errors import UserError, counted, quoted, write_file
+from errors import UserError, counted, cpu_quota, quoted, write_file
 
 # What torch.load raises, seen on files with bytes changed or cut off
 DAMAGE = (RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError, AssertionError, struct.error)
-FORMAT = 1  # of the weight files; raised when their keys change meaning
+FORMAT = 1  # of weight files; raised when their keys change meaning
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 # --- Machine ---
 
 
 class Machine(NamedTuple):
-    """Where the work is done: torch device, dtype of the heavy products (float32: no autocast)."""
+    """Where the work is done: torch device, and dtype of the heavy products (float32: no autocast)."""
 
     device: torch.device
     dtype: torch.dtype
 
     @property
     def sum_dtype(self) -> torch.dtype:
-        """For sums over an epoch; Apple's MPS has no float64."""
+        """For sums over an epoch; MPS has no float64."""
         return torch.float32 if self.device.type == "mps" else torch.float64
 
     @property
     def layout(self) -> torch.memory_format:
-        """Of weights and images in memory, see `layout_on`."""
-        return layout_on(self.device)
+        """The memory layout of weights and images; on MPS channels last gives a wrong backward (pytorch 175189)."""
+        return torch.contiguous_format if self.device.type == "mps" else torch.channels_last
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not torch.float32)
@@ -50,13 +52,10 @@ class Machine(NamedTuple):
         return f"{self.device.type} ({name}{threads}), {str(self.dtype).removeprefix('torch.')}"
 
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
 def pick_machine(device: str, precision: str, threads: int = 0) -> Machine:
-    """The Machine for the settings of the same names; "auto" takes CUDA, then the CPU.
+    """The Machine for the settings of the same names, with threads and memory set up; "auto" is CUDA, else the CPU.
 
-    Raises UserError where a device was asked for by name and is not there.
+    Raises UserError if the device is not there.
     """
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if device == "auto":
@@ -80,21 +79,6 @@ def pick_machine(device: str, precision: str, threads: int = 0) -> Machine:
     return Machine(torch.device(device), DTYPES[precision])
 
 
-def cpu_quota(root: str = "/sys/fs/cgroup") -> int:
-    """The CPUs that a container may use at once, rounded up; as many as there are where nothing limits it.
-
-    More threads than that only take turns. Reads cgroup v2's cpu.max and v1's cpu.cfs_*_us.
-    """
-    for names in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
-        try:
-            quota, period = " ".join(Path(root, name).read_text() for name in names).split()
-            if quota not in ("max", "-1"):
-                return max(1, math.ceil(int(quota) / int(period)))
-        except (OSError, ValueError):
-            continue
-    return os.cpu_count() or 1
-
-
 def has_fast_bf16(device: str) -> bool:
     """Whether the processor multiplies bfloat16 natively; emulated, it is slower than float32."""
     if device == "cuda":
@@ -105,7 +89,7 @@ def has_fast_bf16(device: str) -> bool:
 def keep_freed_memory() -> None:
     """Make glibc keep freed memory: by default each large tensor is page-faulted anew at every step.
 
-    What it brings: docs/speed.md, "How it came about". Elsewhere (musl, macOS, Windows) nothing is done.
+    Its gain: docs/speed.md. Other C libraries (musl, macOS, Windows) are left as they are.
     """
     if platform.libc_ver()[0] != "glibc":
         return
@@ -115,18 +99,12 @@ def keep_freed_memory() -> None:
         libc.mallopt(option, value)
 
 
-def layout_on(device: torch.device) -> torch.memory_format:
-    """Channels last; not on MPS, where backward is wrong with it, or ends the process (pytorch 175189, 175190)."""
-    return torch.contiguous_format if device.type == "mps" else torch.channels_last
-
-
 def channels_last(images: torch.Tensor) -> torch.Tensor:
-    """`images` (B, C, H, W) with the channels of a pixel side by side in memory, where `layout_on` is for that.
+    """`images` (B, C, H, W) with the channels of a pixel side by side in memory, except on MPS (Machine.layout).
 
-    One channel fits either layout, torch then assumes the other and carries it through the network: so the
-    strides are spelled out.
+    One channel fits both layouts; torch then assumes the other one for the whole network, so the strides are set here.
     """
-    if layout_on(images.device) is torch.contiguous_format:
+    if images.device.type == "mps":
         return images.contiguous()
     if images.shape[1] != 1:
         return images.contiguous(memory_format=torch.channels_last)
@@ -134,9 +112,9 @@ def channels_last(images: torch.Tensor) -> torch.Tensor:
 
 
 def seed_everything(seed: int, *, deterministic: bool = False) -> None:
-    """Seed Python, numpy and torch; `deterministic` also makes CUDA repeat itself bit for bit.
+    """Seed Python, numpy and torch. `deterministic` also makes CUDA repeat itself bit for bit.
 
-    Otherwise CUDA looks for the quickest algorithm at the first batch of each size, which takes seconds.
+    Otherwise CUDA searches for the fastest algorithm at the first batch of each size, which takes seconds.
     """
     random.seed(seed)
     np.random.seed(seed)
@@ -148,7 +126,7 @@ def seed_everything(seed: int, *, deterministic: bool = False) -> None:
 
 
 def count_params(model: torch.nn.Module) -> int:
-    """The number of trainable numbers in `model`."""
+    """The number of trainable parameters of `model`."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
@@ -161,19 +139,22 @@ def versions() -> dict[str, str]:
 
 
 def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
-    """Write plain types and tensors so that `read_checkpoint` gives them back. Raises UserError."""
+    """Write plain types and tensors so that `read_checkpoint` returns them. Raises UserError."""
     buffer = io.BytesIO()
     torch.save({"format": FORMAT, "classes": list(CLASSES), "versions": versions(), **content}, buffer)
     write_file(path, buffer.getvalue())
 
 
 def read_checkpoint(path: Path, needed: tuple[str, ...] = ("model", "state_dict")) -> dict[str, Any]:
-    """What `write_checkpoint` wrote, on the CPU. No code in the file is ever run.
+    """What `write_checkpoint` wrote, on the CPU; its checksums are verified, and no code in the file is run.
 
-    Raises UserError where the file is missing, truncated, a pickle with code, of another format or
-    class order, or lacks a `needed` key.
+    Raises UserError if the file is missing, damaged, a pickle with code, of another format or class order, or lacks a
+    `needed` key.
     """
     try:
+        with suppress(zipfile.BadZipFile), zipfile.ZipFile(path) as archive:  # torch reads it without its checksums
+            if archive.testzip():
+                raise EOFError
         content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise UserError(
@@ -181,29 +162,31 @@ def read_checkpoint(path: Path, needed: tuple[str, ...] = ("model", "state_dict"
         ) from error
     except pickle.UnpicklingError as error:
         raise UserError(
-            f"{path} is refused: it is no weight file of this project, or a pickle that could run "
+            f"{path} is refused: it is not a weight file of this project, or a pickle that could run "
             f"code on loading; only files written by interface.py are read"
         ) from error
     except DAMAGE as error:
-        raise UserError(f"{path} cannot be read: truncated, or no weight file; copy or train it again") from error
+        raise UserError(f"{path} cannot be read: damaged, or not a weight file; copy or train it again") from error
     lacking = [key for key in ("format", *needed) if not isinstance(content, dict) or key not in content]
     if lacking and isinstance(content, dict) and "progress" in content:
         raise UserError(
-            f"{path} is the state of a run, to go on with by --resume {quoted(path.parent)}; its best weights are in "
+            f"{path} is the state of a run, to continue with --resume {quoted(path.parent)}; its best weights are in "
             f"best.pth beside it"
         )
     if lacking:
-        raise UserError(
-            f"{path} is no weight file of this project, or of another version: it lacks {', '.join(lacking)}"
-        )
-    if content["format"] != FORMAT:
+        raise UserError(f"{path} is not a weight file of this version of the project: it lacks {', '.join(lacking)}")
+    if str(content["format"]) != str(FORMAT):  # as text: a damaged file can have anything there
         raise UserError(f"{path} has format {content['format']}, this code reads {FORMAT}: train it again")
-    if content.get("classes") != list(CLASSES):
+    if str(content.get("classes")) != str(list(CLASSES)):
         raise UserError(
             f"{path} was trained on the classes {content.get('classes')}, in that order; "
             f"this code predicts {list(CLASSES)}"
         )
+    state = content.get("state_dict")
+    tensors = [value for value in state.values() if isinstance(value, torch.Tensor)] if isinstance(state, dict) else []
+    if any(value.nbytes > value.untyped_storage().nbytes() for value in tensors):  # a small file, terabytes of memory
+        raise UserError(f"{path} is damaged: a tensor in it is larger than its data")
     metrics = content.get("metrics")
-    if isinstance(metrics, dict) and "unseen" in metrics:  # the name that older files have for it
+    if isinstance(metrics, dict) and "unseen" in metrics:  # the name of older files
         metrics["deduplicated"] = metrics.pop("unseen")
     return content

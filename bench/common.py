@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cli import Parser, add_flags, combine, from_dict, read_config
-from config import CLASSES, MODELS, SETTING, Config
+from config import CLASSES, MODELS, PLACE_FIELDS, Config
 from errors import UserError, counted, write_json
 
 if TYPE_CHECKING:
@@ -194,7 +194,7 @@ def flags_of(settings: dict[str, Any]) -> list[str]:
 
 def identity(config: Config) -> dict[str, Any]:
     """The settings that make a run what it is, the seed among them, whatever machine and folder it was made in."""
-    settings = {name: value for name, value in asdict(config).items() if name not in SETTING}
+    settings = {name: value for name, value in asdict(config).items() if name not in PLACE_FIELDS}
     return settings | {"votes": Path(config.votes).name}
 
 

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bench import common
 from cli import Parser, nonempty
-from config import RECIPES, SETTING, Config
+from config import PLACE_FIELDS, RECIPES, Config
 from errors import UserError, exit_status
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
     machine = pick_machine(config.device, config.precision, config.threads)
     print("\n".join([*common.header(), f"machine: {machine}"]))
     data = load(config)
-    changed = [name for name in args.settings if name not in SETTING]
+    changed = [name for name in args.settings if name not in PLACE_FIELDS]
     if changed or args.runs < RECORD_RUNS or data.demo:
         print(f"no record: that takes {RECORD_RUNS} runs of the fixed schedule on FER2013 ({', '.join(changed)})")
     size = f"{len(data.split('train')):,} images in steps of {config.batch_size}"

@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from errors import UserError
+from errors import UserError, cpu_quota
 from readers.decode import EXTENSIONS, SIZE, BadImage, decode_into, read_file
 from readers.layout import (
     DRAWN_MARK,
@@ -36,7 +36,6 @@ from readers.layout import (
 )
 from readers.tables import open_table, read_rows
 from readers.zips import digest_zip, list_zip, open_entry, open_zip, read_entries
-from utils import cpu_quota
 
 __all__ = ["Batch", "Item", "Part", "Source", "class_index", "cut", "decode_batches", "open_dataset", "open_inputs"]
 

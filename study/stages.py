@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from config import SETTING, Config
+from config import PLACE_FIELDS, Config
 from dataset import FaceData, preprocess
 from errors import UserError, counted, write_json
 from model import FaceNet, build_model
@@ -116,7 +116,7 @@ class Stages:
         digest = hashlib.blake2b(digest_size=8)
         for value in model.state_dict().values():
             digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-        knobs = {name: value for name, value in asdict(config).items() if name not in SETTING}
+        knobs = {name: value for name, value in asdict(config).items() if name not in PLACE_FIELDS}
         mark = {
             "config": knobs,
             "fingerprint": self.data.fingerprint,

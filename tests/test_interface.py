@@ -311,7 +311,7 @@ def test_pretrained_weights_of_other_data_or_of_another_network(trained, tmp_pat
 
 def test_an_edited_config_py_is_what_runs(trained, tmp_path):
     cwd, _ = trained
-    text = (REPO / "config.py").read_text().replace("epochs: int = knob(40,", "epochs: int = knob(1,")
+    text = (REPO / "config.py").read_text().replace("epochs: int = setting(40,", "epochs: int = setting(1,")
     for file in [*REPO.glob("*.py"), *REPO.glob("readers/*.py"), *REPO.glob("training/*.py")]:
         (tmp_path / file.relative_to(REPO)).parent.mkdir(exist_ok=True)
         (tmp_path / file.relative_to(REPO)).write_text(file.read_text())

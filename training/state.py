@@ -53,7 +53,7 @@ class Trainer:
     def __post_init__(self) -> None:
         train = self.data.split("train")
         self.steps = math.ceil(len(train) / self.config.batch_size)
-        self.loss, self.loss_name = make_loss(self.config, train.counts())
+        self.loss, self.loss_name = make_loss(self.config, train.counts(), self.machine.device)
         self.optimizer = make_optimizer(self.model, self.config, self.machine)
         self.scheduler = make_scheduler(self.optimizer, self.config, self.steps)
         self.scaler = torch.amp.GradScaler(self.machine.device.type, enabled=self.machine.dtype is torch.float16)
