@@ -18,7 +18,7 @@ DPI = 110
 # Colours of Okabe and Ito, which colour-blind readers can distinguish too
 BLUE, ORANGE, GREEN, RED = "#0072b2", "#d55e00", "#007a5a", "#c1121f"
 INK, GREY, FAINT = "#222222", "#6b6b6b", "#d9d9d9"
-MAX_CUTS = 12  # more changes of the learning rate than this are a smooth schedule: only its course is written
+MAX_CUTS = 12  # of the learning rate that are marked in the training curves
 
 
 def plainly(text: str) -> str:
@@ -218,27 +218,17 @@ def column(history: list[dict], key: str) -> np.ndarray:
 
 
 def _mark_rates(axes, epochs: np.ndarray, rates: np.ndarray) -> None:
-    """Write the course of the learning rate above the panel; a few cuts of it are thin lines with the new rate."""
+    """Write the course of the learning rate above the panel, and draw a thin line where it is cut."""
     known = rates[np.isfinite(rates)]
     if not len(known):
         return
-    cuts = [i for i in range(1, len(rates)) if rates[i] < 0.98 * rates[i - 1]]
-    if len(cuts) > min(MAX_CUTS, max(1, len(rates) // 3)):  # a smooth schedule
-        cuts = []
     peak = f", up to {known.max():.3g}" if known.max() > known[0] else ""
     course = f"{known[0]:.3g}{peak}" + (f", down to {known[-1]:.3g}" if known[-1] < known.max() else "")
-    if cuts:
-        course = f"{rates[cuts[0] - 1]:.3g}, then"
-    axes.set_title(f"learning rate {course}", loc="left", fontsize=8.5, color=GREY, pad=16 if cuts else 6)
-    room, labelled = 0.1 * (epochs[-1] - epochs[0] + 1), -math.inf  # two labels closer than this would touch
-    for cut in cuts:
-        x = (epochs[cut - 1] + epochs[cut]) / 2
-        axes.axvline(x, color=GREY, linewidth=0.7, linestyle=(0, (2, 2)), zorder=0.5)
-        if x - labelled >= room:
-            place = {"xytext": (0, 3), "textcoords": "offset points", "ha": "center"}
-            style = {"xycoords": ("data", "axes fraction"), "fontsize": 7.5, "color": GREY}
-            axes.annotate(f"{rates[cut]:.3g}", (x, 1), **place, **style)
-            labelled = x
+    axes.set_title(f"learning rate {course}", loc="left", fontsize=8.5, color=GREY)
+    cuts = [i for i in range(1, len(rates)) if rates[i] < 0.98 * rates[i - 1]]
+    if len(cuts) <= min(MAX_CUTS, max(1, len(rates) // 3)):  # more of them are a smooth schedule
+        for cut in cuts:
+            axes.axvline((epochs[cut - 1] + epochs[cut]) / 2, color=GREY, linewidth=0.7, linestyle=":", zorder=0.5)
 
 
 def _mark_best(axes, epoch: float, value: float, text: str) -> None:
