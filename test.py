@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     from val import predict_logits, score
 
     with joined() as ranks:
-        machine, model, files, data = ranks.in_turn(lambda: prepare(args))
+        machine, model, files, data = ranks.in_turn(prepare, args)
         ranks.check(machine.device.type)
         split = data.split(args.split)
         most_voted = split.most_voted() if args.config.votes else None
