@@ -122,15 +122,16 @@ class Against:
         if not (self.other / "interface.py").is_file():
             raise UserError(f"--against {name}: no checkout of this project; make one: git worktree add DIR COMMIT")
         print(f"there: commit {commit(self.other)} in {name}; here: commit {commit()}")
-        print(f"{'':<48}{'there':>10}{'here':>10}  {'':<10}{'times as fast':>20}", flush=True)
+        print(f"{'':<48}{'there':>12}{'here':>12}  {'':<10}{'times as fast':>20}", flush=True)
 
     def row(self, label: str, measure: Callable[[Path], dict[str, float]], key: str, unit: str) -> None:
         """Print the medians of `key`, in `unit`, that `measure` gives for both, and how many times as fast this is."""
         cells = {"there": partial(measure, self.other), "here": partial(measure, ROOT)}
         found = take_turns(cells, self.rounds, label=label)
         there, here = ([result[key] for result in found[place]] for place in cells)
-        faster = ratio(here, there) if unit.endswith("/s") else ratio(there, here)
-        medians = "".join(f"{statistics.median(values):>10.4g}" for values in (there, here))
+        rate = unit.endswith("/s")
+        faster = ratio(here, there) if rate else ratio(there, here)
+        medians = "".join(f"{statistics.median(values):>12,.{0 if rate else 4}f}" for values in (there, here))
         print(f"{label:<48}{medians}  {unit:<10}{faster:>20}", flush=True)
 
 

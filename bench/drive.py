@@ -2,7 +2,7 @@
 
     PYTHONPATH=CHECKOUT python -P bench/drive.py --one '{"part": "train", ...}'
 
-The other benchmarks call it so. It uses only what commit 1ec3311 has too: the scripts' `main`, metrics.jsonl, and four
+The other benchmarks call it so. It uses only what commit 1ec3311 has too: the scripts' `main`, metrics.jsonl, and three
 functions. Imports come before the clock starts. The last line printed is the result, as JSON.
 """
 
@@ -54,16 +54,6 @@ def train(cell: dict[str, Any]) -> dict[str, float]:
     return {"first": lines.times[0] - start, "later": statistics.median(rates) if rates else 0.0}
 
 
-def load(cell: dict[str, Any]) -> dict[str, float]:
-    """Seconds of finding and decoding the dataset."""
-    from config import Config
-    from dataset import load
-
-    start = time.perf_counter()
-    load(Config(data=cell["data"], cache=cell["cache"]))
-    return {"seconds": time.perf_counter() - start}
-
-
 def predict(cell: dict[str, Any]) -> dict[str, float]:
     """Seconds of predict.py, from reading the weights to the finished table; memory in MB, of torch and at the peak."""
     import torch  # noqa: F401
@@ -110,7 +100,7 @@ def image(cell: dict[str, Any]) -> dict[str, float]:
 def main(argv: Sequence[str] | None = None) -> int:
     _, cell = sys.argv[1:] if argv is None else argv
     cell = json.loads(cell)
-    print(json.dumps({"train": train, "load": load, "predict": predict, "image": image}[cell["part"]](cell)))
+    print(json.dumps({"train": train, "predict": predict, "image": image}[cell["part"]](cell)))
     return 0
 
 

@@ -12,8 +12,8 @@ data are opened: decoding, building the network, and for ours the first checkpoi
 count training alone. --steps takes single steps on random images; each row adds a measure to the rows above it.
 
 --against runs interface.py of another checkout (`git worktree add ../other COMMIT`) and of this one, with the same
-settings: decoding into a new cache, the first epoch of the first model on all images with no cache, and later epochs,
-with a warm cache, on --images of them.
+settings: the first epoch of the first model on all images with no cache, and later epochs, with a warm cache, on
+--images of them.
 
 Every cell is a fresh process, imports left out; the cells take turns. Shown are medians over the rounds, the ratio of
 two medians, and the smallest and largest ratio within a round. Run it on an idle machine.
@@ -156,21 +156,14 @@ def ours(checkout: Path, flags: Sequence[str], epochs: int) -> dict[str, float]:
         return common.train_in(Path(folder, "new"), checkout, flags, epochs=epochs)
 
 
-def decode(checkout: Path, data: str) -> dict[str, float]:
-    """Seconds of decoding `data` into a new cache."""
-    with common.scratch() as folder:
-        cell = {"part": "load", "data": data, "cache": f"{folder}/cache"}
-        return common.run_cell("drive.py", cell, checkout=checkout, cwd=Path(folder))
-
-
 def compare(args: argparse.Namespace, model: str, folder: Path, images: int) -> None:
     """Measure ours and the plain loops, these with the best number of workers, on one model; print their table."""
     flags = ["--model", model, *AS_PLAIN.split()]
     cell = {"flags": flags, "device": args.device, "folder": f"{folder}/train"}
-    plain = {(loop, n): {**cell, "variant": loop, "workers": n} for loop in args.loops for n in args.workers}
+    plain = {(loop, n): {**cell, "variant": loop, "workers": n} for loop in PLAIN for n in args.workers}
     cells = {key: partial(common.run_cell, "train.py", each) for key, each in plain.items()}
     pilot = {key: found[0]["later"] for key, found in common.take_turns(cells, 1, label="pilot").items()}
-    best = {loop: max(args.workers, key=lambda n: pilot[loop, n]) for loop in args.loops}
+    best = {loop: max(args.workers, key=lambda n: pilot[loop, n]) for loop in PLAIN}
     turns = {f"{loop} ({n} workers)": cells[loop, n] for loop, n in best.items()}
     flags += ["--data", f"{folder}.zip", "--device", args.device]
     turns["ours"] = partial(ours, common.ROOT, flags, 1 + LATER_EPOCHS)
@@ -204,7 +197,6 @@ def against(args: argparse.Namespace) -> None:
     """Print how fast another checkout and this one train, in paired turns."""
     data = os.path.abspath(args.data) if os.path.exists(args.data) and args.data != "demo" else args.data
     versus = common.Against(args.against, args.rounds)
-    versus.row("decoding into a new cache", partial(decode, data=data), "seconds", "s")
     flags = {model: ["--data", data, "--model", model, *SAME.split()] for model in args.models}
     for model in args.models[:1]:
         versus.row(f"{model}, first epoch, all images", partial(ours, flags=flags[model], epochs=1), "first", "s")
@@ -234,7 +226,6 @@ def run(args: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser("-m bench.train", __doc__.splitlines()[0])
-    parser.add_argument("--loops", nargs="+", choices=PLAIN, default=list(PLAIN), help="the plain loops (all)")
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2], help="to try in them (0 1 2)")
     parser.add_argument("--steps", action="store_true", help="what each measure brings to a single step")
     args = common.parse(parser, argv, models=["TheModel", "ImprovedFER2013Model"], images=3840)
