@@ -9,14 +9,14 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from cli import Parser, add_flags, differences, nonempty
+from cli import Parser, add_flags, combine, differences, nonempty
 from config import MACHINE_FIELDS, RECIPES, Config
 from errors import counted, exit_status, locked, new_run_folder, quoted, run_folder, write_json
+from ranks import Ranks, joined
 
 if TYPE_CHECKING:
     from dataset import FaceData
     from model import FaceNet
-    from ranks import Ranks
     from training.distill import Teachers
     from utils import Machine
     from val import Scores
@@ -37,21 +37,21 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add_flags(parser)
     typed = parser.parse_args(argv)
     args = parser.resolve(typed)
-    if args.resume:
-        layers = [name for name in ("recipe", "config") if getattr(typed, name)]
-        fixed = sorted({*args.flags, *layers} - set(MACHINE_FIELDS))
-        if fixed:
-            parser.error(
-                f"--resume goes on with the run's own settings; only {', '.join(MACHINE_FIELDS)} may be given with it, "
-                f"not {', '.join(fixed)}. {longer(args.resume, args.flags.get('epochs'))}"
-            )
+    layers = [name for name in ("recipe", "config") if getattr(typed, name)]
+    args.bare = not layers
+    fixed = sorted({*args.flags, *layers} - set(MACHINE_FIELDS))
+    if args.resume and fixed:
+        parser.error(
+            f"--resume goes on with the run's own settings; only {', '.join(MACHINE_FIELDS)} may be given with it, "
+            f"not {', '.join(fixed)}. {longer(args.resume, args.flags.get('epochs'))}"
+        )
     return args
 
 
 def longer(run: Path | str, epochs: int | None = None) -> str:
-    """How a run is trained for longer than it was begun with."""
+    """How the weights of a run are trained for longer than it."""
     return (
-        f"To train a run's weights for longer, begin a new run with them: "
+        f"To train its weights for longer, begin a new run with them: "
         f"python interface.py --config {quoted(run)} --pretrained {quoted(run)} --epochs {epochs or 'N'}"
     )
 
@@ -61,117 +61,117 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 class Task(NamedTuple):
-    """A run about to begin or to go on. `last` is last.pth's content; `ended`: it was trained to its end before."""
+    """What is to be trained, and reported in the folder `run`.
+
+    `last` is the content of last.pth, where a stopped run goes on. `leakage` are notes on weights that `model` begins
+    with. Of a run that has ended there is only its `history`, to be reported again.
+    """
 
     config: Config
     run: Path
-    machine: "Machine"
     data: "FaceData"
-    model: "FaceNet"
-    teachers: "Teachers | None"
-    last: dict[str, Any] | None
-    leakage: list[str]
-    ended: bool
+    machine: "Machine"
+    model: "FaceNet | None" = None
+    teachers: "Teachers | None" = None
+    last: dict[str, Any] | None = None
+    leakage: list[str] = []  # noqa: RUF012
+    history: list[dict[str, Any]] | None = None
 
 
 def run_from(args: argparse.Namespace) -> int:
-    """Train in a new run's folder or go on in an old one, and report; 0, or 130 where Ctrl-C ended the run early.
+    """Train in a new run's folder or go on in an old one, then report; 130 where Ctrl-C ended the run early.
 
     Of several processes (torchrun) each runs this; the first one prints and writes.
     """
-    from ranks import joined
     from train import fit
-    from training.resume import read_history
 
-    with joined() as ranks, ExitStack() as stack:
+    with joined() as ranks, ExitStack() as locks:
         name = ranks.share(args.config.run or f"{args.config.model}-{time.strftime('%Y%m%d-%H%M%S')}")
-        task = ranks.in_turn(lambda: prepare(args, name, ranks, stack))
-        config, run, machine, data, model, teachers, last, leakage, ended = task
-        if ended:
-            history = read_history(run)
-        else:
+        task = ranks.in_turn(prepare, args, name, ranks, locks)
+        if task.history is None:
             trainer = fit(
-                model,
-                data,
-                config,
-                run=run,
-                machine=machine,
-                resume=last,
+                task.model,
+                task.data,
+                task.config,
+                run=task.run,
+                machine=task.machine,
+                resume=task.last,
                 ranks=ranks,
-                teachers=teachers,
-                leakage=leakage,
+                teachers=task.teachers,
+                leakage=task.leakage,
             )
-            history = trainer.history
             if not trainer.done:
                 print(
-                    f"stopped in epoch {trainer.epoch + 1}, nothing is lost; "
-                    f"go on with: python interface.py --resume {quoted(run)}"
+                    f"stopped in epoch {trainer.progress.epoch + 1}, nothing is lost; "
+                    f"go on with: python interface.py --resume {quoted(task.run)}"
                 )
                 return 130
-        ranks.first_does(lambda: report(run, data, config, history, machine=machine, asked=args.promote))
+            task = task._replace(history=trainer.history)
+        if ranks.first:
+            report(task, promoted=args.promote)
     return 0
 
 
-def prepare(args: argparse.Namespace, name: str, ranks: "Ranks", stack: ExitStack) -> Task:
-    """Find the data, build the network, and make the folder runs/`name` or read the one to go on with.
+def prepare(args: argparse.Namespace, name: str, ranks: Ranks, locks: ExitStack) -> Task:
+    """Find the data, build the network, and make the folder runs/`name`, or read the one to go on with.
 
-    `stack` holds the folder's lock. Raises UserError.
+    The folder is locked until `locks` is closed. Raises UserError.
     """
     from dataset import DEMO_NOTE, load
     from losses import make_loss
     from train import check_run
     from training.distill import load_teachers
-    from training.resume import check_fingerprint, check_resume, has_ended, read_last
-    from training.state import ranks_on
+    from training.state import check_fingerprint, check_resume, describe_machine, has_ended, read_history, read_last
     from utils import count_params, pick_machine, read_checkpoint
     from weights import describe, find_weights, leakage_notes
 
-    config, run, last, ended = args.config, Path(args.config.runs, name), None, False
-    print("\n".join(args.notes), end="\n" if args.notes else "")
+    config, run, last, leakage = args.config, Path(args.config.runs, name), None, []
+    for note in args.notes:
+        print(note)
     if args.resume:
         run = run_folder(args.resume)
         if ranks.first:
-            stack.enter_context(locked(run))
+            locks.enter_context(locked(run))
         config, last = read_last(run, args.flags)
-        ended = has_ended(run)
     machine = pick_machine(config.device, config.precision, config.threads)
     ranks.check(machine.device.type)
-    print(f"machine: {ranks_on(machine, ranks)}")
+    print(f"machine: {describe_machine(machine, ranks)}")
     data = load(config)
     print("\n".join(data.describe()))
-    if ended:
+    if data.demo:
+        print(DEMO_NOTE)
+    if args.resume and has_ended(run):
         check_fingerprint(read_checkpoint(run / "best.pth", ("dataset",))["dataset"]["fingerprint"], data)
-    model = new_model(replace(config, pretrained="") if last or ended else config, machine)  # those files have them
-    teachers = None if ended else load_teachers(config, machine)
+        print(f"run {run} has ended: what follows is its report again. {longer(run)}")
+        return Task(config, run, data, machine, history=read_history(run))
+    if data.demo and args.bare and not args.resume:
+        config, _ = combine(args.flags, recipe="demo")
+    model = new_model(replace(config, pretrained="") if last else config, machine)  # last.pth has the weights
+    teachers = load_teachers(config, machine)
     if last:
         check_resume(last, data, teachers, machine, ranks)
-    elif not ended:
-        check_run(model, data, config, ranks)
+    check_run(model, data, config, ranks)
     if not args.resume and ranks.first:
         new_run_folder(config.runs, name)
         write_json(run / "config.json", asdict(config))
-        stack.enter_context(locked(run))
+        locks.enter_context(locked(run))
     changed = ", ".join(f"{key} {value}" for key, value in differences(config).items()) or "nothing"
     print(f"{config.model}, {count_params(model):,} parameters; run {run}; differs from config.py: {changed}")
-    if data.demo:
-        print(DEMO_NOTE)
-    leakage: list[str] = []
-    if config.pretrained and not (last or ended):
+    if config.pretrained and not last:
         path = find_weights(config.pretrained, flag="--pretrained")
         content = read_checkpoint(path)
         leakage = leakage_notes(path, content, data, config.val_fraction)
         print("\n".join([f"begins with {describe(path, content)}", *leakage]))
-    if not ended:
-        both = "; val is official / deduplicated" if data.split("val").copies.any() else ""
-        print(
-            f"loss is {make_loss(config, data.split('train').counts())[1]}, in nats per image; train is measured in "
-            f"passing, with augmentation, dropout and training's targets{both}; * is a new best"
-        )
-    return Task(config, run, machine, data, model, teachers, last, leakage, ended)
+    both = "; val is official / deduplicated" if data.split("val").copies.any() else ""
+    print(
+        f"loss is {make_loss(config, data.split('train').counts())[1]}, in nats per image; train is measured in "
+        f"passing, with augmentation, dropout and training's targets{both}; * is a new best"
+    )
+    return Task(config, run, data, machine, model, teachers, last, leakage)
 
 
 def new_model(config: Config, machine: "Machine") -> "FaceNet":
-    """Seed everything, then draw the network, or begin with the weights of `config.pretrained`. Raises UserError."""
+    """Seed everything, then initialise the network, or give it the weights of `config.pretrained`. Raises UserError."""
     from model import build_model
     from utils import seed_everything
     from weights import load_pretrained
@@ -183,53 +183,63 @@ def new_model(config: Config, machine: "Machine") -> "FaceNet":
     return model
 
 
-def report(
-    run: Path, data: "FaceData", config: Config, history: list[dict[str, Any]], *, machine: "Machine", asked: bool
-) -> None:
-    """Score the best weights, draw the figures, promote the weights, and say what to do next.
+def report(task: Task, *, promoted: bool) -> None:
+    """Calibrate and score the best weights, plot the figures, promote the weights, and say what to do next.
 
-    last.pth, which the run no longer needs, is removed. `asked` promotes the weights in any case.
+    last.pth, which the run no longer needs, is removed. `promoted`: whatever the weights score.
     """
     from dataset import DEMO_NOTE
-    from losses import make_loss
-    from metrics import summary, table
-    from weights import promote
+    from metrics import table
+    from training.promote import promote
+    from weights import calibrate
 
-    scores = draw(run, data, config, history, machine=machine)
-    print(f"\nbest weights on validation, loss is {make_loss(config, data.split('train').counts())[1]}:")
-    print(f"  official        {summary(scores.official)}")
-    if data.split("val").copies.any():
-        print(f"  deduplicated    {summary(scores.deduplicated)}")
-    print("\n".join(["recall and confusion, deduplicated:", *table(scores.deduplicated)]))
-    minutes = sum(row["seconds"] for row in history) / 60
+    run, data, machine, history = task.run, task.data, task.machine, task.history
+    temperature, before, after = calibrate(run / "best.pth", data, machine=machine)
+    plot(task, temperature, before, after)
+    print("\nbest weights on validation, loss is cross-entropy:")
+    print("\n".join(f"  {line}" for line in after.lines()))
+    print("\n".join(["recall and confusion, deduplicated:", *table(after.deduplicated)]))
     print(
-        f"{counted(len(history), 'epoch')} in {minutes:.1f} minutes; {run} holds best.pth, config.json, "
-        f"metrics.jsonl, curves.png, confusion.png"
+        f"temperature {temperature:.3f} divides the logits from now on: calibration error (ECE), deduplicated, "
+        f"{before.deduplicated.ece:.4f} before and {after.deduplicated.ece:.4f} after"
     )
+    minutes = sum(row["seconds"] for row in history) / 60
+    files = "best.pth, config.json, metrics.jsonl, curves.png, confusion.png, reliability.png, mistakes.png"
+    print(f"{counted(len(history), 'epoch')} in {minutes:.1f} minutes; {run} holds {files}")
     if (run / "last.pth").exists():
         megabytes = (run / "last.pth").stat().st_size / 1e6
         (run / "last.pth").unlink()
-        print(f"last.pth ({megabytes:.0f} MB), which a stopped run goes on from, is removed: this run has ended")
-    print(longer(run))
-    print(promote(run, data, machine=machine, asked=asked))
+        print(f"last.pth ({megabytes:.0f} MB), from which a stopped run goes on, is removed: this one has ended")
+    print(promote(run, data, machine=machine, asked=promoted))
     if data.demo:
         print(DEMO_NOTE)
     print(f"predict with this run: python predict.py PHOTO --weights {quoted(run)}")
 
 
-def draw(run: Path, data: "FaceData", config: Config, history: list[dict[str, Any]], *, machine: "Machine") -> "Scores":
-    """Score the best weights and draw the run's figures, the last files of its folder; the validation scores."""
+def plot(task: Task, temperature: float, before: "Scores", after: "Scores") -> None:
+    """Plot the run's figures: curves, confusion matrix, reliability before and after the temperature, mistakes."""
     import plots
     from losses import make_loss
-    from val import evaluate
+    from val import predict_logits
     from weights import load_weights
 
-    model, _ = load_weights(run / "best.pth", machine=machine)
-    loss, loss_name = make_loss(config, data.split("train").counts())
-    scores = evaluate(model, data.split("val"), machine=machine, loss=loss)
-    plots.curves(history, run / "curves.png", title=f"{run.name}: {loss_name}")
-    plots.confusion(scores.deduplicated.confusion, run / "confusion.png", title=f"{run.name}: validation deduplicated")
-    return scores
+    run, val = task.run, task.data.split("val")
+    caption = "these faces are rendered, not photographs" if task.data.demo else ""
+    model, _ = load_weights(run / "best.pth", machine=task.machine)
+    kept = ~val.copies
+    probabilities = predict_logits(model, val, machine=task.machine).softmax(1).numpy()[kept]
+    loss_name = make_loss(task.config, task.data.split("train").counts())[1]
+    plots.curves(task.history, run / "curves.png", title=f"{run.name}: {loss_name}", caption=caption)
+    name = f"{run.name}: validation, deduplicated"
+    plots.confusion(after.deduplicated.confusion, run / "confusion.png", title=name, caption=caption)
+    plots.reliability(
+        before.deduplicated,
+        after.deduplicated,
+        run / "reliability.png",
+        title=name,
+        caption=f"temperature {temperature:.3f}. {caption}".strip(),
+    )
+    plots.mistakes(val.images[kept], val.labels[kept], probabilities, run / "mistakes.png", title=name, caption=caption)
 
 
 if __name__ == "__main__":

@@ -3,20 +3,18 @@
 import os
 from collections.abc import Sequence
 from dataclasses import asdict
-from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from cli import from_dict
 from config import CLASSES, MODELS, Config
 from dataset import PREPROCESSING, FaceData
-from errors import UserError, write_file
+from errors import UserError
 from model import FaceNet, build_model
 from utils import Machine, read_checkpoint, write_checkpoint
-from val import Ensemble, Scores, evaluate, fit_temperature, predict_logits, score, tta_views
+from val import Ensemble, Scores, fit_temperature, predict_logits, score, tta_views
 
 PATHS = ("data", "cache", "votes", "runs", "pretrained")  # the knobs that hold one
 SHIPPED = "final_weights_new.pth"
@@ -204,72 +202,3 @@ def describe(path: Path, content: dict[str, Any], *, tta: str = "none") -> str:
         f"{' with FER+ votes' if data.get('votes') else ''}, validation accuracy {official['accuracy']:.4f}{second}"
         + ("" if tta == "none" else f"; test-time augmentation: {tta}, {len(tta_views(tta))} views of an image")
     )
-
-
-def promote(run: Path, data: FaceData, *, machine: Machine, asked: bool = False, shipped: Path | None = None) -> str:
-    """Put the best weights of `run` in the place of the shipped ones if that is safe, or `asked` for; a line on it.
-
-    It is safe where both were trained on the same dataset with the same validation images, the run's did not begin
-    with or learn from weights that may know these, it is no demo or --limit run, and it scores higher on them,
-    deduplicated. The old file is kept in the run's folder as replaced_weights.pth (-2, -3... where that is taken).
-    Where the current folder has none, the run must beat the one beside the code, which stays.
-    """
-    shipped = shipped or Path(SHIPPED)
-    model, content = load_weights(run / "best.pth", machine=machine)
-    model.load_state_dict({k: v.half() if v.is_floating_point() else v for k, v in model.state_dict().items()})
-    ours = evaluate(model, data.split("val"), machine=machine)
-    before = stamp(shipped)
-    rival = shipped if before else Path(__file__).parent / shipped
-    reason = "as asked for"
-    if not asked:
-        try:
-            kept, reason = why_not(content, ours, rival, data, machine=machine)
-        except UserError as error:
-            kept, reason = True, str(error)
-        if kept:
-            return f"{rival if rival.exists() else shipped} is left as it is: {reason}"
-    if stamp(shipped) != before:  # another run was quicker: its weights are the ones to beat now
-        return promote(run, data, machine=machine, asked=asked, shipped=shipped)
-    if before:
-        old = free_name(run / "replaced_weights.pth")
-        write_file(old, shipped.read_bytes())
-        reason += f"; the old file is kept as {old}"
-    config = from_dict(content["config"], str(run / "best.pth"))
-    save_weights(shipped, model, ours, config=config, data=data, half=True, dataset=content["dataset"])
-    return (
-        f"{shipped} is {'replaced' if before else 'written'}: {ours.deduplicated.accuracy:.4f} deduplicated, {reason}"
-    )
-
-
-def why_not(
-    content: dict[str, Any], ours: Scores, rival: Path, data: FaceData, *, machine: Machine
-) -> tuple[bool, str]:
-    """Whether the shipped weights `rival` stay, and why: those in `content` score `ours`. Raises UserError."""
-    config = content["config"]
-    if data.demo or config["limit"]:
-        return True, "the faces are drawn" if data.demo else f"the run was made with --limit {config['limit']}"
-    if content["dataset"].get("leakage"):
-        return True, "the run began with, or learned from, weights that may know its validation images"
-    if not rival.exists():
-        return False, "there was none"
-    old, old_content = load_weights(rival, machine=machine)
-    if not same_validation(old_content, data, config["val_fraction"]):
-        return True, "it was trained on another dataset, or with other validation images"
-    theirs = evaluate(old, data.split("val"), machine=machine).deduplicated.accuracy
-    figures = f"the shipped weights reach {theirs:.4f} on these validation images deduplicated"
-    return ours.deduplicated.accuracy <= theirs, f"{figures}, this run {ours.deduplicated.accuracy:.4f}"
-
-
-def stamp(path: Path) -> tuple[int, int] | None:
-    """What changes when the file `path` is replaced; None where there is none."""
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_mtime_ns, status.st_size
-
-
-def free_name(path: Path) -> Path:
-    """`path`, or where that is taken the first free one of its name with -2, -3..."""
-    numbered = (path.with_stem(f"{path.stem}-{number}") for number in count(2))
-    return next(each for each in chain([path], numbered) if not each.exists())

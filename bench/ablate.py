@@ -60,7 +60,7 @@ def measure(run: Path, config: Config) -> Result:
     import numpy as np
 
     from dataset import load
-    from training.resume import read_history
+    from training.state import read_history
     from utils import pick_machine
     from val import predict_logits
 
@@ -75,7 +75,7 @@ def measure(run: Path, config: Config) -> Result:
     if not path.exists():
         machine, val = pick_machine(config.device, config.precision, config.threads), data.split("val")
         trainer, buffer = common.fit_in(run, config, data, machine), io.BytesIO()
-        np.save(buffer, predict_logits(trainer.kept, val, machine=machine).argmax(1).numpy() == val.labels)
+        np.save(buffer, predict_logits(trainer.eval_model, val, machine=machine).argmax(1).numpy() == val.labels)
         write_file(path, buffer.getvalue())
     rows = read_history(run)
     return Result(*common.accuracies(rows[-1]), common.minutes(rows), np.load(path))

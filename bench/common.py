@@ -233,17 +233,16 @@ def fit_in(run: Path, config: Config, data: "FaceData", machine: "Machine") -> "
     Ctrl-C stopped it.
     """
     from interface import new_model
-    from ranks import Ranks
     from train import fit
     from training.distill import load_teachers
-    from training.resume import check_resume, read_last
+    from training.state import check_resume, read_last
     from utils import read_checkpoint
     from weights import find_weights, leakage_notes
 
     teachers, last, leakage = load_teachers(config, machine), None, []
     if (run / "last.pth").exists():
         last = read_last(run)[1]
-        check_resume(last, data, teachers, machine, Ranks())
+        check_resume(last, data, teachers, machine)
     elif config.pretrained:
         path = find_weights(config.pretrained, flag="--pretrained")
         leakage = leakage_notes(path, read_checkpoint(path), data, config.val_fraction)

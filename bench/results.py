@@ -28,7 +28,7 @@ Pair = tuple[float, float]  # accuracy in %, official and deduplicated
 
 def figures(run: Path, args: argparse.Namespace) -> list[Pair]:
     """The accuracies of the best and the last epoch of `run`, and of its best weights with each of --tta."""
-    from training.resume import read_history
+    from training.state import read_history
 
     rows = read_history(run)
     pairs = [common.accuracies([row for row in rows if row["best"]][-1]), common.accuracies(rows[-1])]
@@ -73,7 +73,7 @@ def row(runs: list[Path], args: argparse.Namespace) -> str:
     from torch import device
 
     from model import build_model
-    from training.resume import read_history
+    from training.state import read_history
     from utils import count_params
 
     config = common.config_of(runs[0])
@@ -92,7 +92,7 @@ def row(runs: list[Path], args: argparse.Namespace) -> str:
 
 
 def run(args: argparse.Namespace) -> int:
-    from training.resume import has_ended
+    from training.state import has_ended
 
     groups: dict[str, list[Path]] = {}  # by settings and data
     for folder in map(Path, args.runs):

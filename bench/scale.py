@@ -91,7 +91,7 @@ def train(cell: common.Cell) -> dict[str, float]:
     start = time.perf_counter()
     data = assemble(config, source, *cached(source, folder), demo=False)
     load_seconds = time.perf_counter() - start
-    trainer = Trainer(new_model(config, machine), config, data, folder, machine)
+    trainer = Trainer(new_model(config, machine), data, config, run=folder, machine=machine)
     request, ticks = StopRequest(), []
 
     def tick(*_: object) -> None:

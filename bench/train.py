@@ -111,12 +111,11 @@ def plain_loop(cell: common.Cell) -> dict[str, float]:
 
 def single_steps(cell: common.Cell) -> dict[str, float]:
     """Images/s of training steps on the CPU with the first `measures` of MEASURES; augmentation's share."""
-    import numpy as np
     import torch
 
     from dataset import preprocess
     from model import build_model
-    from training.augment import augment, draw
+    from training.augment import augment, sample_epoch
     from utils import channels_last, keep_freed_memory
 
     config, on = Config(model=cell["model"]), dict.fromkeys(MEASURES[: cell["measures"]], True)
@@ -132,10 +131,10 @@ def single_steps(cell: common.Cell) -> dict[str, float]:
     images = preprocess(pixels)
     if "input channels_last too" in on:
         images = channels_last(images)
-    steps, augmentation, batch = [], [], np.arange(config.batch_size)
+    steps, augmentation = [], []
     for _ in range(WARM_UP_STEPS + STEPS):
         start = time.perf_counter()
-        augment(preprocess(pixels), draw(config, batch, epoch=0))
+        augment(preprocess(pixels), sample_epoch(config, config.batch_size, 0).augmentation)
         augmentation.append(time.perf_counter() - start)
         with torch.autocast("cpu", torch.bfloat16, enabled="bfloat16 autocast" in on):
             logits = model(images)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from config import Config
 from study.groupings import Grouping, names
-from training.augment import window_at
+from training.augment import window_size
 
 WIDE = 0.63  # of what its multiplications would take is the time of a wider network: measured, nano on two cores
 AFTER = 3  # scorings of the validation images once a stage is done: to keep it, and about two for the report
@@ -117,6 +117,6 @@ def seconds(step: Step, config: Config, *, train: int, val: int, each: float) ->
     """
     whole = (48 / config.window) ** 2 if config.augment else 1.0
     own = replace(config, epochs=step.epochs)
-    seen = sum(whole if window_at(own, epoch) == 48 else 1.0 for epoch in range(step.epochs))
+    seen = sum(whole if window_size(own, epoch) == 48 else 1.0 for epoch in range(step.epochs))
     passes = val * (step.epochs + AFTER)
     return OVERHEAD * each * (step.work * train * seen + step.nets * whole * passes / 3)

@@ -17,7 +17,7 @@ from dataset import FaceData, preprocess
 from errors import UserError, counted, write_json
 from model import FaceNet, build_model
 from train import fit
-from training.resume import read_last
+from training.state import read_last
 from utils import Machine, channels_last, seed_everything
 from val import BATCH, evaluate
 from weights import load_weights, save_weights
@@ -82,8 +82,8 @@ class Stages:
             self.say(f"{note}, {counted(config.epochs, 'epoch')}{': goes on' if last else ''}{self.start(behind)}")
             trainer = fit(model, self.data, config, run=run, machine=self.machine, resume=last)
             if trainer.done:
-                scores = evaluate(trainer.kept, self.data.split("val"), machine=self.machine)
-                save_weights(final, trainer.kept, scores, config=config, data=self.data)
+                scores = evaluate(trainer.eval_model, self.data.split("val"), machine=self.machine)
+                save_weights(final, trainer.eval_model, scores, config=config, data=self.data)
             if trainer.stopped or not trainer.done:
                 raise Stopped
         self.machines += [each for each in made_on if each not in self.machines]

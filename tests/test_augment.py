@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from config import Config
-from training.augment import affine_grid, augment, blend, draw, draw_blend, erase, uniform, window_at, within
+from training.augment import Blending, affine_grid, augment, blend, inside, rows, sample_epoch, window_size
 
 STILL = {"flip": False, "shift": 0.0, "rotation": 0.0, "zoom": 0.0}
 
@@ -13,15 +13,44 @@ def image() -> torch.Tensor:
 
 
 def apply(config: Config, images: torch.Tensor, epoch: int = 0) -> torch.Tensor:
-    return augment(images, draw(config, np.arange(len(images)), epoch=epoch))
+    return augment(images, sample_epoch(config, len(images), epoch).augmentation)
+
+
+# --- What is sampled ---
+
+
+def test_an_epoch_is_decided_by_its_seed_and_number_alone():
+    config = Config(seed=1, cutout=0.3, contrast=0.3, mixup=0.4, cutmix=1.0)
+    first, again = sample_epoch(config, 50, 2), sample_epoch(config, 50, 2)
+    assert np.array_equal(first.order, again.order) and sorted(first.order) == list(range(50))
+    for table in ("augmentation", "blending"):
+        for one, other in zip(getattr(first, table), getattr(again, table), strict=True):
+            torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True)
+    for other in (sample_epoch(config, 50, 3), sample_epoch(Config(seed=2, mixup=0.4), 50, 2)):
+        assert not np.array_equal(first.order, other.order)
+        assert not torch.isclose(first.augmentation.theta, other.augmentation.theta).all((1, 2)).any()
+        assert not torch.isclose(first.blending.share, other.blending.share).all()
+
+
+def test_a_setting_changes_nothing_but_what_it_is_for():
+    plain, more = (sample_epoch(Config(cutout=0.2, **more), 5, 3) for more in ({}, {"contrast": 0.5, "mixup": 0.4}))
+    assert torch.equal(plain.augmentation.theta, more.augmentation.theta)
+    assert torch.equal(plain.augmentation.boxes, more.augmentation.boxes) and np.array_equal(plain.order, more.order)
+    assert plain.augmentation.tones is None and plain.blending is None
+    assert sample_epoch(Config(augment=False), 3, 0).augmentation is None
+
+
+def test_an_images_variant_does_not_depend_on_its_batch():
+    images, how = torch.rand(8, 1, 48, 48), sample_epoch(Config(cutout=0.3), 8, 0).augmentation
+    alone = augment(images[5:6], rows(how, torch.tensor([5])))
+    torch.testing.assert_close(augment(images, how)[5:6], alone)
+
+
+# --- Augmentation ---
 
 
 def test_with_every_amount_at_zero_the_image_stays():
     torch.testing.assert_close(apply(Config(**STILL), image()), image(), atol=1e-5, rtol=0)
-
-
-def test_off_draws_nothing():
-    assert draw(Config(augment=False), np.arange(3), epoch=0) is None
 
 
 def test_flip_mirrors_about_half_of_the_images():
@@ -50,63 +79,21 @@ def test_rotation_is_in_degrees():
     assert 25 < angle.abs().max() < 31
 
 
-def test_a_draw_belongs_to_seed_epoch_and_image():
-    rows = np.arange(10)
-    first = draw(Config(seed=1), rows, epoch=2).theta
-    assert torch.equal(first, draw(Config(seed=1), rows, epoch=2).theta)
-    assert not torch.isclose(first, draw(Config(seed=1), rows, epoch=3).theta).all((1, 2)).any()
-    assert not torch.isclose(first, draw(Config(seed=2), rows, epoch=2).theta).all((1, 2)).any()
-    assert torch.equal(draw(Config(seed=1), np.array([7, 3]), epoch=2).theta, first[[7, 3]])
+def test_the_grid_is_torchs():
+    theta = sample_epoch(Config(rotation=90.0, zoom=0.5), 20, 0).augmentation.theta
+    wanted = torch.nn.functional.affine_grid(theta, [20, 1, 48, 48], align_corners=False)
+    torch.testing.assert_close(affine_grid(theta, 48, 48), wanted)
 
 
-def test_draws_are_uniform_and_not_alike():
-    numbers = uniform(np.arange(100_000), 7, of=(0, 1))
-    assert numbers.min() >= 0 and numbers.max() < 1
-    for values in numbers:  # ten bins of 10,000 +- 95
-        assert abs(np.histogram(values, 10, (0, 1))[0] - 10_000).max() < 500
-    others = [uniform(np.arange(100_000), 1, of=of)[0] for of in ((0, 2), (1, 1), (1, 0))]
-    shifted = [numbers[0, 1:], numbers[0, :-1]]
-    table = np.corrcoef([*numbers, *others])
-    assert abs(table - np.eye(len(table))).max() < 0.02 and abs(np.corrcoef(shifted)[0, 1]) < 0.02
-
-
-def test_an_images_variant_does_not_depend_on_its_batch():
-    images = torch.rand(8, 1, 48, 48)
-    whole = augment(images, draw(Config(cutout=0.3), np.arange(8), epoch=0))
-    alone = augment(images[5:6], draw(Config(cutout=0.3), np.array([5]), epoch=0))
-    torch.testing.assert_close(whole[5:6], alone)
-
-
-def test_erase_greys_the_square_and_nothing_else():
-    out = erase(torch.ones(1, 1, 48, 48), torch.tensor([[-0.5, -0.25, 0.5, 0.25]]))
-    assert int((out == 0).sum()) == 24 * 12 and bool((out[:, :, 18:30, 12:36] == 0).all())
-
-
-def test_the_erased_square_has_the_configured_side():
+def test_cutout_greys_a_square_of_the_configured_side_and_nothing_else():
     out = apply(Config(**STILL, cutout=0.5), torch.ones(200, 1, 48, 48))
     areas = (out == 0).sum((1, 2, 3))
-    assert areas.max() == 24 * 24 and areas.min() >= 12 * 12 - 24
+    assert areas.max() == 24 * 24 and areas.min() >= 12 * 12 - 24 and set(out.unique().tolist()) == {0.0, 1.0}
 
 
-def test_the_grid_is_torchs():
-    theta = draw(Config(rotation=90.0, zoom=0.5), np.arange(20), epoch=0).theta
-    wanted = torch.nn.functional.affine_grid(theta, [20, 1, 48, 48], align_corners=False)
-    torch.testing.assert_close(affine_grid(theta, 48), wanted)
-
-
-def test_a_window_is_the_middle_of_the_whole():
-    images, draws = torch.rand(6, 1, 48, 48), draw(Config(rotation=20.0), np.arange(6), epoch=0)
-    whole = augment(images, draws)
-    torch.testing.assert_close(augment(images, draws, window=40), whole[:, :, 4:44, 4:44])
-    assert augment(images, draws, window=33).shape == (6, 1, 33, 33)
-
-
-def test_windows_end_with_the_last_share_of_the_epochs():
-    config = Config(epochs=10, window=40, full_size_share=0.3)
-    assert [window_at(config, epoch) for epoch in range(10)] == [40] * 7 + [48] * 3
-    assert {window_at(Config(epochs=10), epoch) for epoch in range(10)} == {48}
-    assert [window_at(Config(epochs=2, window=40), epoch) for epoch in range(2)] == [40, 48]  # one at the least
-    assert {window_at(Config(epochs=9, window=40, full_size_share=0.0), epoch) for epoch in range(9)} == {40}
+def test_a_box_covers_its_pixels_and_one_of_nothing_none():
+    found = inside(torch.tensor([[-0.5, -0.25, 0.5, 0.25], [torch.nan] * 4]), 48)
+    assert int(found[0].sum()) == 24 * 12 and bool(found[0, :, 18:30, 12:36].all()) and not found[1].any()
 
 
 def test_tones_are_strengthened_lightened_and_kept_in_range():
@@ -118,29 +105,43 @@ def test_tones_are_strengthened_lightened_and_kept_in_range():
     assert apply(Config(**STILL, contrast=1.0, brightness=1.0), flat).abs().max() == 1.0
 
 
-def test_new_augmentation_leaves_the_other_draws_as_they_were():
-    rows = np.arange(5)
-    plain, toned = (draw(Config(cutout=0.2, contrast=c), rows, epoch=3) for c in (0.0, 0.5))
-    assert torch.equal(plain.theta, toned.theta) and torch.equal(plain.boxes, toned.boxes) and plain.tones is None
+# --- Windows ---
 
 
-def test_nothing_is_blended_unless_asked():
-    assert draw_blend(Config(), 8, epoch=0, step=0) is None
+def test_a_window_is_the_middle_of_the_whole():
+    images, how = torch.rand(6, 1, 48, 48), sample_epoch(Config(rotation=20.0), 6, 0).augmentation
+    torch.testing.assert_close(augment(images, how, window=40), augment(images, how)[:, :, 4:44, 4:44])
+    assert augment(images, how, window=33).shape == (6, 1, 33, 33)
+
+
+def test_windows_end_with_the_last_share_of_the_epochs():
+    config = Config(epochs=10, window=40, full_size_share=0.3)
+    assert [window_size(config, epoch) for epoch in range(10)] == [40] * 7 + [48] * 3
+    assert {window_size(Config(epochs=10), epoch) for epoch in range(10)} == {48}
+    assert [window_size(Config(epochs=2, window=40), epoch) for epoch in range(2)] == [40, 48]  # one at the least
+    never = Config(epochs=9, window=40, full_size_share=0.0)
+    assert {window_size(never, epoch) for epoch in range(9)} == {40}
+
+
+# --- Mixup and cutmix ---
+
+
+def sampled(count: int, **settings: float) -> Blending:
+    return sample_epoch(Config(**settings), count, 1).blending
 
 
 def test_mixup_averages_by_the_share_of_the_target():
-    how = draw_blend(Config(mixup=0.4), 5000, epoch=1, step=2)
-    share = how.share.numpy()
-    assert how.boxes.isnan().all() and share.min() >= 0.5 and share.max() <= 1
+    how = sampled(5000, mixup=0.4)
+    assert how.boxes.isnan().all() and how.share.min() >= 0.5 and how.share.max() <= 1
     # The mean of max(b, 1 - b) over 10 million draws b of Beta(0.4, 0.4) is 0.8398, its error here 0.002
-    assert share.mean() == pytest.approx(0.8398, abs=0.008)
+    assert how.share.mean() == pytest.approx(0.8398, abs=0.008)
     images, partners = torch.rand(5000, 1, 4, 4), torch.rand(5000, 1, 4, 4)
     mean = how.share.view(-1, 1, 1, 1)
     torch.testing.assert_close(blend(images, partners, how), mean * images + (1 - mean) * partners)
 
 
 def test_cutmix_covers_as_much_as_the_partners_share():
-    how = draw_blend(Config(cutmix=1.0), 2000, epoch=0, step=0)
+    how = sampled(2000, cutmix=1.0)
     out = blend(torch.ones(2000, 1, 48, 48), torch.zeros(2000, 1, 48, 48), how)
     assert set(out.unique().tolist()) == {0.0, 1.0}
     covered = 1 - out.mean((1, 2, 3))
@@ -151,15 +152,4 @@ def test_cutmix_covers_as_much_as_the_partners_share():
 
 
 def test_with_both_each_has_half():
-    how = draw_blend(Config(mixup=0.4, cutmix=1.0), 4000, epoch=0, step=0)
-    assert 1850 < int(how.boxes.isnan().all(1).sum()) < 2150
-    whole, tail = (
-        draw_blend(Config(mixup=0.4), 100, epoch=0, step=0),
-        draw_blend(Config(mixup=0.4), 100, epoch=0, step=1),
-    )
-    assert torch.equal(whole.share, draw_blend(Config(mixup=0.4), 100, epoch=0, step=0).share)
-    assert not torch.isclose(whole.share, tail.share).all()
-
-
-def test_a_box_of_nothing_holds_no_pixel():
-    assert not within(torch.full((2, 4), torch.nan), (5, 6)).any()
+    assert 1850 < int(sampled(4000, mixup=0.4, cutmix=1.0).boxes.isnan().all(1).sum()) < 2150

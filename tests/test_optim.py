@@ -86,7 +86,7 @@ def test_one_cycle_is_highest_after_its_warm_up():
     assert found.index(max(found)) == 29 and max(found) == pytest.approx(0.4)
 
 
-def test_the_average_leaves_the_drawn_weights_at_once_and_ends_at_its_decay():
+def test_the_average_leaves_the_first_weights_at_once_and_ends_at_its_decay():
     model = nn.Linear(1, 1, bias=False)
     average = WeightAverage(model, 0.9)
     expected = None
@@ -108,24 +108,6 @@ def test_statistics_are_averaged_and_counts_copied():
     assert int(average.module.num_batches_tracked) == 3
     assert not torch.equal(average.module.running_mean, model.running_mean) and average.module.running_mean.min() > 0.4
     assert not any(weight.requires_grad for weight in average.module.parameters())
-
-
-def test_the_average_goes_on_after_a_restart_as_if_nothing_had_been():
-    torch.manual_seed(0)
-    values = torch.randn(20, 1, 1)
-
-    def run(average, part):
-        for value in part:
-            model.weight.data.copy_(value)
-            average.update()
-
-    model = nn.Linear(1, 1, bias=False)
-    whole, first, rest = (WeightAverage(model, 0.9) for _ in range(3))
-    run(whole, values)
-    run(first, values[:7])
-    rest.load_state_dict(first.state_dict())
-    run(rest, values[7:])
-    assert torch.equal(rest.module.weight, whole.module.weight)
 
 
 @pytest.mark.parametrize(

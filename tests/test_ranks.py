@@ -143,7 +143,7 @@ def test_batch_norm_and_averaged_weights_are_the_same_in_all_processes(place):
         "import hashlib, train\nfit = train.fit\n"
         "def tell(*args, **named):\n"
         "    trainer = fit(*args, **named)\n"
-        "    states = [trainer.model.state_dict(), trainer.kept.state_dict()]\n"
+        "    states = [trainer.model.state_dict(), trainer.eval_model.state_dict()]\n"
         "    seen = b''.join(value.numpy().tobytes() for state in states for value in state.values())\n"
         "    print(hashlib.sha1(seen).hexdigest(), file=sys.stderr)\n"
         "    return trainer\n"

@@ -1,4 +1,3 @@
-import shutil
 from dataclasses import replace
 
 import pytest
@@ -16,10 +15,8 @@ from weights import (
     calibrate,
     describe,
     find_weights,
-    leakage_notes,
     load_pretrained,
     load_weights,
-    promote,
     same_validation,
     save_weights,
 )
@@ -150,117 +147,6 @@ def test_a_run_that_begins_with_calibrated_weights_starts_at_one(data, tmp_path)
     assert model.temperature == 1.0
 
 
-def promoted(tmp_path, data, run) -> str:
-    return promote(tmp_path / run, data, machine=MACHINE, shipped=tmp_path / "shipped.pth")
-
-
-def test_the_better_weights_are_shipped_and_the_old_ones_kept(data, tmp_path):
-    for name, always in (("worse", 6), ("better", 0), ("as good", 1)):
-        write_run(tmp_path / name, data, always=always)
-    assert "there was none" in promoted(tmp_path, data, "worse")
-    old = (tmp_path / "shipped.pth").read_bytes()
-    assert "is replaced" in promoted(tmp_path, data, "better")
-    assert (tmp_path / "better" / "replaced_weights.pth").read_bytes() == old
-    new = (tmp_path / "shipped.pth").read_bytes()
-    for run in ("worse", "as good"):
-        assert "is left as it is" in promoted(tmp_path, data, run)
-        assert (tmp_path / "shipped.pth").read_bytes() == new
-
-
-def test_a_run_elsewhere_is_held_to_the_weights_beside_the_code(data, tmp_path, monkeypatch):
-    for name, always in (("worse", 6), ("better", 0), ("shipped", 1)):
-        write_run(tmp_path / name, data, always=always)
-    code = tmp_path / "code"
-    code.mkdir()
-    shutil.copy(tmp_path / "worse" / "best.pth", code / "w.pth")
-    old = (code / "w.pth").read_bytes()
-    monkeypatch.setattr(weights, "__file__", str(code / "weights.py"))
-    monkeypatch.setattr(weights, "SHIPPED", "w.pth")
-    assert promote(tmp_path / "worse", data, machine=MACHINE).startswith(f"{code / 'w.pth'} is left as it is: ")
-    assert not (tmp_path / "w.pth").exists()
-    assert promote(tmp_path / "better", data, machine=MACHINE).startswith("w.pth is written: ")
-    assert (tmp_path / "w.pth").exists() and (code / "w.pth").read_bytes() == old
-    assert not (tmp_path / "better" / "replaced_weights.pth").exists()
-
-
-def test_of_two_runs_that_end_at_once_the_better_is_shipped(data, tmp_path, monkeypatch):
-    for name, always in (("worst", 6), ("worse", 4), ("better", 0)):
-        write_run(tmp_path / name, data, always=always)
-    promoted(tmp_path, data, "worst")
-    scored = []
-
-    def meanwhile(*args, **kwargs):
-        scored.append(evaluate(*args, **kwargs))
-        if len(scored) == 2:  # the other run ends between our scoring and our writing
-            promote_here()
-        return scored[-1]
-
-    def promote_here():
-        monkeypatch.setattr(weights, "evaluate", evaluate)
-        assert "is replaced" in promoted(tmp_path, data, "better")
-
-    monkeypatch.setattr(weights, "evaluate", meanwhile)
-    assert "is left as it is" in promoted(tmp_path, data, "worse")
-    assert len(scored) == 2
-
-
-def test_kept_weights_are_never_overwritten(data, tmp_path):
-    write_run(tmp_path / "run", data)
-    for number in range(3):
-        write_run(tmp_path / str(number), data, always=6 - number)
-        shutil.copy(tmp_path / str(number) / "best.pth", tmp_path / "shipped.pth")
-        old = (tmp_path / "shipped.pth").read_bytes()
-        name = f"replaced_weights{'' if number == 0 else f'-{number + 1}'}.pth"
-        assert f"kept as {tmp_path / 'run' / name}" in promoted(tmp_path, data, "run")
-        assert (tmp_path / "run" / name).read_bytes() == old
-    assert len(list((tmp_path / "run").glob("replaced_weights*.pth"))) == 3
-
-
-def test_shipped_weights_carry_the_score_of_their_rounded_numbers(data, tmp_path):
-    write_run(tmp_path / "run", data)
-    promoted(tmp_path, data, "run")
-    model, content = load_weights(tmp_path / "shipped.pth", machine=MACHINE)
-    assert content["metrics"] == evaluate(model, data.split("val"), machine=MACHINE).plain()
-
-
-def test_limited_and_demo_runs_are_never_shipped(data, tmp_path):
-    write_run(tmp_path / "limited", data, limit=35)
-    assert "the run was made with --limit 35" in promoted(tmp_path, data, "limited")
-    write_run(tmp_path / "demo", data)
-    object.__setattr__(data, "demo", True)
-    assert "the faces are drawn" in promoted(tmp_path, data, "demo")
-    assert not (tmp_path / "shipped.pth").exists()
-
-
-def test_a_shipped_file_that_cannot_be_read_is_left_alone(data, tmp_path):
-    write_run(tmp_path / "run", data)
-    (tmp_path / "shipped.pth").write_bytes(b"damaged")
-    assert "is left as it is: " in promoted(tmp_path, data, "run")
-    assert (tmp_path / "shipped.pth").read_bytes() == b"damaged"
-
-
-def test_another_sampled_validation_part_is_another_dataset(data, tmp_path):
-    write_run(tmp_path / "worse", data, always=6)
-    object.__setattr__(data, "sampled_val", True)
-    promoted(tmp_path, data, "worse")
-    write_run(tmp_path / "run", data, val_fraction=0.3)
-    assert "is left as it is: it was trained on another dataset" in promoted(tmp_path, data, "run")
-
-
-def test_weights_of_another_dataset_are_never_replaced_unless_asked(data, tmp_path):
-    write_run(tmp_path / "worse", data, always=6)
-    promoted(tmp_path, data, "worse")
-    content = torch.load(tmp_path / "shipped.pth", weights_only=True)
-    change(tmp_path / "shipped.pth", dataset={**content["dataset"], "fingerprint": "other"})
-    before = (tmp_path / "shipped.pth").read_bytes()
-    write_run(tmp_path / "run", data)
-    assert "is left as it is: it was trained on another dataset" in promoted(tmp_path, data, "run")
-    assert (tmp_path / "shipped.pth").read_bytes() == before
-    said = promote(tmp_path / "run", data, machine=MACHINE, asked=True, shipped=tmp_path / "shipped.pth")
-    assert "is replaced" in said
-    assert (tmp_path / "run" / "replaced_weights.pth").read_bytes() == before
-
-
 def test_fer2013_in_another_form_is_the_same_dataset(data, tmp_path):
     write_run(tmp_path / "run", data)
     _, content = load_weights(tmp_path / "run" / "best.pth", machine=MACHINE)
@@ -273,34 +159,6 @@ def test_fer2013_in_another_form_is_the_same_dataset(data, tmp_path):
     ):
         assert same_validation(content | {"dataset": trained_on}, jpegs, 0.1) == same
         assert not same_validation(content | {"dataset": trained_on | {"fingerprint": "other"}}, data, 0.1)
-
-
-def test_a_tie_leaves_the_shipped_weights(data, tmp_path):
-    write_run(tmp_path / "run", data)
-    promoted(tmp_path, data, "run")
-    before = (tmp_path / "shipped.pth").stat().st_mtime_ns
-    assert "is left as it is: the shipped weights reach" in promoted(tmp_path, data, "run")
-    assert (tmp_path / "shipped.pth").stat().st_mtime_ns == before
-
-
-def test_weights_that_learned_from_others_which_leakage_notes_the_validation_images_are_never_shipped(data, tmp_path):
-    write_run(tmp_path / "run", data)
-    content = torch.load(tmp_path / "run" / "best.pth", weights_only=True)
-    change(tmp_path / "run" / "best.pth", dataset={**content["dataset"], "leakage": True})
-    assert "may know its validation images" in promoted(tmp_path, data, "run")
-    assert not (tmp_path / "shipped.pth").exists()
-    assert leakage_notes(tmp_path / "run", torch.load(tmp_path / "run" / "best.pth"), data, 0.1)
-
-
-def test_a_shipped_network_that_gives_no_numbers_is_left_alone(data, tmp_path):
-    write_run(tmp_path / "run", data)
-    promoted(tmp_path, data, "run")
-    content = torch.load(tmp_path / "shipped.pth", weights_only=True)
-    state = {name: value * torch.nan for name, value in content["state_dict"].items()}
-    change(tmp_path / "shipped.pth", state_dict=state)
-    before = (tmp_path / "shipped.pth").read_bytes()
-    assert "is left as it is: the network gives numbers that are not finite" in promoted(tmp_path, data, "run")
-    assert (tmp_path / "shipped.pth").read_bytes() == before
 
 
 def test_a_buffer_of_another_type_is_read_as_the_networks(tmp_path, weights):

@@ -24,7 +24,7 @@ def make_optimizer(model: nn.Module, config: Config, machine: Machine) -> torch.
     vectors = [weight for weight in trained if weight.ndim <= 1]
     groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     sound = config.optimizer != "sgd" or machine.dtype is not torch.float16
-    # None, not False: torch then still goes through all weights at once where it can
+    # None, not False: torch then still updates many weights at once where it can
     fused = True if sound and machine.device.type in ("cpu", "cuda") else None
     shared: dict[str, Any] = {"lr": config.lr, "fused": fused}
     if config.optimizer == "sgd":
@@ -33,20 +33,8 @@ def make_optimizer(model: nn.Module, config: Config, machine: Machine) -> torch.
     return rule(groups, **shared)
 
 
-def lay_out_as_weights(optimizer: torch.optim.Optimizer) -> None:
-    """Give what `optimizer` remembers of each weight the weight's layout in memory, from wherever it was loaded.
-
-    Fused rules go through both side by side as they lie there: with another layout, as a run of an Apple GPU has it,
-    every weight would get another one's momentum.
-    """
-    for weight, state in optimizer.state.items():
-        for name, value in state.items():
-            if isinstance(value, torch.Tensor) and value.shape == weight.shape:
-                state[name] = torch.empty_like(weight, dtype=value.dtype).copy_(value)
-
-
-def make_scheduler(optimizer: torch.optim.Optimizer, config: Config, steps: int) -> Any:
-    """The course of the learning rate: plateau moves per epoch on validation loss, the others per step."""
+def make_scheduler(optimizer: torch.optim.Optimizer, config: Config, steps: int) -> lr_scheduler.LRScheduler:
+    """The learning rate's schedule over epochs of `steps` steps; plateau steps per epoch, the others per step."""
     if config.schedule == "plateau":
         return lr_scheduler.ReduceLROnPlateau(optimizer, factor=config.plateau_factor, patience=config.plateau_patience)
     if config.schedule == "onecycle":
@@ -71,10 +59,10 @@ def cosine(step: int, *, total: int, warmup: float) -> float:
 
 
 class WeightAverage:
-    """The moving average of a network's weights and statistics, in `module`, to be updated after each step.
+    """The exponential moving average of a network's weights and statistics, in `module`.
 
-    The decay grows from 0.1 to `decay`, as (1 + steps) / (10 + steps): the average leaves the drawn weights at once.
-    Nothing waits for the device, as torch's AveragedModel does at each step.
+    The decay of a step is (1 + steps) / (10 + steps) until that reaches `decay`: so the average leaves the first
+    weights soon. Nothing waits for the device, as torch's AveragedModel does at each step.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:

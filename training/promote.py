@@ -1,0 +1,72 @@
+"""Promotion: when the weights of a run take the place of the shipped ones, which predict.py uses by default."""
+
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from cli import from_dict
+from dataset import FaceData
+from errors import UserError, write_file
+from utils import Machine
+from val import Scores, evaluate
+from weights import SHIPPED, load_weights, same_validation, save_weights
+
+CODE = Path(__file__).resolve().parent.parent  # has the shipped weights
+
+
+def promote(run: Path, data: FaceData, *, machine: Machine, asked: bool = False) -> str:
+    """Let the best weights of `run` replace the shipped ones if that is safe, or `asked` for; a line that says so.
+
+    It is safe where both were trained on the same dataset with the same validation images, the run's did not begin
+    with or learn from weights that may know these, it is no demo or --limit run, and it scores higher on them,
+    deduplicated. The old file is kept in the run's folder as replaced_weights.pth (-2, -3... where that is taken).
+    Where the current folder has none, the run must beat the file beside the code, which stays. Raises UserError.
+    """
+    shipped = Path(SHIPPED)
+    model, content = load_weights(run / "best.pth", machine=machine)
+    model.load_state_dict({k: v.half() if v.is_floating_point() else v for k, v in model.state_dict().items()})
+    ours = evaluate(model, data.split("val"), machine=machine)  # as shipped: in 16 bits a few answers may differ
+    before = stamp(shipped)
+    rival = shipped if before else CODE / shipped
+    kept, reason = (False, "as asked for") if asked else compare(content, ours, rival, data, machine=machine)
+    if kept:
+        return f"{rival if rival.exists() else shipped} is left as it is: {reason}"
+    if stamp(shipped) != before:  # another run was quicker: its weights are the ones to beat now
+        return promote(run, data, machine=machine, asked=asked)
+    if before:
+        numbered = (run / f"replaced_weights-{number}.pth" for number in count(2))
+        old = run / "replaced_weights.pth"
+        old = old if not old.exists() else next(path for path in numbered if not path.exists())
+        write_file(old, shipped.read_bytes())
+        reason += f"; the old file is kept as {old}"
+    config = from_dict(content["config"], str(run / "best.pth"))
+    save_weights(shipped, model, ours, config=config, data=data, half=True, dataset=content["dataset"])
+    done = "replaced" if before else "written"
+    return f"{shipped} is {done}: {ours.deduplicated.accuracy:.4f} deduplicated, once rounded to 16 bits; {reason}"
+
+
+def compare(
+    content: dict[str, Any], ours: Scores, rival: Path, data: FaceData, *, machine: Machine
+) -> tuple[bool, str]:
+    """Whether the shipped weights `rival` are kept, and why. Those of the run, a file's `content`, score `ours`."""
+    limit, val_fraction = content["config"]["limit"], content["config"]["val_fraction"]
+    if data.demo or limit:
+        return True, "the faces are rendered" if data.demo else f"the run was made with --limit {limit}"
+    if content["dataset"].get("leakage"):
+        return True, "the run began with, or learned from, weights that may know its validation images"
+    if not rival.exists():
+        return False, "there was none"
+    try:
+        old, old_content = load_weights(rival, machine=machine)
+        if not same_validation(old_content, data, val_fraction):
+            return True, "it was trained on another dataset, or with other validation images"
+        theirs = evaluate(old, data.split("val"), machine=machine).deduplicated.accuracy
+    except UserError as error:
+        return True, str(error)
+    figures = f"the shipped weights reach {theirs:.4f} on these validation images deduplicated"
+    return ours.deduplicated.accuracy <= theirs, f"{figures}, this run {ours.deduplicated.accuracy:.4f}"
+
+
+def stamp(path: Path) -> tuple[int, int] | None:
+    """What changes when the file `path` is replaced; None where there is none."""
+    return (path.stat().st_mtime_ns, path.stat().st_size) if path.exists() else None
