@@ -90,7 +90,8 @@ def parse(parser: Parser, argv: Sequence[str] | None, *, models: list[str], imag
     parser.add_argument("--cache", default=Config().cache, help="folder for decoded images")
     parser.add_argument("--rounds", type=int, default=5, help="processes per cell (5)")
     parser.add_argument("--images", type=int, default=images, help=f"use about so many ({images or 'all'})")
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=models, help=f"networks ({' '.join(models)})")
+    names = f"of {', '.join(MODELS)} ({' '.join(models)})"
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=models, metavar="MODEL", help=names)
     parser.add_argument("--against", metavar="CHECKOUT", help="compare with the code in this folder")
     parser.add_argument("--one", type=json.loads, help=argparse.SUPPRESS)  # one cell in this process
     args = parser.parse_args(argv)
