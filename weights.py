@@ -16,40 +16,25 @@ from model import FaceNet, build_model
 from utils import Machine, read_checkpoint, write_checkpoint
 from val import Ensemble, Scores, fit_temperature, predict_logits, score, tta_views
 
-PATHS = ("data", "cache", "votes", "runs", "pretrained")  # the knobs that hold one
+PATHS = ("data", "cache", "votes", "runs", "pretrained")  # the settings that are paths
 SHIPPED = "final_weights_new.pth"
 FER2013 = "14bc802825ac8905"  # the fingerprint of its PNG and csv forms: older weight files give no name
 
 
-def save_weights(
-    path: Path,
-    model: FaceNet,
-    scores: Scores,
-    *,
-    config: Config,
-    data: FaceData,
-    half: bool = False,
-    dataset: dict[str, Any] | None = None,
-) -> None:
-    """Write the `weight_file` of a network. Raises UserError where that can't be done.
-
-    `dataset` is what an earlier file of these weights says they were trained on; without it that is `data`.
-    """
-    content = weight_file(model, scores, config=config, data=data, half=half)
-    write_checkpoint(path, content | ({"dataset": dataset} if dataset else {}))
+def save_weights(path: Path, model: FaceNet, scores: Scores, *, config: Config, data: FaceData) -> None:
+    """Write the `weight_file` of a network. Raises UserError if it cannot be written."""
+    write_checkpoint(path, weight_file(model, scores, config=config, data=data))
 
 
 def weight_file(
-    model: FaceNet, scores: Scores, *, config: Config, data: FaceData, half: bool = False, leakage: bool = False
+    model: FaceNet, scores: Scores, *, config: Config, data: FaceData, leakage: bool = False
 ) -> dict[str, Any]:
     """The network with all that is needed to use it, for `write_checkpoint`: plain types and copied tensors only.
 
-    `scores` are its figures on the validation images of `data`. `half` stores floats in 16 bits. `leakage`: the network
-    began with, or learned from, weights that may have been trained on these images.
+    `scores` are its figures on the validation images of `data`. `leakage`: it began with, or learned from, weights
+    that may have been trained on these images.
     """
     state = {name: value.detach().to("cpu", copy=True) for name, value in model.state_dict().items()}
-    if half:
-        state = {name: value.half() if value.is_floating_point() else value for name, value in state.items()}
     return {
         "model": model.name,
         "arguments": model.arguments,
@@ -72,7 +57,7 @@ def weight_file(
 
 
 def names_of_files(config: Config) -> dict[str, str]:
-    """The settings that are paths, as file names alone: the folders are private."""
+    """The settings that are paths, as names of files: the folders above them are private."""
     names = {name: Path(getattr(config, name)).name for name in PATHS}
     return names | {"teachers": ",".join(Path(name.strip()).name for name in config.teachers.split(","))}
 

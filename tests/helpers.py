@@ -114,5 +114,5 @@ def brightness_weights(path: Path, *, data: object = None, noise: float = 55.5) 
             model.classifier.weight[:, unit] = 2 * sharpness * sign * centred
         model.classifier.bias[:] = -sharpness * centred**2
     figures = measure(np.eye(7)[labels], labels)
-    save_weights(path, model, Scores(figures, figures), config=Config(), data=data, half=True)
+    save_weights(path, model, Scores(figures, figures), config=Config(), data=data)
     return path

@@ -4,12 +4,11 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from cli import from_dict
 from dataset import FaceData
 from errors import UserError, write_file
-from utils import Machine
+from utils import Machine, write_checkpoint
 from val import Scores, evaluate
-from weights import SHIPPED, load_weights, same_validation, save_weights
+from weights import SHIPPED, load_weights, same_validation
 
 CODE = Path(__file__).resolve().parent.parent  # has the shipped weights
 
@@ -24,7 +23,8 @@ def promote(run: Path, data: FaceData, *, machine: Machine, asked: bool = False)
     """
     shipped = Path(SHIPPED)
     model, content = load_weights(run / "best.pth", machine=machine)
-    model.load_state_dict({k: v.half() if v.is_floating_point() else v for k, v in model.state_dict().items()})
+    state = {k: v.half() if v.is_floating_point() else v for k, v in content["state_dict"].items()}
+    model.load_state_dict(state)
     ours = evaluate(model, data.split("val"), machine=machine)  # as shipped: in 16 bits a few answers may differ
     before = stamp(shipped)
     rival = shipped if before else CODE / shipped
@@ -39,8 +39,7 @@ def promote(run: Path, data: FaceData, *, machine: Machine, asked: bool = False)
         old = old if not old.exists() else next(path for path in numbered if not path.exists())
         write_file(old, shipped.read_bytes())
         reason += f"; the old file is kept as {old}"
-    config = from_dict(content["config"], str(run / "best.pth"))
-    save_weights(shipped, model, ours, config=config, data=data, half=True, dataset=content["dataset"])
+    write_checkpoint(shipped, content | {"state_dict": state, "metrics": ours.plain()})
     done = "replaced" if before else "written"
     return f"{shipped} is {done}: {ours.deduplicated.accuracy:.4f} deduplicated, once rounded to 16 bits; {reason}"
 
