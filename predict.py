@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
-from itertools import islice, repeat
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
@@ -58,11 +58,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 class Task(NamedTuple):
-    """What there is to do: a network on its machine, the parts (`sources.Part`) to read, and what to say of both."""
+    """What there is to do: a network on its machine, the images (`layout.Item`) to read, and what to say of both."""
 
     machine: Any
     model: Any
-    parts: list[Any]
+    items: list[Any]
     lines: list[str]
 
 
@@ -73,21 +73,21 @@ def predict(args: argparse.Namespace) -> int:
     """
     from errors import cpu_quota
     from ranks import joined
-    from readers.sources import CHUNK, cut, decode_batches
+    from readers.decode import CHUNK, cut, decode_batches
     from val import BATCH
 
     with joined() as ranks:
         task = ranks.in_turn(lambda: prepare(args))
         ranks.check(task.machine.device.type)
-        agree(ranks, task.parts)
-        count = sum(len(part.items) for part in task.parts)
+        agree(ranks, task.items)
+        count = len(task.items)
         # A few images are decoded sooner than threads are started.
         workers = 1 if count <= CHUNK else max(1, cpu_quota() // ranks.size)
         output = Output(args, task.machine)
         with output.stack:
             ranks.first_does(partial(output.begin, task.lines))
-            batches = cut(task.parts, BATCH)
-            mine = decode_batches(islice(cut(task.parts, BATCH), ranks.rank, None, ranks.size), workers)
+            batches = cut(task.items, BATCH)
+            mine = decode_batches(islice(cut(task.items, BATCH), ranks.rank, None, ranks.size), workers)
             results = scored(mine, task.model, machine=task.machine, tta=args.tta)
             for _ in range(0, count, BATCH * ranks.size):
                 gathered = ranks.gather(next_or_fault(results))
@@ -108,20 +108,20 @@ def prepare(args: argparse.Namespace) -> Task:
     machine = pick_machine(config.device, config.precision, config.threads)
     weights = find_weights(args.weights or SHIPPED)
     model, content = load_weights(weights, machine=machine)
-    parts, notes, training = list_inputs(paths)
+    items, notes, training = list_inputs(paths)
     lines = [describe(weights, content, tta=args.tta), *lines, *(() if args.quiet else notes)]
     if training:
         lines.append(
             f"note: {counted(training, 'image')} in train/: networks learn from such, so an accuracy on them is no test"
         )
-    return Task(machine, model, parts, lines)
+    return Task(machine, model, items, lines)
 
 
-def agree(ranks: Any, parts: list[Any]) -> None:
+def agree(ranks: Any, items: list[Any]) -> None:
     """Raise UserError where the processes list other images: what they have in hand would not fit together."""
     from errors import UserError
 
-    names = "\n".join(f"{part.place}{item.name}" for part in parts for item in part.items)
+    names = "\n".join(item.name for item in items)
     digests = ranks.gather(hashlib.sha256(names.encode("utf-8", "surrogatepass")).digest())
 
     def compare() -> None:
@@ -155,44 +155,28 @@ def find_inputs(typed: list[str]) -> tuple[list[Path], list[str]]:
 
 
 def list_inputs(paths: Iterable[Path]) -> tuple[list[Any], list[str], int]:
-    """Every image below `paths` in `sources.Part`s, notes on the paths, the number of training images; nothing raises.
+    """Every image below `paths` as `layout.Item`s, notes on the paths, the number of training images; nothing raises.
 
     A path that is no source at all is an item with that problem.
     """
     from errors import UserError, plain
-    from readers.sources import Item, Part, open_inputs
+    from readers.layout import Item
+    from readers.sources import open_inputs
 
-    parts, notes, training = [], [], 0
+    items, notes, training = [], [], 0
     for path in paths:
         name = os.fsencode(path).decode("utf-8", "backslashreplace")  # as `sources` writes names that are no UTF-8
         try:
             source = open_inputs(path)
         except UserError as error:
-            parts.append(Part([Item(name, problem=str(error).removeprefix(f"{path}: "))], lambda items: iter(())))
+            items.append(Item(name, problem=str(error).removeprefix(f"{path}: ")))
             continue
-        told = [*source.notes, *(f"folder {old!r} is read as {new}" for old, new in source.renamed.items())]
-        notes += [f"{plain(name)}: {line}" for line in told]
+        notes += [f"{plain(name)}: folder {old!r} is read as {new}" for old, new in source.renamed.items()]
         training += source.training
-        items, fetch, _ = source.part
-        if source.kind == "image":
-            parts.append(Part([Item(name, label=items[0].label)], fetch))
-        else:
-            parts.append(Part(items, partial(fetch_or_say, path, fetch), f"{name}/"))
-    return parts, notes, training
-
-
-def fetch_or_say(path: Path, fetch: Callable[..., Iterator[Any]], items: list[Any]) -> Iterator[Any]:
-    """What `fetch` gives for `items`; where `path` can't be read any more, that is the problem with those left."""
-    from errors import UserError
-    from readers.decode import BadImage
-
-    given = 0
-    try:
-        for data in fetch(items):
-            given += 1
-            yield data
-    except UserError as error:
-        yield from repeat(BadImage(str(error).removeprefix(f"{path}: ")), len(items) - given)
+        for item in source.items():
+            item.name = name if source.kind == "image" else f"{name}/{item.name}"
+            items.append(item)
+    return items, notes, training
 
 
 class Scored(NamedTuple):
@@ -203,12 +187,12 @@ class Scored(NamedTuple):
 
 
 def scored(batches: Iterable[Any], model: Any, *, machine: Any, tta: str) -> Iterator[Scored]:
-    """The logits of every `sources.Batch`, in order."""
+    """The logits of every `decode.Batch`, in order."""
     import torch
 
     from val import forward
 
-    for pixels, found in batches:
+    for _, pixels, found in batches:
         logits = torch.zeros(0, len(CLASSES))
         if len(pixels):
             logits = forward(model, torch.from_numpy(pixels), machine=machine, tta=tta)
@@ -264,13 +248,13 @@ class Output:
                 self.write(next(batches), result)
 
     def write(self, batch: list[Any], result: Scored) -> None:
-        """Count one batch, a list of `sources.Part`, and write its rows."""
+        """Count one batch, a list of `layout.Item`, and write its rows."""
         import numpy as np
         import torch
 
         from errors import plain
 
-        named = [(f"{part.place}{item.name}", item.label) for part in batch for item in part.items]
+        named = [(item.name, item.label) for item in batch]
         labels = [label for (_, label), found in zip(named, result.found, strict=True) if not isinstance(found, str)]
         labels, values = np.array(labels, np.int64), torch.from_numpy(result.logits).softmax(1).numpy()
         self.scored.append((values[labels >= 0], labels[labels >= 0]))

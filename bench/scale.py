@@ -3,8 +3,8 @@
     python -m bench.scale [--sizes 10000 100000 1000000] [--steps 60] [--folder FOLDER]
 
 For each size random faces go through the project's own cache; then a fresh process opens it and trains `--steps` steps
-of TheModel on random images of the set. Memory is the peak of RssAnon, polled every 50 ms: what the process itself
-has. Mapped pages of the images are page cache, which the system takes back when it needs to. A million images
+of TheModel on random images of the whole set. Memory is the peak of RssAnon, polled every 50 ms: what the process
+itself holds. Mapped pages of the images are page cache, which the system takes back when it needs to. A million images
 take 2.3 GB of disk, twice that while the cache is built. Linux only.
 """
 
@@ -16,6 +16,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,37 +26,33 @@ from config import Config
 from errors import exit_status
 
 if TYPE_CHECKING:
-    from readers.sources import Item
+    from readers.layout import Item
+    from readers.sources import Source
 
 VAL_IMAGES = 256  # one batch of scoring
 CHUNK = 1024  # random faces made at a time
 POLL_SECONDS = 0.05
 
 
-class RandomFaces:
-    """`count` images, VAL_IMAGES of them for validation, in the shape of a `sources.Source`; noise on 7 patterns."""
+def random_faces(count: int) -> "Source":
+    """The source of `count` images, VAL_IMAGES of them for validation: noise on 7 patterns."""
+    import numpy as np
 
-    kind, renamed, notes, drawn, part = "random", {}, [], False, None
-    path = Path("random faces")
+    from readers.decode import Decoded
+    from readers.layout import Item
+    from readers.sources import Source
 
-    def __init__(self, count: int) -> None:
-        self.total = count
-
-    def key(self) -> str:
-        return f"random-faces-{self.total:012d}"
-
-    def items(self, workers: int = 0) -> "Iterator[Item]":
-        import numpy as np
-
-        from readers.sources import Item
-
+    def items() -> "Iterator[Item]":
         rng = np.random.default_rng(0)
         patterns = rng.integers(20, 180, (7, 6, 6)).repeat(8, 1).repeat(8, 2).astype(np.uint8)
-        for start in range(0, self.total, CHUNK):
-            numbers = range(start, min(start + CHUNK, self.total))
+        for start in range(0, count, CHUNK):
+            numbers = range(start, min(start + CHUNK, count))
             images = rng.integers(0, 64, (len(numbers), 48, 48), np.uint8) + patterns[np.array(numbers) % 7]
             for number, image in zip(numbers, images, strict=True):
-                yield Item(f"face {number}", "val" if number < VAL_IMAGES else "train", number % 7, image)
+                split = "val" if number < VAL_IMAGES else "train"
+                yield Item(f"face {number}", split, number % 7, load=partial(Decoded, image, 48, 48))
+
+    return Source(Path("random faces"), "random", lambda: f"random-faces-{count:012d}", items, count)
 
 
 def poll_memory(peak: list[float]) -> None:
@@ -71,7 +68,7 @@ def build(cell: common.Cell) -> dict[str, float]:
     from readers.cache import cached
 
     start = time.perf_counter()
-    cached(RandomFaces(cell["size"]), Path(cell["folder"]))
+    cached(random_faces(cell["size"]), Path(cell["folder"]))
     return {"seconds": time.perf_counter() - start}
 
 
@@ -85,11 +82,11 @@ def train(cell: common.Cell) -> dict[str, float]:
     from train import StopRequest, Trainer, train_epoch
     from utils import pick_machine
 
-    source, folder, config, peak = RandomFaces(cell["size"]), Path(cell["folder"]), Config(device="cpu"), [0.0]
+    source, folder, config, peak = random_faces(cell["size"]), Path(cell["folder"]), Config(device="cpu"), [0.0]
     machine = pick_machine(config.device, config.precision)
     threading.Thread(target=poll_memory, args=(peak,), daemon=True).start()
     start = time.perf_counter()
-    data = assemble(config, source, *cached(source, folder), demo=False)
+    data = assemble(config, source, cached(source, folder))
     load_seconds = time.perf_counter() - start
     trainer = Trainer(new_model(config, machine), data, config, run=folder, machine=machine)
     request, ticks = StopRequest(), []

@@ -20,7 +20,7 @@ from config import CLASSES
 from demo import strokes
 from demo.strokes import LINE, Identity, Mouth, Stroke, Upper
 from errors import UserError, exit_status
-from readers.layout import DRAWN_MARK
+from readers.layout import RENDERED_MARK
 
 SIZE = 48
 
@@ -181,7 +181,7 @@ def write_folder(folder: Path, *, identities: int, seed: int, one_mouth: bool = 
         for split in ("train", "val"):
             for name in CLASSES:
                 (folder / split / name).mkdir(parents=True, exist_ok=True)
-        (folder / DRAWN_MARK).touch()
+        (folder / RENDERED_MARK).touch()
         images, labels, who = demo_faces(identities, seed=seed, one_mouth=one_mouth)
         for image, label, i in zip(images, labels, who, strict=True):
             split = "train" if i < first_val else "val"

@@ -1,17 +1,15 @@
-"""What the names of files say: their split and their class.
+"""What the names of files tell: their split and their class.
 
 Folders and zips are read by the same rules, from their lists of names alone; no file is opened here.
 """
 
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, field
 from os.path import splitext
-
-import numpy as np
 
 from config import CLASSES
 from errors import UserError
-from readers.decode import EXTENSIONS
+from readers.decode import EXTENSIONS, Decoded
 
 SYNONYMS = {
     "anger": "angry",
@@ -24,35 +22,36 @@ SYNONYMS = {
 SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 CSV_NAMES = ("fer2013.csv", "icml_face_data.csv")
 JUNK = {"__macosx", "thumbs.db", "desktop.ini"}
-DRAWN_MARK = ".drawn-faces"  # a file in a folder of drawn faces: weights trained on these are never shipped
+RENDERED_MARK = ".drawn-faces"  # a file in a folder of rendered faces: weights trained on these are never shipped
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Item:
-    """One image as found: its name there, what is known of it, and its pixels or the problem with it."""
+    """One image as found, not read yet. `load` returns its pixels or raises BadImage; not called with a `problem`."""
 
     name: str  # "train/angry/Training_00008.png", "fer2013.csv row 17"
     split: str = ""  # "train", "val", "test" or "" (not known)
     label: int = -1  # index into CLASSES, -1 unknown
-    pixels: np.ndarray | None = None  # (48, 48) uint8
-    problem: str = ""  # why there are no pixels; "" if fine
-    width: int = 0  # of the file, before it was brought to 48x48; 0 unknown
-    height: int = 0
+    problem: str = ""  # why it can't be used; "" if fine
+    load: Callable[[], Decoded] | None = None
 
 
 @dataclass(slots=True)
 class Layout:
-    """What a list of names holds: `items` sorted by name, still without pixels, or else the name of a `csv`."""
+    """The `items` of a list of names, sorted by name and still without `load`, or else the name of a `csv`.
+
+    `renamed`: folder -> class, where they differ. `training`: how many inputs are in a class folder of train/.
+    """
 
     items: list[Item]
     renamed: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     csv: str = ""
-    training: int = 0  # of inputs: images in a class folder of train/
+    training: int = 0
 
 
 def class_index(folder_name: str) -> int | None:
-    """Return the index in CLASSES that a folder's name stands for, None if it is no class.
+    """Return the index in CLASSES of the class that a folder's name means, None if it is no class.
 
     Letter case does not count, and the usual synonyms are known (`SYNONYMS`).
     """
@@ -66,40 +65,25 @@ def is_junk(name: str) -> bool:
     return any(part.startswith(".") or part.casefold() in JUNK for part in name.split("/"))
 
 
-def without_junk(names: Iterable[str]) -> list[str]:
-    """Return `names` sorted, less those of `is_junk`."""
-    folders = {"": False}  # what was found of a folder holds for the next file in it
-    kept = []
-    for name in names:
-        at = name.rfind("/") + 1
-        if (folder := name[:at]) not in folders:
-            folders[folder] = is_junk(folder[:-1])
-        if not (folders[folder] or is_junk(name[at:])):
-            kept.append(name)
-    return sorted(kept)
-
-
 def is_image_name(name: str) -> bool:
     """Return whether a file's suffix is one of an image, in any letter case."""
     return splitext(name)[1].lower() in EXTENSIONS
 
 
-def check_class_folders(where: str, folders: Iterable[str]) -> dict[str, int]:
+def class_folders(where: str, folders: Iterable[str]) -> dict[str, int]:
     """Return folder name -> class index; raises UserError naming the folders that are no class."""
     indices = {name: class_index(name) for name in sorted(folders)}
-    unknown = [name for name, index in indices.items() if index is None]
-    if unknown:
+    if unknown := [name for name, index in indices.items() if index is None]:
         raise UserError(
-            f"{where} has folders that are no class: {shown(unknown)}. Allowed are {', '.join(CLASSES)} "
+            f"{where} has folders that are no class: {first_of(unknown)}. Allowed are {', '.join(CLASSES)} "
             f"(also {', '.join(SYNONYMS)}; letter case does not count). Rename or remove the others."
         )
     return indices
 
 
 def check_all_classes(where: str, labels: Iterable[int], folders: Iterable[str]) -> None:
-    """Raise UserError if a class is not among `labels`, saying whether its folder is missing or empty."""
-    present = set(labels)
-    with_folder = {class_index(name) for name in folders}
+    """Raise UserError if a class is not among `labels`, and whether its folder is missing or empty."""
+    present, with_folder = set(labels), {class_index(name) for name in folders}
     lacking = [
         f"{name} ({'its folder is empty' if index in with_folder else 'no such folder'})"
         for index, name in enumerate(CLASSES)
@@ -114,14 +98,16 @@ def check_all_classes(where: str, labels: Iterable[int], folders: Iterable[str])
 def renamed_folders(folders: Iterable[str]) -> dict[str, str]:
     """Return folder name -> class for those that are a class under another spelling."""
     indices = {name: class_index(name) for name in sorted(folders)}
-    classes = {name: CLASSES[index] for name, index in indices.items() if index is not None}
-    return {name: kind for name, kind in classes.items() if name != kind}
+    return {name: CLASSES[index] for name, index in indices.items() if index is not None and CLASSES[index] != name}
 
 
-def shown(names: Collection[str], limit: int = 5) -> str:
+def first_of(names: Collection[str], limit: int = 5) -> str:
     """Return the first few of `names` in one line, for messages."""
-    first = ", ".join(repr(name) for name in sorted(names)[:limit])
-    return first + (f" and {len(names) - limit} more" if len(names) > limit else "")
+    few = ", ".join(repr(name) for name in sorted(names)[:limit])
+    return few + (f" and {len(names) - limit} more" if len(names) > limit else "")
+
+
+# --- Datasets ---
 
 
 def training_layout(where: str, files: Iterable[str], folders: Iterable[str]) -> Layout:
@@ -131,7 +117,7 @@ def training_layout(where: str, files: Iterable[str], folders: Iterable[str]) ->
     Raises UserError if there are no class folders, if a folder in a split is no class, if train lacks one, or if
     another split is empty.
     """
-    files = without_junk(files)
+    files = sorted(name for name in files if not is_junk(name))
     folders = {name for name in folders if not is_junk(name)}
     for name in files:
         while (name := name.rpartition("/")[0]) and name not in folders:
@@ -143,30 +129,30 @@ def training_layout(where: str, files: Iterable[str], folders: Iterable[str]) ->
     if "train" not in splits.values():
         splits = {"": "train"}
     items = [_training_item(name, root, splits) for name in files]
-    class_folders: set[str] = set()
+    used: set[str] = set()
     for folder, split in splits.items():
         top = f"{root}{folder}/" if folder else root
-        names = _inside(top, folders)
         place = f"{where}: {top}" if top else where
-        check_class_folders(place, names)
-        class_folders |= names
+        names = _inside(top, folders)
+        class_folders(place, names)
+        used |= names
+        labels = {item.label for item in items if item.split == split and not item.problem}
         if split == "train":
-            labels = (item.label for item in items if item.split == "train" and not item.problem)
             check_all_classes(place, labels, names)
-        elif not any(item.split == split and not item.problem for item in items):
-            raise UserError(f"{place} is there but holds no images: fill it, or remove it to do without")
+        elif not labels:
+            raise UserError(f"{place} is there but has no images: fill it, or remove it to do without")
     items, notes = _settle_public_test(items)
-    return Layout(items, renamed_folders(class_folders), notes)
+    return Layout(items, renamed_folders(used), notes)
 
 
 def _inside(folder: str, names: Iterable[str]) -> set[str]:
-    """Return the last parts of those `names` that stand directly in `folder` ("" or ending in "/")."""
+    """Return the last parts of those `names` that are directly in `folder` ("" or ending in "/")."""
     rests = (name[len(folder) :] for name in names if name.startswith(folder))
     return {rest for rest in rests if "/" not in rest}
 
 
 def _find_root(where: str, files: Collection[str], folders: Collection[str]) -> tuple[str, str]:
-    """Return the folder that holds train/ or the class folders, and the table's name if there is one instead."""
+    """Return the folder around train/ or the class folders, and the table's name if there is one instead."""
     root = ""
     while True:
         inside = _inside(root, folders)
@@ -180,7 +166,7 @@ def _find_root(where: str, files: Collection[str], folders: Collection[str]) -> 
         if len(inside) != 1 or known:
             break
         root += f"{inside.pop()}/"
-    found = shown(inside | _inside(root, files)) or "nothing"
+    found = first_of(inside | _inside(root, files)) or "nothing"
     raise UserError(
         f"{where}: expected train/ with a folder for each class ({', '.join(CLASSES)}), these folders themselves, "
         f"or {' or '.join(CSV_NAMES)}; found {found}{f' in {root}' if root else ''}."
@@ -203,20 +189,24 @@ def _training_item(name: str, root: str, splits: dict[str, str]) -> Item:
 
 def _settle_public_test(items: list[Item]) -> tuple[list[Item], list[str]]:
     """Return `items` with PublicTest_* of test/ made validation, or left out if val/ has images; and notes."""
-    public = {
-        item.name for item in items if item.split == "test" and item.name.rpartition("/")[2].startswith("PublicTest_")
-    }
-    if not public or not any(item.split == "val" for item in items):
-        return [replace(item, split="val") if item.name in public else item for item in items], []
-    note = (
-        f"{len(public)} PublicTest_* images in test/ are left out: val/ is the validation split, "
-        "and PublicTest is never used as test."
-    )
-    return [item for item in items if item.name not in public], [note]
+    public = [item for item in items if item.split == "test" and item.name.rpartition("/")[2].startswith("PublicTest_")]
+    if public and any(item.split == "val" for item in items):
+        left_out = {item.name for item in public}
+        note = (
+            f"{len(public)} PublicTest_* images in test/ are left out: val/ is the validation split, "
+            "and PublicTest is never used as test."
+        )
+        return [item for item in items if item.name not in left_out], [note]
+    for item in public:
+        item.split = "val"
+    return items, []
+
+
+# --- Inputs to predict ---
 
 
 def in_train(folders: Sequence[str]) -> bool:
-    """Whether what lies in the last of `folders` is training data: the innermost that is named as a split decides."""
+    """Return whether what is below these `folders` is training data: the innermost one named as a split decides."""
     splits = [SPLITS[name.casefold()] for name in folders if name.casefold() in SPLITS]
     return splits[-1:] == ["train"]
 
@@ -226,17 +216,15 @@ def input_layout(files: Iterable[str], *, around: Sequence[str] = ("",)) -> Layo
 
     `around` are the names of the folders around the files at the top, from the outermost to the innermost.
     """
-    items, training = [], 0
-    labels: dict[str, int] = {}
-    for name in without_junk(files):
-        if is_image_name(name):
-            folders = (*around, *name.split("/")[:-1])
-            holder = folders[-1]
-            if holder not in labels:
-                index = class_index(holder)
-                labels[holder] = -1 if index is None else index
-            items.append(Item(name, label=labels[holder]))
-            training += labels[holder] >= 0 and in_train(folders[:-1])
-        else:
+    items, training, labels = [], 0, {}
+    for name in sorted(name for name in files if not is_junk(name)):
+        if not is_image_name(name):
             items.append(Item(name, problem="not an image file"))
+            continue
+        *above, folder = (*around, *name.split("/")[:-1])
+        if folder not in labels:
+            index = class_index(folder)
+            labels[folder] = -1 if index is None else index
+        items.append(Item(name, label=labels[folder]))
+        training += labels[folder] >= 0 and in_train(above)
     return Layout(items, renamed_folders(labels), training=training)

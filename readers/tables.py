@@ -1,4 +1,4 @@
-"""FER2013 as a table: fer2013.csv and icml_face_data.csv, alone or in an archive. Rows are streamed."""
+"""FER2013 as a table: fer2013.csv and icml_face_data.csv, alone or in a tar archive. Rows are streamed."""
 
 import csv
 import lzma
@@ -7,6 +7,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from io import TextIOWrapper
 from pathlib import Path
 from typing import BinaryIO
@@ -15,8 +16,8 @@ import numpy as np
 
 from config import CLASSES
 from errors import UserError
-from readers.decode import SIZE
-from readers.layout import CSV_NAMES, Item, shown
+from readers.decode import SIZE, BadImage, Decoded
+from readers.layout import CSV_NAMES, Item, first_of
 
 USAGES = {"training": "train", "publictest": "val", "privatetest": "test"}
 COLUMNS = {"emotion": "emotion", "pixels": "pixels", "usage": "Usage"}
@@ -24,13 +25,16 @@ COLUMNS = {"emotion": "emotion", "pixels": "pixels", "usage": "Usage"}
 # read to its end; it is below the limit that the csv module sets itself, 131,072 characters a field.
 MAX_LINE = 100_000
 MAX_ROWS = 10_000_000
-# In front of the table in an archive; the public ones hold three files.
+# In front of the table in an archive; the public ones have three files.
 MAX_MEMBERS = 10_000
 MAX_PASSED = 64 * 2**30  # bytes
 
 # What archives raise where they are opened or read: OSError (gzip's BadGzipFile, bz2, the disk), EOFError (they
-# break off), and the decompressors' and archives' own errors.
-ARCHIVE_ERRORS = (OSError, EOFError, zlib.error, lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile)
+# break off), the decompressors' and archives' own errors, and what tarfile makes of absurd headers.
+ARCHIVE_ERRORS = (
+    *(OSError, EOFError, zlib.error, lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile),
+    *(ValueError, OverflowError, LookupError, RecursionError),
+)
 
 _BYTE = {str(value): value for value in range(256)}
 
@@ -71,44 +75,44 @@ def _lines(text: TextIOWrapper, name: str) -> Iterator[str]:
         yield line
 
 
-def _columns(header: list[str], name: str) -> tuple[int, int, int]:
+def _columns(header: list[str], name: str) -> list[int]:
     found = [column.strip().casefold() for column in header]
-    missing = [written for column, written in COLUMNS.items() if column not in found]
-    if missing:
+    if missing := [written for column, written in COLUMNS.items() if column not in found]:
         raise UserError(
             f"{name} has no column {' and no column '.join(missing)}. Expected are emotion, pixels and Usage, "
-            f"in any order; found {shown([column[:30] for column in header]) or 'nothing'}."
+            f"in any order; found {first_of([column[:30] for column in header]) or 'nothing'}."
         )
-    emotion, pixels, usage = (found.index(column) for column in COLUMNS)
-    return emotion, pixels, usage
+    return [found.index(column) for column in COLUMNS]
 
 
-def _item(row: list[str], columns: tuple[int, int, int], name: str) -> Item:
+def _item(row: list[str], columns: list[int], name: str) -> Item:
     if len(row) <= max(columns):
         return Item(name, problem=f"{len(row)} fields where {max(columns) + 1} are expected")
     emotion, text, usage = (row[column].strip() for column in columns)
-    split = USAGES.get(usage.casefold(), "")
-    label = _BYTE.get(emotion, -1)
+    split, label = USAGES.get(usage.casefold(), ""), _BYTE.get(emotion, -1)
     if not split:
         return Item(name, problem=f"unknown Usage {usage[:20]!r} (Training, PublicTest or PrivateTest)")
     if not 0 <= label < len(CLASSES):
         return Item(name, split, problem=f"unknown emotion {emotion[:20]!r} (0 to {len(CLASSES) - 1})")
+    return Item(name, split, label, load=partial(_pixels, text))
+
+
+def _pixels(text: str) -> Decoded:
     values = text.split()
     if len(values) != SIZE * SIZE:
-        return Item(name, split, label, problem=f"{len(values)} pixels where {SIZE * SIZE} are expected")
+        raise BadImage(f"{len(values)} pixels where {SIZE * SIZE} are expected")
     try:
-        pixels = np.frombuffer(bytearray(map(_BYTE.__getitem__, values)), np.uint8).reshape(SIZE, SIZE)
+        pixels = np.frombuffer(bytearray(map(_BYTE.__getitem__, values)), np.uint8)
     except KeyError as error:
-        value = str(error.args[0])[:20]
-        return Item(name, split, label, problem=f"pixel {value!r} is not a number from 0 to 255")
-    return Item(name, split, label, pixels, width=SIZE, height=SIZE)
+        raise BadImage(f"pixel {str(error.args[0])[:20]!r} is not a number from 0 to 255") from error
+    return Decoded(pixels.reshape(SIZE, SIZE), SIZE, SIZE)
 
 
 @contextmanager
 def open_table(path: Path) -> Iterator[tuple[BinaryIO, str]]:
     """Give a table, plain or in a tar archive (compressed or not), as a stream, with its name.
 
-    Nothing is unpacked to disk. Raises UserError if it can't be opened, or if the archive holds no such table.
+    Nothing is unpacked to disk. Raises UserError if it can't be opened, or if the archive has no such table.
     """
     if path.suffix.lower() == ".csv":
         try:
@@ -137,9 +141,9 @@ def _find_table(archive: tarfile.TarFile, path: Path) -> tarfile.TarInfo:
             passed += member.size
             if count == MAX_MEMBERS or passed > MAX_PASSED:
                 raise UserError(
-                    f"{path}: holds no {' and no '.join(CSV_NAMES)} among its first {MAX_MEMBERS} files and "
+                    f"{path}: no {' and no '.join(CSV_NAMES)} among its first {MAX_MEMBERS} files and "
                     f"{MAX_PASSED // 2**30} GiB. Unpack it and name the table."
                 )
     except ARCHIVE_ERRORS as error:
         raise UserError(f"{path}: truncated or damaged ({error}). Download it again.") from error
-    raise UserError(f"{path}: holds no {' and no '.join(CSV_NAMES)}.")
+    raise UserError(f"{path}: has no {' and no '.join(CSV_NAMES)}.")

@@ -27,6 +27,13 @@ def loaded(weights):
     return load_weights(weights, machine=pick_machine("cpu", "fp32"))
 
 
+@pytest.fixture(scope="session")
+def fer2013_cache(tmp_path_factory, worker_id):
+    """One folder for the decoded images of FER2013, of all workers of pytest-xdist."""
+    base = tmp_path_factory.getbasetemp()
+    return str((base if worker_id == "master" else base.parent) / "fer2013")
+
+
 @pytest.fixture
 def script_runner(weights, loaded, tmp_path, monkeypatch, capsys):
     """Makes of a script's main a call in an empty folder, with small batches and the weights already loaded.

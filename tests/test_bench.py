@@ -6,7 +6,6 @@ import re
 import shutil
 from contextlib import redirect_stdout
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -145,8 +144,13 @@ def test_ablate_trains_every_variant_once_and_goes_on(bench, data, tmp_path, mon
     runs, shipped = tmp_path / "runs", (REPO / "final_weights_new.pth").read_bytes()
     call = [*data[:2], "--recipe", "nano", "--without", "ema=0", "--seeds", 2, "--runs", runs]
     flags = ["--", "--epochs", 2, "--device", "cpu", *data[2:]]
+
+    class StopAfterOne(drive.EpochLines):  # Ctrl-C after an epoch of the first run
+        def __init__(self) -> None:
+            super().__init__(1)
+
     with monkeypatch.context() as patch:
-        patch.setattr(io, "StringIO", partial(drive.EpochLines, 1))  # Ctrl-C after an epoch of the first run
+        patch.setattr(io, "StringIO", StopAfterOne)
         assert "stopped" in bench(ablate, *call, *flags, status=130)
     assert len((runs / "nano-all-0" / "metrics.jsonl").read_text().splitlines()) == 1
     text = bench(ablate, *call, *flags)

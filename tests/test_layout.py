@@ -17,7 +17,7 @@ FLOORS = (
     {"metrics", "model"},
     {"cli", "losses", "utils"},
     {"plots", "ranks", "readers"},
-    {"demo", "image_folder", "tables"},
+    {"demo", "tables"},
     {"dataset"},
     {"val"},
     {"weights"},

@@ -219,7 +219,7 @@ def test_nothing_readable_is_an_error(go, tmp_path):
     (tmp_path / "test").mkdir()
     status, out, err = go()
     assert status == 2 and "0 images, 1 skipped" in out
-    assert err.startswith("skipped test: holds no files.") and "error: nothing could be read: 1 skipped" in err
+    assert err.startswith("skipped test: has no files.") and "error: nothing could be read: 1 skipped" in err
 
 
 def test_a_missing_path_stops_before_any_work(go, tmp_path):
@@ -704,14 +704,13 @@ def test_several_processes_give_what_one_gives(go, go_together, tmp_path, size, 
 def test_a_process_decodes_only_its_own_batches(go_together, tmp_path, monkeypatch):
     save_test_set(tmp_path / "test", 40)
     decoded = Counter()
-    decode_into = sources.decode_into
+    decode_file = sources.decode_file
 
-    def counting(rows, files):
-        files = list(files)
-        decoded.update(files)
-        return decode_into(rows, files)
+    def counting(path):
+        decoded[path] += 1
+        return decode_file(path)
 
-    monkeypatch.setattr(sources, "decode_into", counting)
+    monkeypatch.setattr(sources, "decode_file", counting)
     assert go_together(3)[0] == 0
     assert len(decoded) == 40 and set(decoded.values()) == {1}
 
@@ -812,18 +811,6 @@ def test_one_image_imports_nothing_that_it_does_not_need(tmp_path, weights, sing
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300)
     imported = set(ast.literal_eval(done.stdout.splitlines()[-1]))
     assert imported <= {"PIL", "torch", *sys.stdlib_module_names, "readers", *(path.stem for path in REPO.glob("*.py"))}
-
-
-def test_a_zip_that_goes_while_it_is_read_is_skipped_from_there_on():
-    def fetch(items):
-        yield b"the first"
-        raise UserError("a.zip: can't be read (No such file or directory).")
-
-    first, *rest = predict.fetch_or_say(Path("a.zip"), fetch, [1, 2, 3])
-    assert (
-        first == b"the first"
-        and [str(problem) for problem in rest] == ["can't be read (No such file or directory)."] * 2
-    )
 
 
 MEMORY = """

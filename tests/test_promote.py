@@ -121,7 +121,7 @@ def test_shipped_weights_are_rounded_and_carry_the_score_of_that(here, data):
 
 def test_limited_and_demo_runs_are_never_shipped(here, data):
     assert "--limit 35" in promoted(write_run(here / "limited", data, limit=35), data)
-    assert "is left as it is" in promoted(write_run(here / "demo", data), replace(data, demo=True))
+    assert "is left as it is" in promoted(write_run(here / "demo", data), replace(data, name="demo"))
     assert not (here / SHIPPED).exists()
 
 

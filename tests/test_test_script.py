@@ -198,22 +198,16 @@ def test_the_shipped_weights_are_those_that_the_figures_are_of():
     torch.testing.assert_close(logits[::3], torch.tensor(LOGITS), atol=2e-4, rtol=1e-4)
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory, worker_id):
-    """One folder for all workers of pytest-xdist."""
-    base = tmp_path_factory.getbasetemp()
-    return (base if worker_id == "master" else base.parent) / "fer2013"
-
-
 @pytest.mark.parametrize(
     ("form", "precision"), [("archive.zip", "fp32"), ("archive.zip", "bf16"), ("archive_kaggle_jpeg.zip", "fp32")]
 )
-def test_the_shipped_weights_on_fer2013(tmp_path, cache, form, precision):
+def test_the_shipped_weights_on_fer2013(tmp_path, fer2013_cache, form, precision):
     path = REAL.with_name(form)
     if not path.exists():
         pytest.skip(f"FER2013_DATA names no folder with {form}")
-    flags = ["--data", path, "--cache", cache, "--weights", SHIPPED, "--device", "cpu", "--precision", precision]
-    assert script.main([*map(str, flags), "--split", "val", "--json", str(tmp_path / "t.json")]) == 0
+    flags = ["--data", path, "--cache", fer2013_cache, "--weights", SHIPPED, "--precision", precision]
+    flags += ["--device", "cpu", "--split", "val", "--json", tmp_path / "t.json"]
+    assert script.main([*map(str, flags)]) == 0
     written = json.loads((tmp_path / "t.json").read_text())
     official, deduplicated = written["official"], written["deduplicated"]
     assert (official["count"], deduplicated["count"], written["name"]) == (3589, 3309, "fer2013")

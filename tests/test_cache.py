@@ -1,0 +1,154 @@
+"""The cache of decoded images: one for a dataset, whole or made anew, in one order whatever form the data has."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+
+from config import Config
+from dataset import load
+from errors import UserError
+from helpers import csv_of_folders, write_folders, zip_folder
+from readers import cache
+from readers.sources import open_dataset
+
+
+@pytest.fixture
+def archive(tmp_path):
+    return write_folders(tmp_path / "archive", val_copies=3)
+
+
+def load_from(path, tmp_path):
+    return load(Config(data=str(path), cache=str(tmp_path / "cache")))
+
+
+def cached(path, tmp_path):
+    return cache.cached(open_dataset(path), tmp_path / "cache")
+
+
+def test_every_form_gives_the_same_arrays_and_fingerprint(archive, tmp_path):
+    forms = [
+        archive,
+        zip_folder(archive, tmp_path / "archive.zip"),
+        csv_of_folders(archive, tmp_path / "fer2013.csv"),
+        csv_of_folders(archive, tmp_path / "shuffled.csv", seed=5),
+    ]
+    first, *others = [load_from(form, tmp_path) for form in forms]
+    for other in others:
+        assert other.fingerprint == first.fingerprint
+        for name, split in first.splits.items():
+            for field in ("images", "labels", "digests", "copies"):
+                assert np.array_equal(getattr(split, field), getattr(other.split(name), field))
+
+
+def test_the_fingerprint_changes_with_a_pixel_a_label_or_a_split(tmp_path):
+    folders = [write_folders(tmp_path / name, val_copies=name == "b") for name in "abcd"]
+    file = next((folders[2] / "train" / "sad").iterdir())
+    file.rename(folders[2] / "train" / "happy" / file.name)
+    file = next((folders[3] / "train" / "sad").iterdir())
+    file.rename(folders[3] / "test" / "sad" / "PublicTest_x.png")
+    assert len({load_from(folder, tmp_path).fingerprint for folder in folders}) == 4
+
+
+def test_test_images_have_no_part_in_the_fingerprint_unless_they_are_all_there_is(tmp_path):
+    with_test, without = write_folders(tmp_path / "a"), write_folders(tmp_path / "b")
+    for file in (without / "test").glob("*/PrivateTest_*"):
+        file.unlink()
+    whole, bare = load_from(with_test, tmp_path), load_from(without, tmp_path)
+    assert len(whole.splits["test"]) == 14 and "test" not in bare.splits
+    assert whole.fingerprint == bare.fingerprint
+    index = cached(with_test, tmp_path).index.copy()
+    index["splits"] = 2
+    assert len({cache.fingerprint(index), cache.fingerprint(index[:-1]), whole.fingerprint}) == 3
+
+
+def test_the_second_load_reads_the_cache(archive, tmp_path, monkeypatch):
+    first = load_from(archive, tmp_path)
+    monkeypatch.setattr(cache, "build_cache", lambda *_: pytest.fail("decoded again"))
+    again = load_from(archive, tmp_path)
+    assert again.fingerprint == first.fingerprint and again.describe() == first.describe()
+
+
+@pytest.mark.parametrize("name", ["meta.json", "index.bin", "images.bin"])
+@pytest.mark.parametrize("harm", ["gone", "cut", "longer", "zeros", "changed"])
+def test_a_harmed_cache_is_rebuilt(archive, tmp_path, name, harm):
+    first = load_from(archive, tmp_path)
+    images = np.array(first.split("train").images)  # a copy: the file behind the first is about to be cut
+    ((file,),) = ([*folder.glob(name)] for folder in (tmp_path / "cache").iterdir())
+    data = bytearray(file.read_bytes())
+    if harm == "changed" and name == "images.bin":
+        pytest.skip("of the pixels some are looked at, not all")
+    data[20:21] = b"[" if data[20:21] != b"[" else b"]"
+    harmed = {"cut": data[: len(data) // 2], "longer": data + b"x", "zeros": bytes(len(data)), "changed": data}
+    file.unlink()
+    if harm != "gone":
+        file.write_bytes(harmed[harm])
+    again = load_from(archive, tmp_path)
+    assert again.fingerprint == first.fingerprint and np.array_equal(again.split("train").images, images)
+    assert harm == "gone" or file.read_bytes() != harmed[harm]
+
+
+def test_origins_are_data_rows_which_a_bad_or_blank_row_does_not_shift(archive, tmp_path):
+    table = csv_of_folders(archive, tmp_path / "fer2013.csv")
+    head, *rows = table.read_text().splitlines()
+    pixels = [np.array(row.split(",")[1].split(), np.uint8).tobytes() for row in rows]
+    rows[4] = rows[4].replace(" ", " x", 1)
+    rows.insert(9, "")
+    table.write_text("\n".join([head, *rows]))
+    images, index, meta = vars(cached(table, tmp_path)).values()
+    assert sorted(index["origins"].tolist()) == [*range(4), *range(5, 112)]
+    assert all(pixels[row] == image.tobytes() for row, image in zip(index["origins"], images, strict=True))
+    assert meta["origins"] == "rows" and meta["unreadable_count"] == 1
+
+
+def test_a_dataset_has_one_cache(archive, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    other = load_from(write_folders(tmp_path / "other", val_copies=2), tmp_path).fingerprint
+    older = tmp_path / "cache" / f"{'0' * 24}-1"  # as earlier versions left them: the path as it was typed
+    older.mkdir()
+    (older / "meta.json").write_text(json.dumps({"source": "archive"}))
+    mine = tmp_path / "cache" / "faces-1"
+    mine.mkdir()
+    prints = set()
+    for number in range(3):
+        next((archive / "train" / "sad").iterdir()).rename(archive / "train" / "sad" / f"{number}.png")
+        prints.add(load_from(archive if number else "archive", tmp_path).fingerprint)
+    next((archive / "train" / "sad").iterdir()).unlink()
+    prints.add(load_from(archive, tmp_path).fingerprint)
+    assert len(prints) == 2
+    assert len(list((tmp_path / "cache").glob("*-*"))) == 3 and mine.exists() and not older.exists()
+    monkeypatch.setattr(cache, "build_cache", lambda *_: pytest.fail("decoded again"))
+    assert load_from(tmp_path / "other", tmp_path).fingerprint == other
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such modes")
+def test_a_cache_is_as_open_to_others_as_any_folder(archive, tmp_path):
+    load_from(archive, tmp_path)
+    (tmp_path / "any").mkdir()
+    (folder,) = (tmp_path / "cache").iterdir()
+    assert folder.stat().st_mode == (tmp_path / "any").stat().st_mode
+
+
+def test_a_cache_that_cannot_be_written_says_so(archive, tmp_path):
+    (tmp_path / "cache").write_text("a file")
+    with pytest.raises(UserError, match=r"decoded images could not be written.*--cache"):
+        load_from(archive, tmp_path)
+
+
+def test_an_aborted_decoding_leaves_nothing(archive, tmp_path, monkeypatch):
+    monkeypatch.setattr(cache, "write_cache", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        load_from(archive, tmp_path)
+    assert not list((tmp_path / "cache").iterdir())
+
+
+def test_old_halves_of_caches_go_and_nothing_else_does(archive, tmp_path):
+    names = ("half-size-faces", f"half-{'a' * 16}", f"half-{'0' * 16}")
+    mine, young, old = folders = [tmp_path / "cache" / name for name in names]
+    for folder in folders:
+        folder.mkdir(parents=True)
+    for folder in (mine, old):
+        os.utime(folder, (0, 0))
+    load_from(archive, tmp_path)
+    assert mine.exists() and young.exists() and not old.exists()

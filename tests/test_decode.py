@@ -1,0 +1,396 @@
+"""decode: every format gives the right 48x48 grey pixels, and a bad file nothing but BadImage."""
+
+import contextlib
+import io
+import os
+import struct
+import subprocess
+import sys
+import threading
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from helpers import REPO
+from readers import decode as module
+from readers.decode import BadImage, decode, looks_uncropped, read_file
+
+RNG = np.random.default_rng(0)
+GREY = RNG.integers(0, 256, (48, 48), dtype=np.uint8)
+SMOOTH = np.add.outer(np.arange(48), np.arange(48)).astype(np.uint8) * 2
+COLOUR = RNG.integers(0, 256, (60, 70, 3), dtype=np.uint8)
+
+
+def encoded(image, kind, **options) -> bytes:
+    if isinstance(image, np.ndarray):
+        image = Image.fromarray(image)
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def png(width, height, rows: bytes, *, depth=8, colour=0, stream=None) -> bytes:
+    def chunk(name, data):
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    body = chunk(b"IDAT", zlib.compress(rows) if stream is None else stream)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + body + chunk(b"IEND", b"")
+
+
+def reason(data: bytes) -> str:
+    with pytest.raises(BadImage) as caught:
+        decode(data)
+    return str(caught.value)
+
+
+def exif(orientation) -> Image.Exif:
+    tags = Image.Exif()
+    tags[0x0112] = orientation
+    return tags
+
+
+# --- Good files ---
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "PPM", "GIF", "WEBP"])
+def test_48x48_grey_comes_through_untouched(kind):
+    result = decode(encoded(GREY, kind, **({"lossless": True} if kind == "WEBP" else {})))
+    assert result.pixels.dtype == np.uint8 and np.array_equal(result.pixels, GREY)
+    assert (result.width, result.height) == (48, 48)
+    result.pixels[0, 0] = 1  # may be written to
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "P"])
+def test_grey_stored_as_colour_comes_through_untouched(mode):
+    assert np.array_equal(decode(encoded(Image.fromarray(GREY).convert(mode), "PNG")).pixels, GREY)
+
+
+def test_grey_jpeg_is_what_pillow_reads():
+    data = encoded(SMOOTH, "JPEG", quality=90)
+    assert np.array_equal(decode(data).pixels, np.asarray(Image.open(io.BytesIO(data))))
+
+
+@pytest.mark.parametrize(("mode", "kind"), [("RGB", "JPEG"), ("CMYK", "JPEG"), ("L", "JPEG"), ("CMYK", "TIFF")])
+def test_other_colour_spaces_are_close_to_the_original(mode, kind):
+    data = encoded(Image.fromarray(SMOOTH).convert(mode), kind, **({"quality": 95} if kind == "JPEG" else {}))
+    assert np.abs(decode(data).pixels.astype(int) - SMOOTH).max() <= 6
+
+
+def test_colour_becomes_itu_r_601_luma():
+    colour = np.empty((48, 48, 3), np.uint8)
+    colour[:] = (200, 100, 50)
+    assert set(decode(encoded(colour, "PNG")).pixels.ravel()) == {round(0.299 * 200 + 0.587 * 100 + 0.114 * 50)}
+
+
+def test_transparent_pixels_show_white():
+    rgba = np.zeros((48, 48, 4), np.uint8)
+    rgba[:24, :, 3] = 255
+    pixels = decode(encoded(rgba, "PNG")).pixels
+    assert (pixels[:24] == 0).all() and (pixels[24:] == 255).all()
+    image = Image.fromarray((GREY > 127).astype(np.uint8), "L").convert("P")
+    image.putpalette([10, 10, 10, 20, 20, 20])
+    for transparency, white in ((1, 255), (bytes([255, 128]), 137)):
+        pixels = decode(encoded(image, "PNG", transparency=transparency)).pixels
+        assert set(pixels[GREY > 127]) == {white} and set(pixels[GREY <= 127]) == {10}
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "PPM"])
+def test_one_bit_images_are_black_and_white(kind):
+    assert np.array_equal(decode(encoded(Image.fromarray(GREY > 127), kind)).pixels, np.where(GREY > 127, 255, 0))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])
+@pytest.mark.parametrize("factor", [256, 257])
+def test_sixteen_bits_are_scaled_not_clipped(kind, factor):
+    assert np.array_equal(decode(encoded(GREY.astype(np.uint16) * factor, kind)).pixels, GREY)
+
+
+def test_sixteen_bit_colour_and_dark_sixteen_bit_grey():
+    rows = b"".join(b"\0" + np.repeat(row.astype(">u2") * 257, 3).tobytes() for row in GREY)
+    assert np.array_equal(decode(png(48, 48, rows, depth=16, colour=2)).pixels, GREY)
+    assert decode(b"P5 48 48 65535\n" + GREY.astype(">u2").tobytes()).pixels.max() == 0
+
+
+@pytest.mark.parametrize("scale", [1 / 255, 1, 257])
+def test_float_tiff_is_scaled_by_the_range_of_its_pixels(scale):
+    assert np.array_equal(decode(encoded(GREY.astype(np.float32) * np.float32(scale), "TIFF")).pixels, GREY)
+
+
+@pytest.mark.parametrize("factor", [1, 256])
+def test_32_bit_integer_tiff(factor):
+    assert np.array_equal(decode(encoded(GREY.astype(np.int32) * factor, "TIFF")).pixels, GREY)
+
+
+def test_float_tiff_with_negative_and_absurd_values():
+    pixels = decode(encoded(np.linspace(-5, 5, 48 * 48, dtype=np.float32).reshape(48, 48), "TIFF")).pixels
+    assert pixels.min() == 0 and pixels.max() == 255 and (np.diff(pixels.ravel().astype(int)) >= 0).all()
+    values = GREY.astype(np.float32)
+    values[0, :3] = np.nan, np.inf, -np.inf
+    pixels = decode(encoded(values, "TIFF")).pixels
+    assert list(pixels[0, :3]) == [0, 0, 0] and np.array_equal(pixels[1:], GREY[1:])
+
+
+def test_ascii_pgm_and_ppm():
+    for kind, times in ((b"P2", 1), (b"P3", 3)):
+        numbers = " ".join(map(str, np.repeat(GREY.ravel(), times))).encode()
+        assert np.array_equal(decode(kind + b"\n48 48\n255\n" + numbers + b"\n").pixels, GREY)
+
+
+@pytest.mark.parametrize("kind", ["GIF", "PNG", "TIFF", "WEBP"])
+def test_of_several_frames_the_first_counts(kind):
+    options = {"lossless": True} if kind == "WEBP" else {}
+    other = Image.fromarray(255 - GREY)
+    data = encoded(GREY, kind, save_all=True, append_images=[other, other], **options)
+    assert np.array_equal(decode(data).pixels, GREY)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "JPEG"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_rotation(kind, orientation):
+    upright = np.zeros((40, 80), np.uint8)
+    upright[:20, :20] = 255  # a bright corner, top left
+    undo = {6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
+    operation = undo.get(orientation, {2: 0, 3: 3, 4: 1, 5: 5, 7: 6}.get(orientation))
+    image = Image.fromarray(upright)
+    stored = image if operation is None else image.transpose(operation)
+    result = decode(encoded(stored, kind, exif=exif(orientation)))
+    assert (result.width, result.height) == (80, 40)
+    reference = decode(encoded(upright, kind)).pixels.astype(int)
+    assert np.abs(result.pixels.astype(int) - reference).max() <= (60 if kind == "JPEG" else 0)
+    assert result.pixels[:20, :10].min() > 200 and result.pixels[30:].max() < 50
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("note", [b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0garbage"])
+def test_damaged_exif_does_not_cost_the_image(note):
+    assert np.array_equal(decode(encoded(GREY, "PNG", exif=note)).pixels, GREY)
+
+
+def test_other_sizes_are_squashed_with_antialiasing():
+    stripes = np.zeros((96, 480), np.uint8)
+    stripes[:, ::2] = 255
+    result = decode(encoded(stripes, "PNG"))
+    assert (result.width, result.height) == (480, 96)
+    assert np.abs(result.pixels.astype(int) - 127).max() <= 4
+    assert set(decode(encoded(np.full((8, 8), 77, np.uint8), "PNG")).pixels.ravel()) == {77}
+
+
+def test_large_photos_keep_their_size_and_their_content():
+    photo = np.zeros((1800, 2400, 3), np.uint8)
+    photo[:, 1200:] = 255
+    for options in ({}, {"exif": exif(3)}):
+        result = decode(encoded(photo, "JPEG", **options))
+        pixels = result.pixels[::-1, ::-1] if options else result.pixels
+        assert (result.width, result.height) == (2400, 1800)
+        assert pixels[:, :22].max() < 10 and pixels[:, 26:].min() > 245
+
+
+def test_photos_are_told_from_cropped_faces():
+    assert not any(looks_uncropped(*size) for size in ((48, 48), (512, 512), (150, 100), (100, 150)))
+    assert all(looks_uncropped(*size) for size in ((513, 513), (151, 100), (640, 480), (100, 151)))
+
+
+# --- Bad files ---
+
+
+@pytest.mark.parametrize("data", [b"hello, this is text named .jpg", b"\0" * 100, b"RIFF\0\0\0\0WAVEfmt ", b"<svg/>"])
+def test_no_image(data):
+    assert reason(data) == "not an image" and reason(b"") == "0 bytes"
+
+
+def test_more_bytes_than_the_limit(monkeypatch):
+    monkeypatch.setattr(module, "MAX_BYTES", 2**20)
+    assert reason(encoded(GREY, "PNG") + bytes(2**20)) == "above the limit of 1 MiB"
+
+
+@pytest.mark.parametrize("size", [(1, 1), (7, 100), (100, 7)])
+def test_too_small(size):
+    assert reason(encoded(Image.new("L", size), "PNG")) == f"{size[0]}x{size[1]} is too small (8x8 at least)"
+
+
+TIFF_TAGS = [(256, 4, 100000), (257, 4, 100000), (258, 3, 8), (259, 3, 1), (262, 3, 1), (273, 4, 8), (279, 4, 1)]
+GIF_FRAME = b"," + struct.pack("<HHHHB", 0, 0, 65535, 65535, 0) + b"\x02\x01\x00\x00;"
+BOMBS = {
+    "BMP": b"BM"
+    + struct.pack("<IHHI", 100, 0, 0, 54)
+    + struct.pack("<IiiHHIIiiII", 40, 100000, 100000, 1, 24, *[0] * 6),
+    "PNG": png(100000, 100000, b""),
+    "TIFF": b"II*\0"
+    + struct.pack("<IH", 8, len(TIFF_TAGS))
+    + b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in TIFF_TAGS)
+    + bytes(4),
+    "PGM": b"P5\n100000 100000\n255\n",
+    "GIF": b"GIF89a" + struct.pack("<HHBBB", 65535, 65535, 0, 0, 0) + GIF_FRAME,
+    "a GIF with a frame larger than its header says": b"GIF89a" + struct.pack("<HHBBB", 48, 48, 0, 0, 0) + GIF_FRAME,
+    "WebP": b"RIFF" + struct.pack("<I", 22) + b"WEBPVP8X" + struct.pack("<I", 10) + bytes(4) + b"\xff\xff\xff" * 2,
+    "above our limit, below Pillow's": encoded(Image.new("1", (9_000, 8_000)), "PNG"),
+}
+
+
+@pytest.mark.parametrize("data", BOMBS.values(), ids=BOMBS)
+def test_a_header_that_claims_too_many_pixels_is_refused_before_decoding(data):
+    assert "above the limit of 64 megapixels" in reason(data)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "BMP", "PPM", "WEBP", "TIFF", "GIF"])
+@pytest.mark.parametrize("keep", [0.3, 0.6, 0.9, 0.99])
+def test_truncated(kind, keep):
+    data = encoded(GREY if kind == "GIF" else COLOUR, kind)
+    assert reason(data[: int(len(data) * keep)]) == "truncated"
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}])
+def test_jpeg_cut_anywhere_gives_the_same_pixels_or_none(options):
+    data = encoded(SMOOTH, "JPEG", **options)
+    whole = decode(data).pixels
+    for cut in range(2, len(data), 7):
+        with contextlib.suppress(BadImage):
+            assert np.array_equal(decode(data[:cut]).pixels, whole)
+
+
+def test_png_cut_anywhere_is_truncated_and_changed_pixels_are_found():
+    data = bytearray(encoded(GREY, "PNG"))
+    assert {reason(bytes(data[:cut])) for cut in range(8, len(data), 11)} == {"truncated"}
+    data[len(data) // 2] ^= 1
+    assert reason(bytes(data)) == "damaged PNG (checksum)"
+
+
+@pytest.mark.parametrize(
+    "stream", [b"no zlib stream", zlib.compress(bytes(48 * 49))[:-9], zlib.compress(b"\x09" * 2352)]
+)
+def test_a_png_with_right_checksums_around_a_broken_stream(stream):
+    assert reason(png(48, 48, b"", stream=stream)).startswith(("damaged PNG", "truncated"))
+
+
+# --- Reading files ---
+
+
+def test_read_file_gives_the_bytes_up_to_the_limit(tmp_path, monkeypatch):
+    (tmp_path / "a.png").write_bytes(b"abc")
+    assert read_file(tmp_path / "a.png") == b"abc"
+    monkeypatch.setattr(module, "MAX_BYTES", 1)
+    assert read_file(tmp_path / "a.png") == b"ab"
+
+
+def test_read_file_names_what_the_system_reports(tmp_path):
+    with pytest.raises(BadImage, match=r"^cannot be read \(No such file or directory\)$"):
+        read_file(tmp_path / "missing.png")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes on this system")
+def test_read_file_does_not_wait_for_a_pipe(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(BadImage, match=r"^not a regular file$"):
+        read_file(tmp_path / "pipe.png")
+
+
+# --- Damage at random ---
+
+
+def valid_files() -> list[bytes]:
+    small = RNG.integers(0, 256, (20, 24, 3), dtype=np.uint8)
+    files = [encoded(small, kind, exif=exif(6)) for kind in ("PNG", "JPEG", "TIFF", "WEBP")]
+    files += [encoded(small, kind) for kind in ("BMP", "PPM")]
+    files += [encoded(small[..., 0], kind) for kind in ("PNG", "JPEG", "TIFF", "GIF", "BMP")]
+    files += [encoded(Image.fromarray(small).convert("P"), "PNG", transparency=3)]
+    files += [encoded(small[..., 0].astype(np.float32), "TIFF"), b"P2 8 8 255 " + b"7 " * 64]
+    return files
+
+
+FILES = valid_files()
+
+
+def with_right_checksums(data: bytes) -> bytes:
+    """A PNG's chunks with their checksums made right, so that damage reaches the decoders behind them."""
+    out, at = [data[:8]], 8
+    while at + 12 <= len(data):
+        length = int.from_bytes(data[at : at + 4], "big")
+        chunk = data[at + 4 : at + 8 + length]
+        out += [data[at : at + 4], chunk, struct.pack(">I", zlib.crc32(chunk))]
+        at += 12 + length
+    return b"".join(out)
+
+
+@pytest.mark.filterwarnings("ignore")
+@settings(max_examples=150, deadline=None, database=None)
+@given(
+    index=st.integers(0, len(FILES) - 1),
+    changes=st.lists(st.tuples(st.integers(0, 2**16), st.binary(max_size=4), st.integers(0, 4)), max_size=8),
+    cut=st.one_of(st.none(), st.integers(0, 2**12)),
+    repair=st.booleans(),
+)
+def test_damaged_files_raise_nothing_but_bad_image(index, changes, cut, repair):
+    data = bytearray(FILES[index])
+    for at, new, drop in changes:
+        at %= len(data) + 1
+        data[at : at + drop] = new
+    damaged = bytes(data[:cut])
+    if repair and damaged.startswith(b"\x89PNG"):
+        damaged = with_right_checksums(damaged)
+    try:
+        result = decode(damaged)
+    except BadImage as error:
+        assert str(error)
+    else:
+        assert result.pixels.shape == (48, 48) and result.pixels.dtype == np.uint8
+
+
+@pytest.mark.filterwarnings("ignore")
+@settings(max_examples=60, deadline=None, database=None)
+@given(start=st.sampled_from([data[:12] for data in FILES]), rest=st.binary(max_size=200))
+def test_noise_behind_a_signature_raises_nothing_but_bad_image(start, rest):
+    with contextlib.suppress(BadImage):
+        decode(start + rest)
+
+
+NOISY = """
+import sys, threading
+from pathlib import Path
+from readers import decode
+files = [path.read_bytes() for path in sorted(Path(sys.argv[1]).iterdir())]
+def work():
+    for data in files:
+        try:
+            decode.decode(data)
+        except decode.BadImage:
+            pass
+threads = [threading.Thread(target=work) for _ in range(4)]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+print(sorted({"torch", "cv2"} & {*sys.modules}))
+"""
+
+
+def test_threads_print_nothing_about_damaged_files_and_need_no_torch(tmp_path):
+    damaged = [
+        encoded(COLOUR, "TIFF", exif=exif(6))[:-3000],
+        encoded(COLOUR, "JPEG")[:1500],
+        encoded(COLOUR, "PNG")[:1500],
+        encoded(Image.fromarray(GREY).convert("P"), "PNG", transparency=bytes(range(256))),
+        encoded(GREY, "PNG", exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff\x12\x01"),
+        encoded(Image.new("1", (10_000, 9_500)), "PNG"),  # Pillow warns at 89 megapixels
+        b"II*\0\x08\0\0\0\x01\0\x00\x01\x03\0\xff\0\0\0\xff\xff",
+    ]
+    for index, data in enumerate(damaged):
+        (tmp_path / str(index)).write_bytes(data)
+    command = [sys.executable, "-c", NOISY, str(tmp_path)]
+    done = subprocess.run(command, cwd=REPO, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "[]\n", "")
+
+
+def test_threads_decode_large_and_small_images_alike(monkeypatch):
+    monkeypatch.setattr(module, "LARGE_PIXELS", 2000)
+    data = encoded(COLOUR, "PNG")
+    expected = decode(data).pixels
+    results = []
+    threads = [threading.Thread(target=lambda: results.append(decode(data).pixels)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(results) == 4 and all(np.array_equal(pixels, expected) for pixels in results)
