@@ -1,4 +1,4 @@
-"""Predict: name the emotion in every image of files, folders and zips, and score them where folders tell the truth.
+"""Predict: name the emotion in every image of files, folders and zips, and score them where folders name the class.
 
 `python predict.py` reads test/ or test.zip in the current folder; `python predict.py photo.jpg faces/ faces.zip`
 reads these. `--csv` and `--json` write a row per image, bad files included: its file, the prediction and its
@@ -6,25 +6,41 @@ probability, the seven probabilities, the true class if the folder around the fi
 The JSON is one array, with an object per line.
 
 Several processes share the work (`torchrun --nproc_per_node=N -- predict.py ...`): each decodes and predicts every N-th
-batch, and the first one says and writes what one process alone would.
+batch, and the first one prints and writes what one process alone would.
 """
 
 import argparse
-import hashlib
+import csv
+import io
+import json
 import os
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from dataclasses import replace
 from functools import partial
-from itertools import islice
+from itertools import chain, islice, repeat
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import TYPE_CHECKING, NamedTuple, TextIO
+
+import numpy as np
 
 from cli import Parser, add_flags, nonempty
-from config import CLASSES, TTA, TTA_HELP, Config
-from tables import Row, open_table, refusing
+from config import CLASSES, TTA, TTA_HELP
+from errors import UserError, counted, cpu_quota, discard, exit_status, plain
+from metrics import measure, summary, table
+from ranks import joined
+from readers.decode import CHUNK, cut, decode_batches, looks_uncropped
+from readers.layout import Item
+from readers.sources import open_inputs
+
+if TYPE_CHECKING:
+    from utils import Machine
+
+BATCH = 256  # images at a time: one of val.SIZES
+COLUMNS = ("file", "prediction", "probability", *CLASSES, "true", "note", "problem")
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -32,7 +48,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser("predict.py", "Name the emotion in images of faces.")
     parser.add_argument("paths", nargs="*", metavar="PATH", help="images, folders, zips (default: test/ or test.zip)")
     parser.add_argument("--weights", type=nonempty, metavar="FILE", help="weights to use (default: the shipped ones)")
-    parser.add_argument("--top-k", type=int, default=1, metavar="K", help="name the K likeliest emotions (default: 1)")
+    parser.add_argument("--top-k", type=int, default=1, metavar="K", help="print the K likeliest emotions (default: 1)")
     parser.add_argument("--csv", type=nonempty, metavar="FILE", help="write a table; - is standard output")
     parser.add_argument("--json", type=nonempty, metavar="FILE", help="write a JSON array; - is standard output")
     parser.add_argument("--quiet", action="store_true", help="print the summary only")
@@ -51,19 +67,17 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = parse(argv)
-    from errors import exit_status
-
-    return exit_status(predict, args)
+    return exit_status(predict, parse(argv))
 
 
 class Task(NamedTuple):
-    """What there is to do: a network on its machine, the images (`layout.Item`) to read, and what to say of both."""
+    """What there is to do. Only `probabilities` knows the network: it maps pixels (B, 48, 48) uint8 to (B, 7)."""
 
-    machine: Any
-    model: Any
-    items: list[Any]
-    lines: list[str]
+    machine: "Machine"
+    probabilities: Callable[[np.ndarray], np.ndarray]
+    items: list[Item]  # the images, not decoded yet
+    inputs: list[Path]  # what is read
+    lines: list[str]  # about all of it
 
 
 def predict(args: argparse.Namespace) -> int:
@@ -71,73 +85,62 @@ def predict(args: argparse.Namespace) -> int:
 
     Raises UserError where nothing can be read, where --strict forbids what was skipped, or where an output fails.
     """
-    from errors import cpu_quota
-    from ranks import joined
-    from readers.decode import CHUNK, cut, decode_batches
-    from val import BATCH
-
     with joined() as ranks:
-        task = ranks.in_turn(lambda: prepare(args))
+        task = ranks.in_turn(prepare, args)
         ranks.check(task.machine.device.type)
-        agree(ranks, task.items)
-        count = len(task.items)
+        listed = ranks.gather([item.name for item in task.items]) or []  # the first process has those of all
+        if any(names != listed[0] for names in listed):
+            raise UserError("the processes do not find the same images: give all of them the same, unchanging files")
         # A few images are decoded sooner than threads are started.
-        workers = 1 if count <= CHUNK else max(1, cpu_quota() // ranks.size)
-        output = Output(args, task.machine)
-        with output.stack:
-            ranks.first_does(partial(output.begin, task.lines))
-            batches = cut(task.items, BATCH)
-            mine = decode_batches(islice(cut(task.items, BATCH), ranks.rank, None, ranks.size), workers)
-            results = scored(mine, task.model, machine=task.machine, tta=args.tta)
-            for _ in range(0, count, BATCH * ranks.size):
-                gathered = ranks.gather(next_or_fault(results))
-                ranks.first_does(partial(output.put, batches, gathered))
-            ranks.first_does(output.end)
-        ranks.first_does(output.judge)
+        workers = 1 if len(task.items) <= CHUNK else max(1, cpu_quota() // ranks.size)
+        mine = islice(cut(task.items, BATCH), ranks.rank, None, ranks.size)
+        results = ((task.probabilities(pixels), found) for _, pixels, found in decode_batches(mine, workers))
+        output, batches = Output(args, task), cut(task.items, BATCH)
+        with output.tables(task) if ranks.first else nullcontext():
+            for _ in range(0, len(task.items), BATCH * ranks.size):
+                for result in ranks.gather(next(results, None)) or ():
+                    if result:
+                        output.write(next(batches), *result)
+            if ranks.first:
+                output.summarize()
+        skipped = counted(output.counts["skipped"], "file") + " skipped"
+        if ranks.first and not output.counts["images"]:
+            raise UserError(f"nothing could be read: {skipped}")
+        if args.strict and output.counts["skipped"]:
+            raise UserError(f"--strict: {skipped}")
     return 0
 
 
 def prepare(args: argparse.Namespace) -> Task:
     """The network and the list of all images; none is decoded yet. Raises UserError."""
-    from errors import counted
+    import torch
+
     from utils import pick_machine
+    from val import forward
     from weights import SHIPPED, describe, find_weights, load_weights
 
-    config: Config = args.config
     paths, lines = find_inputs(args.paths)
-    machine = pick_machine(config.device, config.precision, config.threads)
+    machine = pick_machine(args.config.device, args.config.precision, args.config.threads)
     weights = find_weights(args.weights or SHIPPED)
     model, content = load_weights(weights, machine=machine)
     items, notes, training = list_inputs(paths)
+
+    def probabilities(pixels: np.ndarray) -> np.ndarray:
+        return forward(model, torch.from_numpy(pixels), machine=machine, tta=args.tta).softmax(1).numpy()
+
     lines = [describe(weights, content, tta=args.tta), *lines, *(() if args.quiet else notes)]
     if training:
         lines.append(
             f"note: {counted(training, 'image')} in train/: networks learn from such, so an accuracy on them is no test"
         )
-    return Task(machine, model, items, lines)
+    return Task(machine, probabilities, items, [weights, *paths], lines)
 
 
-def agree(ranks: Any, items: list[Any]) -> None:
-    """Raise UserError where the processes list other images: what they have in hand would not fit together."""
-    from errors import UserError
-
-    names = "\n".join(item.name for item in items)
-    digests = ranks.gather(hashlib.sha256(names.encode("utf-8", "surrogatepass")).digest())
-
-    def compare() -> None:
-        if len(set(digests)) > 1:
-            raise UserError("the processes do not find the same images: give all of them the same, unchanging files")
-
-    ranks.first_does(compare)
-
-
-# --- In: paths to batches to rows ---
+# --- In: paths to images to probabilities ---
 
 
 def find_inputs(typed: list[str]) -> tuple[list[Path], list[str]]:
-    """The paths to read, and a line that says which was chosen where nobody did. Raises UserError."""
-    from errors import UserError
-
+    """The paths to read; with none typed, test/ or test.zip, and a line where both are there. Raises UserError."""
     if missing := [repr(name) for name in typed if not os.path.lexists(name)]:
         raise UserError(f"{', '.join(missing)}: no such file or folder")
     if typed:
@@ -154,15 +157,11 @@ def find_inputs(typed: list[str]) -> tuple[list[Path], list[str]]:
     )
 
 
-def list_inputs(paths: Iterable[Path]) -> tuple[list[Any], list[str], int]:
-    """Every image below `paths` as `layout.Item`s, notes on the paths, the number of training images; nothing raises.
+def list_inputs(paths: Iterable[Path]) -> tuple[list[Item], list[str], int]:
+    """Every image below `paths`, notes on the paths, and the number of training images among them; nothing raises.
 
-    A path that is no source at all is an item with that problem.
+    A path that cannot be opened is an item with that problem.
     """
-    from errors import UserError, plain
-    from readers.layout import Item
-    from readers.sources import open_inputs
-
     items, notes, training = [], [], 0
     for path in paths:
         name = os.fsencode(path).decode("utf-8", "backslashreplace")  # as `sources` writes names that are no UTF-8
@@ -171,163 +170,200 @@ def list_inputs(paths: Iterable[Path]) -> tuple[list[Any], list[str], int]:
         except UserError as error:
             items.append(Item(name, problem=str(error).removeprefix(f"{path}: ")))
             continue
-        notes += [f"{plain(name)}: folder {old!r} is read as {new}" for old, new in source.renamed.items()]
+        renamed = (f"folder {old!r} is read as {new}" for old, new in source.renamed.items())
+        notes += [f"{plain(name)}: {line}" for line in (*source.notes, *renamed)]
         training += source.training
-        for item in source.items():
-            item.name = name if source.kind == "image" else f"{name}/{item.name}"
-            items.append(item)
+        single = source.kind == "image"
+        items += [replace(item, name=name if single else f"{name}/{item.name}") for item in source.items()]
     return items, notes, training
-
-
-class Scored(NamedTuple):
-    """A batch predicted: logits (G, 7) float32 of the good images, and of each item its size or problem."""
-
-    logits: Any
-    found: list[tuple[int, int] | str]
-
-
-def scored(batches: Iterable[Any], model: Any, *, machine: Any, tta: str) -> Iterator[Scored]:
-    """The logits of every `decode.Batch`, in order."""
-    import torch
-
-    from val import forward
-
-    for _, pixels, found in batches:
-        logits = torch.zeros(0, len(CLASSES))
-        if len(pixels):
-            logits = forward(model, torch.from_numpy(pixels), machine=machine, tta=tta)
-        yield Scored(logits.numpy(), found)
-
-
-def next_or_fault(results: Iterator[Scored]) -> Any:
-    """The next of `results`, None after the last; the UserError where there is one, so that the first can say it."""
-    from errors import UserError
-
-    try:
-        return next(results, None)
-    except UserError as error:
-        return error
-
-
-def remark(width: int, height: int) -> str:
-    """What to know of an image of this size; "" where it may be a cropped face."""
-    from readers.decode import looks_uncropped
-
-    return f"{width}x{height}: a cropped face is expected" if looks_uncropped(width, height) else ""
 
 
 # --- Out: lines and tables ---
 
 
+class Row(NamedTuple):
+    """What is known of one image: a probability for every class, or none and the problem."""
+
+    file: str
+    true: str  # its class, "" unknown
+    probabilities: list[float]
+    note: str = ""
+    problem: str = ""
+
+    def ranked(self) -> list[tuple[str, float]]:
+        """Classes and their probabilities, the likeliest first."""
+        return sorted(zip(CLASSES, self.probabilities, strict=True), key=lambda pair: -pair[1])
+
+
 class Output:
-    """What is said and written of all images, in their order; only the first process uses it."""
+    """What is printed and written about all images, in their order. Only the first process writes."""
 
-    def __init__(self, args: argparse.Namespace, machine: Any) -> None:
-        self.args, self.machine = args, machine
-        # Tables on standard output have it for themselves.
-        self.stream = sys.stderr if "-" in (args.csv, args.json) else sys.stdout
-        self.stack = ExitStack()  # of the tables: left with an exception, they are not there at all
-        self.tables: list[Callable[[list[Row]], None]] = []
-        self.scored: list[tuple[Any, Any]] = []  # probabilities and labels of the images of known class
+    def __init__(self, args: argparse.Namespace, task: Task) -> None:
+        self.top_k, self.machine = 0 if args.quiet else args.top_k, task.machine
+        self.targets = {form: target for form, target in (("csv", args.csv), ("json", args.json)) if target}
+        self.stream = sys.stderr if "-" in self.targets.values() else sys.stdout  # a table on stdout is alone there
+        self.writers: list[Callable[[list[Row]], None]] = []
+        self.scored: list[tuple[np.ndarray, np.ndarray]] = []  # probabilities and labels of images of known class
         self.counts = Counter()
-        self.started = 0.0
-
-    def begin(self, lines: list[str]) -> None:
-        """Open the tables and say `lines`."""
-        targets = {"csv": self.args.csv, "json": self.args.json}
-        self.tables = [self.stack.enter_context(open_table(to, form)) for form, to in targets.items() if to]
-        say(self.stream, lines)
         self.started = time.perf_counter()
 
-    def put(self, batches: Iterator[list[Any]], results: list[Any]) -> None:
-        """Write what the processes found of the next of `batches`. Raises the UserError that one of them met."""
-        for result in results:
-            if isinstance(result, Exception):
-                raise result
-            if result:
-                self.write(next(batches), result)
+    @contextmanager
+    def tables(self, task: Task) -> Iterator[None]:
+        """Open the tables, and print what is known before. Left with an exception, the tables do not appear."""
+        with ExitStack() as stack:
+            for form, target in self.targets.items():
+                check_target(target, form, task)
+                self.writers.append(stack.enter_context(open_table(target, form)))
+            say(self.stream, task.lines)
+            yield
 
-    def write(self, batch: list[Any], result: Scored) -> None:
-        """Count one batch, a list of `layout.Item`, and write its rows."""
-        import numpy as np
-        import torch
-
-        from errors import plain
-
-        named = [(item.name, item.label) for item in batch]
-        labels = [label for (_, label), found in zip(named, result.found, strict=True) if not isinstance(found, str)]
-        labels, values = np.array(labels, np.int64), torch.from_numpy(result.logits).softmax(1).numpy()
-        self.scored.append((values[labels >= 0], labels[labels >= 0]))
-        probabilities = iter(values.tolist())
-        rows = [
-            Row(name, label, [], problem=found)
-            if isinstance(found, str)
-            else Row(name, label, next(probabilities), note=remark(*found))
-            for (name, label), found in zip(named, result.found, strict=True)
-        ]
-        bad = [row for row in rows if row.problem]
+    def write(self, items: list[Item], probabilities: np.ndarray, found: list[tuple[int, int] | str]) -> None:
+        """Count one batch, and write its rows. `found` has width and height of each item, or its problem."""
+        good = [item for item, size in zip(items, found, strict=True) if not isinstance(size, str)]
+        labels = np.array([item.label for item in good], np.int64)
+        self.scored.append((probabilities[labels >= 0], labels[labels >= 0]))
+        values, rows = iter(probabilities.tolist()), []
+        for item, size in zip(items, found, strict=True):
+            true = CLASSES[item.label] if item.label >= 0 else ""
+            bad = isinstance(size, str)
+            rows.append(
+                Row(item.name, true, [], "", size) if bad else Row(item.name, true, next(values), remark(*size))
+            )
         notes = sum(bool(row.note) for row in rows)
-        self.counts.update(images=len(rows) - len(bad), skipped=len(bad), notes=notes)
-        for write in self.tables:
+        self.counts.update(images=len(good), skipped=len(rows) - len(good), notes=notes)
+        for write in self.writers:
             write(rows)
-        say(sys.stderr, [f"skipped {plain(row.file)}: {plain(row.problem)}" for row in bad])
-        if not self.args.quiet:
-            say(self.stream, [sentence(row, self.args.top_k) for row in rows if not row.problem])
+        say(sys.stderr, [f"skipped {plain(row.file)}: {plain(row.problem)}" for row in rows if row.problem])
+        if self.top_k:
+            say(self.stream, [sentence(row, self.top_k) for row in rows if not row.problem])
 
-    def end(self) -> None:
-        """Say the summary, and let the tables appear."""
-        say(self.stream, summarize(self.scored, self.counts, time.perf_counter() - self.started, self.machine))
-        self.stack.close()
-
-    def judge(self) -> None:
-        """Raise UserError where nothing could be read, or where --strict forbids what was skipped."""
-        from errors import UserError
-
-        if not self.counts["images"]:
-            raise UserError(f"nothing could be read: {self.counts['skipped']} skipped")
-        if self.args.strict and self.counts["skipped"]:
-            raise UserError(f"--strict: {self.counts['skipped']} skipped")
+    def summarize(self) -> None:
+        """Print the figures over the images of known class, if there are any, and the counts."""
+        images, skipped, notes = (self.counts[name] for name in ("images", "skipped", "notes"))
+        seconds = max(time.perf_counter() - self.started, 1e-9)
+        metrics, lines = measure(*map(np.concatenate, zip(*self.scored, strict=True))), []
+        if metrics.count:
+            lines = [summary(metrics), *table(metrics)]
+            if metrics.count < images:
+                lines.append(f"not scored, no folder around them names a class: {images - metrics.count}")
+        counts = f"{counted(images, 'image')}, {skipped} skipped, {counted(notes, 'note')}"
+        say(self.stream, [*lines, f"{counts}; {images / seconds:.0f} images/s on {self.machine}"])
 
 
-def say(stream: TextIO, lines: Iterable[str]) -> None:
-    """Print `lines` now; what the stream's encoding lacks is escaped. Raises UserError."""
-    text = "".join(f"{line}\n" for line in lines)
-    encoding = stream.encoding or "utf-8"
-    with refusing("the output", stream):
-        stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
-        stream.flush()
+def say(stream: TextIO, lines: list[str]) -> None:
+    """Print `lines` now. Raises UserError."""
+    if lines:
+        with refusing("the output", stream):
+            print("\n".join(lines), file=stream, flush=True)
 
 
 def sentence(row: Row, top_k: int) -> str:
     """One line: file, likeliest classes with probabilities, the true class if known, the note."""
-    from errors import plain
-
-    parts = [plain(row.file), ", ".join(f"{name} {value:.4f}" for name, value in row.ranked()[:top_k])]
-    if row.true >= 0:
-        parts.append(f"(true {CLASSES[row.true]})")
-    if row.note:
-        parts.append(f"note: {row.note}")
-    return "  ".join(parts)
+    likely = ", ".join(f"{name} {value:.4f}" for name, value in row.ranked()[:top_k])
+    true, note = row.true and f"(true {row.true})", row.note and f"note: {row.note}"
+    return "  ".join(part for part in (plain(row.file), likely, true, note) if part)
 
 
-def summarize(scored: list[tuple[Any, Any]], counts: Counter, seconds: float, machine: Any) -> list[str]:
-    """The closing lines: the figures over images of known class, if there are any, and the counts."""
-    import numpy as np
+def remark(width: int, height: int) -> str:
+    """A note on an image of this size; "" where it may be a cropped face."""
+    return f"{width}x{height}: a cropped face is expected" if looks_uncropped(width, height) else ""
 
-    from errors import counted
-    from metrics import measure, summary, table
 
-    metrics, lines = measure(*map(np.concatenate, zip(*scored, strict=True))), []
-    if metrics.count:
-        lines = [summary(metrics), *table(metrics)]
-        if metrics.count < counts["images"]:
-            lines.append(f"not scored, without a class folder around them: {counts['images'] - metrics.count}")
-    rate = counts["images"] / max(seconds, 1e-9)
-    return [
-        *lines,
-        f"{counted(counts['images'], 'image')}, {counts['skipped']} skipped, {counted(counts['notes'], 'note')}; "
-        f"{rate:.0f} images/s on {machine}",
-    ]
+def csv_line(row: Row) -> str:
+    """The row of a table, in the order of COLUMNS, ended by a bare newline."""
+    numbers = [""] * (2 + len(CLASSES))
+    if row.probabilities:
+        best, highest = row.ranked()[0]
+        numbers = [best, *(f"{value:.6f}" for value in (highest, *row.probabilities))]
+    buffer = io.StringIO()
+    # The module quotes only the line ends that it writes: with both of them, a file name may hold either.
+    csv.writer(buffer, lineterminator="\r\n").writerow([row.file, *numbers, row.true, row.note, row.problem])
+    return buffer.getvalue().removesuffix("\r\n") + "\n"
+
+
+def json_line(row: Row) -> str:
+    """The row as an object on its own line; what is not known is null."""
+    values = {name: round(value, 6) for name, value in zip(CLASSES, row.probabilities, strict=False)}
+    prediction = row.ranked()[0][0] if values else None
+    entry = {"file": row.file, "prediction": prediction, "probability": values.get(prediction)}
+    rest = {"probabilities": values, "true": row.true, "note": row.note, "problem": row.problem}
+    return "\n" + json.dumps(entry | {name: value or None for name, value in rest.items()})
+
+
+# How a table is written: a row's line, and what comes before, between and after the lines
+FORMS = {"csv": (csv_line, ",".join(COLUMNS) + "\n", "", ""), "json": (json_line, "[", ",", "\n]\n")}
+
+
+def check_target(target: str, form: str, task: Task) -> None:
+    """Raise UserError where a table would replace a file that is read here, or something that is no file."""
+    place, name = os.path.realpath(target), os.path.basename(target)
+    inputs = (*task.inputs, *(item.name for item in task.items if item.name.endswith(name)))
+    if any(os.path.realpath(each) == place for each in inputs):
+        raise UserError(f"--{form} {target}: that file is read here, and would be replaced; name another file")
+    if os.path.exists(place) and not os.path.isfile(place):
+        raise UserError(f"--{form} {target}: this is no file; name one, or - for standard output")
+
+
+@contextmanager
+def open_table(target: str, form: str) -> Iterator[Callable[[list[Row]], None]]:
+    """A function that writes rows to `target` at once; the file appears whole when the block ends well, or not at all.
+
+    After Ctrl-C the rows so far are kept beside it, as `target`.part. "-" is standard output.
+    Raises UserError where the target cannot be written.
+    """
+    line, head, between, tail = FORMS[form]
+    path, stdout = Path(os.path.realpath(target)), target == "-"  # a link stays one: its file is replaced
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    writing = partial(refusing, f"--{form} {target}", sys.stdout if stdout else None)
+    before = chain([""], repeat(between))
+
+    def put(text: str) -> None:
+        with writing():
+            file.write(text.encode("utf-8", "backslashreplace"))
+            file.flush()
+
+    def finish(place: Path) -> None:
+        put(tail)
+        if not stdout:
+            with writing():
+                os.fsync(file.fileno())
+                file.close()
+                os.replace(temporary, place)
+
+    with writing():
+        file = sys.stdout.buffer if stdout else open(temporary, "wb")  # noqa: SIM115 (closed below)
+    try:
+        put(head)
+        yield lambda rows: put("".join(next(before) + line(row) for row in rows))
+        finish(path)
+    except KeyboardInterrupt:
+        if not stdout:
+            finish(part := path.with_name(f"{path.name}.part"))
+            print(f"the rows so far are in {part}", file=sys.stderr)
+        raise
+    finally:
+        if not stdout:
+            with suppress(OSError):  # a full disk was reported when it was met
+                file.close()
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def refusing(what: str, stream: TextIO | None = None) -> Iterator[None]:
+    """Turn what the system refuses to write into a UserError; a reader that has gone (`| head`) passes through.
+
+    `stream` is what was written to, if it is one of Python's own: what it still holds is given up.
+    """
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        if stream:
+            discard(stream)
+        raise UserError(
+            f"{what} could not be written ({error.strerror}): free some space, or choose another place"
+        ) from error
 
 
 if __name__ == "__main__":

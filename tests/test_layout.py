@@ -17,7 +17,7 @@ FLOORS = (
     {"metrics", "model"},
     {"cli", "losses", "utils"},
     {"plots", "ranks", "readers"},
-    {"demo", "tables"},
+    {"demo"},
     {"dataset"},
     {"val"},
     {"weights"},
