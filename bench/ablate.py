@@ -92,17 +92,17 @@ def over_seeds(gains: list[float]) -> str:
 def table(results: dict[str, list[Result]], deduplicated: "np.ndarray") -> list[str]:
     """Markdown rows with the accuracy of every variant, by its name the results of each seed, and the gains.
 
-    `deduplicated` (N,) bool marks the validation images that do not also stand in train.
+    `deduplicated` (N,) bool marks the validation images that are not in train too.
     """
     columns = ("", "official", "gain over seeds", "deduplicated", "gain over seeds", "gain over images", "minutes")
-    lines, whole = [f"| {' | '.join(columns)} |", f"|{' --- |' * len(columns)}"], results[ALL]
+    lines, recipe = [f"| {' | '.join(columns)} |", f"|{' --- |' * len(columns)}"], results[ALL]
     for name, own in results.items():
         cells = [name if name == ALL else f"without: {name}"]
         for figure in ("official", "deduplicated"):
-            pairs = [(getattr(one, figure), getattr(other, figure)) for one, other in zip(whole, own, strict=True)]
+            pairs = [(getattr(one, figure), getattr(other, figure)) for one, other in zip(recipe, own, strict=True)]
             cells.append(common.mean_sd([other for _, other in pairs]))
             cells.append("" if name == ALL else over_seeds([one - other for one, other in pairs]))
-        hits = ([each.hits[deduplicated] for each in side] for side in (whole, own))
+        hits = ([each.hits[deduplicated] for each in side] for side in (recipe, own))
         cells.append("" if name == ALL else "{:+.2f} ({:+.2f} to {:+.2f})".format(*bootstrap(*hits)))
         cells.append(f"{statistics.mean(each.minutes for each in own):.1f}")
         lines.append(f"| {' | '.join(cells)} |")

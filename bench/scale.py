@@ -3,8 +3,8 @@
     python -m bench.scale [--sizes 10000 100000 1000000] [--steps 60] [--folder FOLDER]
 
 For each size random faces go through the project's own cache; then a fresh process opens it and trains `--steps` steps
-of TheModel on random images of the whole set. Memory is the peak of RssAnon, polled every 50 ms: what the process
-itself holds. Mapped pages of the images are page cache, which the system takes back when it needs to. A million images
+of TheModel on random images of the set. Memory is the peak of RssAnon, polled every 50 ms: what the process itself
+has. Mapped pages of the images are page cache, which the system takes back when it needs to. A million images
 take 2.3 GB of disk, twice that while the cache is built. Linux only.
 """
 
