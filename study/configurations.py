@@ -1,272 +1,293 @@
-"""The configurations of the study: trained stage by stage, scored, and written down for the report."""
+"""The configurations of the study: trained stage by stage, scored, and put together as results."""
 
 import copy
-import io
 import math
 import zlib
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from config import Config
 from dataset import stratified_rows
-from errors import write_file, write_json
 from model import Expert, FaceNet, MixtureOfExperts, build_model
-from ranks import Ranks
-from study.groupings import Grouping, by_confusion, drawn_like, names
-from study.plan import Size, expert_stages, gate_work, together_work
+from study.groupings import Grouping, by_confusion, names, random_like
+from study.results import Configuration, Inside, Study, project, same_class_neighbours
 from study.stages import Stages, extract_features, macs
 from utils import count_params, versions
-from val import Ensemble, evaluate, predict_logits
+from val import Ensemble, predict_logits
 
-FINE = 1 / 3  # of the recipe's learning rate, for what begins with trained weights
-FINER = 1 / 15  # the same, for a whole mixture
-NOTES = {
-    "clusters": "grouped by the confusions on the very images that are scored",
-    "random": "drawn, with the sizes of the clusters; anew with each seed",
-    "all-classes": "every expert answers for all emotions",
-}
-CONTROLS = ("random", "all-classes")  # mixtures whose groups say nothing of emotions
+FINE = 1 / 3  # of the recipe's learning rate: for a network that begins with trained weights
+FINER = 1 / 15  # of the recipe's learning rate: for a whole mixture
 SHOWN = 1000  # validation images in the scatter plots, about
+NOTES = {
+    "clusters": "grouped by confusions on the images that are scored",
+    "random": "random groups, with the sizes of the clusters; others with each seed",
+    "all-classes": "every expert has all emotions",
+}
+CONTROLS = ("random", "all-classes")  # mixtures whose groups say nothing about emotions
+CURVES = ("train_loss", "train_accuracy", "val_loss_deduplicated", "val_accuracy_deduplicated")
 
 
-class Study:
-    """Trains the stages of a seed, and writes what each configuration predicts into `results`.
+class Size(NamedTuple):
+    """How large a study is: its networks' Config, seeds, the epochs of each kind of stage, and the number of experts
+    in mixtures whose groups are not made by hand."""
 
-    `wanted` are the groupings, as `given`; those without groups are made of the confusions of the first seed's single
-    network. The stages are trained in the order of `plan.steps`.
+    config: Config
+    seeds: int
+    base: int
+    expert: int
+    gate: int
+    together: int
+    experts: int = 3
+
+    @property
+    def members(self) -> int:
+        """Networks of the ensemble: as many as a mixture has, with its gate."""
+        return self.experts + 1
+
+    def at(self, seed: int, epochs: int, *, rate: float = 1.0, width: float = 1.0) -> Config:
+        """The Config of a stage, with `rate` times the recipe's learning rate."""
+        return replace(self.config, seed=seed, epochs=epochs, lr=self.config.lr * rate, width=width)
+
+    def stages(self, wanted: Mapping[str, Grouping]) -> int:
+        """The number of stages that `StudyRun.run` trains."""
+        singles = self.members + 5  # two with an expert's schedule, longer, wide, wide-2
+        return self.seeds * (singles + sum((len(grouping) or self.experts) + 2 for grouping in wanted.values()))
+
+
+@dataclass
+class Kept:
+    """What is kept of a configuration, a list item for each seed; `features` and `fields` are of the first."""
+
+    fields: dict[str, Any] = field(default_factory=dict)  # of results.Configuration
+    predicted: list[np.ndarray] = field(default_factory=list)
+    groups: list[list[list[str]]] = field(default_factory=list)
+    gates: list[np.ndarray] = field(default_factory=list)  # (N, E) weights
+    stages: list[list[str]] = field(default_factory=list)
+    features: np.ndarray | None = None
+
+
+class StudyRun:
+    """Trains every configuration with each seed, and keeps what it predicts.
+
+    `wanted` are the groupings, as `groupings.resolve` gives them. Stages are named SEED-NAME; a mixture's
+    SEED-GROUPING.NAME.
     """
 
     def __init__(self, size: Size, wanted: Mapping[str, Grouping], stages: Stages) -> None:
         self.size, self.wanted, self.stages = size, wanted, stages
         self.val = stages.data.split("val")
         self.counts = stages.data.split("train").counts()
-        self.results = stages.folder.parent / "results"
-        self.rows = stratified_rows(self.val.labels, SHOWN)  # the same for every network
-        self.configurations: dict[str, dict[str, Any]] = {}  # by name, as in study.json
+        rows = stratified_rows(self.val.labels, SHOWN)
+        self.rows = rows[~self.val.copies[rows]]  # whose features are shown, the same for every network
         self.clusters: Grouping = []
-        self.work: dict[str, float] = {}  # of each stage, in epochs of the single network
+        self.trained: dict[str, tuple[int, float, float]] = {}  # epochs, rate and work of each stage
+        self.kept: dict[str, Kept] = defaultdict(Kept)
 
-    def run_seed(self, seed: int) -> None:
-        """Train and score every configuration with one seed."""
-        size, first = self.size, self.size.members * seed
-        stages = [f"{seed}-single-{number}" for number in range(size.members)]
-        members = [self.single(stage, size.at(first + at, size.base)) for at, stage in enumerate(stages)]
-        single, begins = members[0], called(stages[:1])
-        self.record("single", seed, single, begins, size.base, title="single ResNet")
-        self.record_ensemble(seed, members, stages)
+    def run(self) -> None:
+        """Train and score everything. Raises Stopped after Ctrl-C."""
+        for seed in range(self.size.seeds):
+            single = self.run_singles(seed)
+            for name, grouping in self.groupings(seed, single).items():
+                self.run_mixture(name, grouping, seed, single)
+
+    def run_singles(self, seed: int) -> FaceNet:
+        """The single network, the ensemble, and the single networks that are controls; returns the first."""
+        size, first, begun = self.size, self.size.members * seed, f"{seed}-single-0"
+        ensemble = [f"{seed}-single-{number}" for number in range(size.members)]
+        members = [self.single(stage, size.at(first + at, size.base)) for at, stage in enumerate(ensemble)]
+        self.record("single", seed, members[:1], [begun], title="single network", control=False)
+        self.record("ensemble", seed, members, ensemble, [begun], title=f"ensemble of {size.members}", kind="ensemble")
+        expert, whole = f"{seed}-schedule-1", f"{seed}-schedule-2"
+        model = self.fine_tune(expert, members[0], size.expert, FINE)
+        model = self.fine_tune(whole, model, size.together, FINER)
+        self.record("schedule", seed, [model], [begun, expert, whole], title="single: an expert's schedule")
         stage = f"{seed}-longer"
-        model = self.train(stage, partial(copy.deepcopy, single), size.at(draw(stage), size.further, rate=FINE))
-        self.record(
-            "longer",
-            seed,
-            model,
-            begins | called([stage]),
-            size.base + size.further,
-            control=True,
-            title="single ResNet, trained on as long as a mixture",
-        )
+        model = self.fine_tune(stage, members[0], size.expert + size.gate + size.together, FINE)
+        self.record("longer", seed, [model], [begun, stage], title="single: trained on as long")
         for name, times, title in (
-            ("wide", size.members, f"single ResNet, as large as a mixture of {size.experts}"),
-            ("wide-2", 2, "single ResNet, as much work as top-1"),
+            ("wide", size.members, f"single: as large as a mixture of {size.experts}"),
+            ("wide-2", 2, "single: as much work as top-1"),
         ):
             stage = f"{seed}-{name}"
-            model = self.single(stage, size.at(first, size.base, width=times**0.5))
-            self.work[stage] *= macs(model) / macs(single)
-            self.record(name, seed, model, called([stage]), size.base, title=title, control=True)
-        for name, grouping in self.groupings(seed, single).items():
-            self.mixture(name, grouping, seed, single)
+            config = size.at(first, size.base, width=times**0.5)
+            wider = macs(build_model(config.model, **config.arguments)) / macs(members[0])
+            self.record(name, seed, [self.single(stage, config, work=wider)], [stage], title=title)
+        return members[0]
 
-    def train(self, stage: str, make: Callable[[], FaceNet], config: Config, work: float = 1.0) -> FaceNet:
-        """The network of a stage, an epoch of which is `work` of the single network's."""
-        self.work[stage] = config.epochs * work
-        return self.stages.train(stage, make, config)
+    def run_mixture(self, name: str, grouping: Grouping, seed: int, single: FaceNet) -> None:
+        """Train the experts of a grouping, the gate over them, then all together; score each step, and top-1."""
+        size, count, begun = self.size, len(grouping), f"{seed}-single-0"
+        stages = [f"{seed}-{name}.expert-{number}" for number in range(1, count + 1)]
+        experts = [
+            self.train(stage, partial(self.expert, group, single), size.expert, FINE)
+            for stage, group in zip(stages, grouping, strict=True)
+        ]
+        gate, whole, ran, path = f"{seed}-{name}.gate", f"{seed}-{name}.together", [begun, *stages], [begun, stages[0]]
+        # Work of a step: a frozen expert, forward alone, is a third of one that is trained
+        model = self.train(gate, partial(self.gate_over, experts, single), size.gate, FINE, work=1 + count / 3)
 
-    def single(self, stage: str, config: Config) -> FaceNet:
-        return self.train(stage, partial(build_model, config.model, **config.arguments), config)
+        def record(variant: str) -> None:
+            own = f"mixture-{name}{'' if variant == 'together' else f'.{variant}'}"
+            title = f"mixture: {name}{'' if variant == 'together' else f', {variant}'}"
+            about = {"kind": "mixture", "grouping": name, "variant": variant, "note": NOTES.get(name, "")}
+            self.kept[own].groups.append(names(grouping))
+            self.record(own, seed, [model], ran, path, title=title, control=name in CONTROLS, **about)
+
+        ran = [*ran, gate]
+        record("gate alone")
+        model = self.fine_tune(whole, model, size.together, FINER, work=1 + count)
+        ran, path = [*ran, whole], [*path, whole]
+        record("together")
+        model.top_k = 1  # it is trained with soft gating
+        record("top-1")
 
     def groupings(self, seed: int, single: FaceNet) -> dict[str, Grouping]:
-        """The groupings to compare, by name: the same for all seeds, but for `random`.
+        """The groupings to compare, by name: the same for all seeds, except `random`.
 
-        The clusters are of the first single network's confusions on the validation images deduplicated.
+        The clusters are made of the first single network's probabilities for the deduplicated validation images.
         """
         if not self.clusters and {"clusters", "random"} & set(self.wanted):
-            scores = evaluate(single, self.val, machine=self.stages.machine)
-            self.clusters = by_confusion(np.array(scores.deduplicated.confusion), self.size.experts)
-        made = {"clusters": self.clusters, "random": drawn_like(self.clusters, seed) if self.clusters else []}
+            p, true = self.logits(single).softmax(1).numpy()[~self.val.copies], self.val.labels[~self.val.copies]
+            shares = np.stack([p[true == label].mean(0) for label in range(p.shape[1])])
+            self.clusters = by_confusion(shares, self.size.experts)
+        made = {"clusters": self.clusters, "random": random_like(self.clusters, seed) if self.clusters else []}
         return {name: grouping or made[name] for name, grouping in self.wanted.items()}
 
-    def mixture(self, name: str, grouping: Grouping, seed: int, single: FaceNet) -> None:
-        """Train the experts of a grouping, the gate over them, then all together; score each step, and top-1."""
-        size, count = self.size, len(grouping)
-        rate = 1.0 if size.scratch else FINE
-        experts, trained = [], expert_stages(seed, name, grouping)
-        for stage, group in zip(trained, grouping, strict=True):
-            config = size.at(draw(stage), size.of_expert, rate=rate)
-            experts.append(self.train(stage, partial(self.expert, group, single), config))
-        stages = {} if size.scratch else called([f"{seed}-single-0"])
-        stages |= called(trained)
-        if name == "random":  # its groups differ between the seeds, the names of its stages in the report may not
-            stages |= {stage: f"expert-random-{number}" for number, stage in enumerate(trained, 1)}
-        about = {"kind": "mixture", "groups": names(grouping), "note": NOTES.get(name, ""), "control": name in CONTROLS}
-        title, through = f"mixture, {name}", size.through
+    # --- Stages ---
 
-        gate = f"{seed}-{name}-gate"
-        config = size.at(draw(gate), size.gate, rate=rate)
-        model = self.train(gate, partial(self.gate_over, experts, single), config, gate_work(count))
-        stages |= called([gate])
-        self.record(f"{name}-gate", seed, model, stages, through, title=f"{title}: gate alone", gating="soft", **about)
-        together = f"{seed}-{name}-together"
-        config = size.at(draw(together), size.together, rate=FINER)
-        model = self.train(together, lambda: model, config, together_work(count))
-        stages |= called([together])
-        through += size.together
-        self.record(name, seed, model, stages, through, title=title, gating="soft", **about)
-        model.top_k = 1
-        title = f"{title}: top-1 in use"  # it is trained with soft gating
-        self.record(f"{name}-top-1", seed, model, stages, through, title=title, gating="top-1", **about)
+    def single(self, stage: str, config: Config, *, work: float = 1.0) -> FaceNet:
+        """A single network, trained from random weights."""
+        self.trained[stage] = config.epochs, 1.0, config.epochs * work
+        return self.stages.train(stage, partial(build_model, config.model, **config.arguments), config)
+
+    def train(self, stage: str, make: Callable[[], FaceNet], epochs: int, rate: float, *, work: float = 1.0) -> FaceNet:
+        """The network of a stage that begins with trained weights; an epoch is `work` epochs of the single network."""
+        self.trained[stage] = epochs, rate, epochs * work
+        seed = zlib.crc32(stage.encode()) >> 1  # no two stages see the images in the same order
+        return self.stages.train(stage, make, self.size.at(seed, epochs, rate=rate))
+
+    def fine_tune(self, stage: str, model: FaceNet, epochs: int, rate: float, *, work: float = 1.0) -> FaceNet:
+        return self.train(stage, partial(copy.deepcopy, model), epochs, rate, work=work)
 
     def expert(self, group: list[int], single: FaceNet) -> Expert:
-        """An expert for `group`, drawn anew or begun as `single`."""
-        knobs = self.size.config
-        expert = Expert(network=knobs.model, group=group, counts=self.counts, dropout=knobs.dropout)
-        if not self.size.scratch:
-            take(expert.net, single, group)
+        """An expert for `group` that begins with the weights of `single`."""
+        config = self.size.config
+        expert = Expert(network=config.model, group=group, counts=self.counts, dropout=config.dropout)
+        copy_weights(expert.net, single, group)
         return expert
 
     def gate_over(self, experts: list[Expert], single: FaceNet) -> MixtureOfExperts:
-        """A mixture of trained experts, which are frozen, with a gate drawn anew or begun as `single`."""
-        knobs = self.size.config
+        """A mixture of trained, frozen experts, whose gate begins with the weights of `single`."""
+        config = self.size.config
         groups = [expert.arguments["group"] for expert in experts]
-        model = MixtureOfExperts(
-            network=knobs.model, gate=knobs.model, groups=groups, counts=self.counts, dropout=knobs.dropout
-        )
+        sizes = {"network": config.model, "gate": config.model, "dropout": config.dropout}
+        model = MixtureOfExperts(groups=groups, counts=self.counts, **sizes)
         for own, trained in zip(model.experts, experts, strict=True):
             own.load_state_dict(trained.state_dict())
-        if not self.size.scratch:
-            take(model.gate, single)
+        copy_weights(model.gate, single)
         model.freeze(model.experts)
         return model
 
-    # --- What is written down ---
+    # --- Results ---
 
-    def record(self, name: str, seed: int, model: FaceNet, stages: dict[str, str], epochs: int, **about: Any) -> None:
-        """Write what `model` predicts, its features and the course of its `stages`, by their names in the report.
+    def logits(self, model: FaceNet | Ensemble) -> torch.Tensor:
+        return predict_logits(model, self.val, machine=self.stages.machine)
 
-        `epochs` are the most that any of its weights have gone through.
+    def record(
+        self,
+        name: str,
+        seed: int,
+        models: list[FaceNet],
+        stages: list[str],
+        path: list[str] | None = None,
+        **about: Any,
+    ) -> None:
+        """Keep what a network predicts, or an ensemble of `models`.
+
+        `stages` trained it; `path` are those that its most trained weights went through, where these are fewer.
         """
-        machine, rows = self.stages.machine, self.rows
-        logits = predict_logits(model, self.val, machine=machine, ranks=Ranks())
-        arrays = {"log_p": logits.log_softmax(1).numpy()}
-        products = macs(model)
-        if isinstance(model, MixtureOfExperts):
-            arrays["gate"] = extract_features(
-                model, self.val.images, machine=machine, what=lambda x: model.log_gate(x).exp()
-            )
-            if model.top_k:  # the chosen expert's alone
+        machine, kept, products = self.stages.machine, self.kept[name], sum(map(macs, models))
+        kept.predicted.append(self.logits(Ensemble(models)).argmax(1).numpy())
+        kept.stages.append(stages)
+        if isinstance(model := models[0], MixtureOfExperts):
+            gate = partial(lambda model, x: model.log_gate(x).exp(), model)
+            kept.gates.append(extract_features(model, self.val.images, machine=machine, what=gate))
+            if model.top_k:  # the chosen expert's multiply-adds alone
                 each = [macs(expert) for expert in model.experts]
                 products += round(sum(each) * model.top_k / len(each)) - sum(each)
-        shown = self.val.images[rows]
-        features = extract_features(model, shown, machine=machine, what=model.features)
-        self.put(name, seed, arrays, features, stages)
-        self.configurations.setdefault(
-            name,
-            {
-                "name": name,
-                "kind": "single",
-                "control": False,
-                "groups": [],
-                "gating": "",
-                "note": "",
-                "parameters": count_params(model),
-                "macs": products,
-                "epochs": epochs,
-                "work": round(sum(self.work[stage] for stage in stages), 3),
-                **about,
-            },
+        if seed == 0:
+            shown = self.val.images[self.rows]
+            features = [extract_features(model, shown, machine=machine, what=model.features) for model in models]
+            kept.features = np.concatenate(features, 1)
+            kept.fields = {"name": name, "kind": "single", "control": True, "macs": products, **about} | {
+                "parameters": sum(map(count_params, models)),
+                "schedule": [list(self.trained[stage][:2]) for stage in path or stages],
+                "work": round(sum(self.trained[stage][2] for stage in stages), 3),
+            }
+
+    def inside(self, kept: Kept) -> Inside:
+        """What is shown of a configuration."""
+        labels, deduplicated = self.val.labels, ~self.val.copies
+        pca, variance, tsne = project(kept.features)
+        gates = np.stack(kept.gates) if kept.gates else np.zeros((0, len(labels), 1))
+        means = [[gate[(labels == c) & deduplicated].mean(0) for c in range(len(self.counts))] for gate in gates]
+        return Inside(
+            pca=pca,
+            variance=variance,
+            tsne=tsne,
+            neighbours=same_class_neighbours(kept.features, labels[self.rows]),
+            curves=[[self.curve(stage) for stage in stages] for stages in kept.stages],
+            chosen=gates.argmax(2),
+            gate=np.array(means),
         )
 
-    def record_ensemble(self, seed: int, members: list[FaceNet], stages: list[str]) -> None:
-        """Write what the members' mean logits predict; its features are theirs, side by side."""
-        machine, shown = self.stages.machine, self.val.images[self.rows]
-        log_p = predict_logits(Ensemble(members), self.val, machine=machine).log_softmax(1)
-        features = [extract_features(model, shown, machine=machine, what=model.features) for model in members]
-        self.put("ensemble", seed, {"log_p": log_p.numpy()}, np.concatenate(features, 1), called(stages))
-        self.configurations.setdefault(
-            "ensemble",
-            {
-                "name": "ensemble",
-                "title": f"ensemble of {len(members)} single ResNets",
-                "kind": "ensemble",
-                "control": True,
-                "groups": [],
-                "gating": "",
-                "note": "",
-                "parameters": sum(map(count_params, members)),
-                "macs": sum(map(macs, members)),
-                "epochs": self.size.base,
-                "work": sum(self.work[stage] for stage in stages),
-            },
-        )
+    def curve(self, stage: str) -> dict[str, Any]:
+        """A stage by its name without the seed, and its epochs."""
+        rows = self.stages.histories[stage]
+        epochs = [{key: None if row[key] is None else round(row[key], 5) for key in CURVES} for row in rows]
+        return {"stage": stage.partition("-")[2], "epochs": epochs}
 
-    def put(self, name: str, seed: int, arrays: dict[str, Any], features: Any, stages: dict[str, str]) -> None:
-        """Write the files of one configuration and seed."""
-        folder = self.results / name / str(seed)
-        folder.mkdir(parents=True, exist_ok=True)
-        save_arrays(folder / "predictions.npz", **arrays)
-        save_arrays(folder / "features.npz", features=features.astype(np.float32))
-        course = [{"stage": known, "epochs": self.stages.histories[stage]} for stage, known in stages.items()]
-        write_json(folder / "history.json", course)
-
-    def write(self, name: str, *, command: str, why: str) -> None:
-        """Write study.json and labels.npz: with them the results are whole."""
-        data = self.stages.data
-        save_arrays(self.results / "labels.npz", labels=self.val.labels, copies=self.val.copies, rows=self.rows)
-        epochs = [row for rows in self.stages.histories.values() for row in rows]
-        write_json(
-            self.results / "study.json",
-            {
-                "name": name,
-                "conclusive": not why,
-                "why": why,
-                "command": command,
-                "machine": "; ".join(self.stages.machines),
-                "versions": versions(),
-                "minutes": sum(row["seconds"] for row in epochs) / 60,
-                "data": {
-                    "source": Path(data.source).name,
-                    "fingerprint": data.fingerprint,
-                    "demo": data.demo,
-                    "train": self.counts,
-                    "val": self.val.counts(),
-                },
-                "seeds": list(range(self.size.seeds)),
-                "base": "single",
-                "configurations": list(self.configurations.values()),
-            },
-        )
+    def results(self, name: str, *, command: str, why: str) -> Study:
+        """The finished study; `why` says why it is too small to conclude from, or is empty."""
+        data, histories = self.stages.data, self.stages.histories.values()
+        about = {
+            "name": name,
+            "why": why,
+            "command": command,
+            "machine": "; ".join(self.stages.machines),
+            "versions": versions(),
+            "minutes": round(sum(row["seconds"] for rows in histories for row in rows) / 60, 1),
+            "source": Path(data.source).name,
+            "fingerprint": data.fingerprint,
+            "demo": data.demo,
+            "train": self.counts,
+            "val": self.val.counts(),
+            "seeds": self.size.seeds,
+            "rate": self.size.config.lr,
+        }
+        made = [
+            Configuration(predicted=np.stack(kept.predicted), groups=kept.groups, **kept.fields)
+            for kept in self.kept.values()
+        ]
+        study = Study(about, self.val.labels, self.val.copies, self.rows, made)
+        for one in (study.base, study.best):
+            study.inside[one.name] = self.inside(self.kept[one.name])
+        return study
 
 
-def called(stages: list[str]) -> dict[str, str]:
-    """The stages by their names in the report, which are those without the seed."""
-    return {stage: stage.partition("-")[2] for stage in stages}
+def copy_weights(model: FaceNet, single: FaceNet, group: Sequence[int] | None = None) -> None:
+    """Give `model` the weights of `single`, which has an output for each class.
 
-
-def draw(stage: str) -> int:
-    """The seed of a stage that goes on with trained weights, by its name: no two see the same images in one order."""
-    return zlib.crc32(stage.encode()) >> 1
-
-
-def take(model: FaceNet, single: FaceNet, group: Sequence[int] | None = None) -> None:
-    """Give `model` the weights of `single`, which answers for all classes.
-
-    Without a `group`, as for a gate, its last layer keeps its own. That of an expert begins with the rows of its
-    classes, and "none of mine" with the mean of the others' and the logarithm of their number, so that it is near
-    their sum: all experts begin with what the single network knows.
+    Without a `group`, as for a gate, the last layer stays as it is. An expert's last layer gets the rows of its
+    classes, and "none of mine" the mean of the others' plus the logarithm of their number, which is near their sum:
+    every expert begins with what the single network knows.
     """
     given = {name: value for name, value in single.state_dict().items() if not name.startswith("classifier.")}
     if group is not None:
@@ -277,10 +298,3 @@ def take(model: FaceNet, single: FaceNet, group: Sequence[int] | None = None) ->
             bias = torch.cat([bias[own], bias[others].mean(0, keepdim=True) + math.log(len(others))])
         given |= {"classifier.weight": weight, "classifier.bias": bias}
     model.load_state_dict(model.state_dict() | given)
-
-
-def save_arrays(path: Path, **arrays: Any) -> None:
-    """Write a compressed npz, whole or not at all."""
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)
-    write_file(path, buffer.getvalue())

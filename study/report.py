@@ -1,173 +1,149 @@
-"""The report of a finished study: report.md, report.html and their figures, from its folder alone."""
+"""The report of a study: figures, and a Markdown page from report.md.j2, made of its results alone."""
 
+from fractions import Fraction
 from pathlib import Path
+from statistics import mean, stdev
 
 import numpy as np
 
 from config import CLASSES
-from errors import UserError, plain, write_file
-from study import figures as plots_study
-from study import figures_inside as plots_inside
-from study.confusions import confusion_shares
-from study.findings import Findings, Result, find
-from study.pages import Block, Bullets, Heading, Note, Picture, html, markdown
-from study.report_tables import accuracy_blocks, configuration_table, confusion_blocks, setting
-from study.report_text import discussion, summary, warnings
-from study.report_words import named
-from study.results import Configuration, read_study
+from errors import write_file
+from study import figures
+from study.findings import Findings, Gap, confusion_shares, find
+from study.results import Configuration, Study
+from study.stats import LEVEL
 
-COMPONENTS = 50  # features are brought down to these before t-SNE, to take out noise (Van der Maaten and Hinton, 2008)
-PERPLEXITY = 30  # of t-SNE, its authors' default range is 5 to 50
-PLOT_SEED = 0  # of t-SNE, for every model
+FIRST_ROWS = ("single", "schedule", "longer", "ensemble")  # of the table at the top; then mixtures
 
 
-def write_report(study: Path, out: Path) -> None:
-    """Write report.md, report.html and six PNG files about the study in the folder `study` into `out`.
+def write_report(study: Study, out: Path) -> Path:
+    """Write report.md and five PNG files into the folder `out`; the path of report.md. Raises UserError."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined  # late: only here
 
-    Raises UserError where `study` is no finished study, or `out` cannot be written.
-    """
-    found = find(read_study(Path(study)))
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{out} cannot be made: {error.strerror}; name another folder for the report") from error
-    draw_all(found, out)
-    blocks = contents(found)
-    title = f"Mixtures of Experts against a single network: study {plain(found.study.about['name'])}"
-    write_file(out / "report.md", markdown(title, blocks).encode())
-    write_file(out / "report.html", html(title, blocks, out).encode())
-
-
-# --- What it says ---
-
-
-def contents(found: Findings) -> list[Block]:
-    """The blocks of the report, from top to bottom."""
-    blocks: list[Block] = [Note(sentence) for sentence in warnings(found)]
-    blocks += [Heading("In short"), Bullets(summary(found))]
-    blocks += [Heading("What was run"), *setting(found.study), configuration_table(found)]
-    blocks += [Heading("Accuracy"), *accuracy_blocks(found)]
-    blocks += [Heading("Confusions"), *confusion_blocks(found)]
-    for heading, name, caption in (
-        ("The gate", "gate", gate_caption(found)),
-        ("Training", "curves", curves_caption(found)),
-        ("Features", "features", features_caption(found)),
-    ):
-        blocks += [Heading(heading), Picture(f"{name}.png", caption)]
-    blocks.append(Heading("Discussion"))
-    for heading, sentences in discussion(found):
-        blocks += [Heading(heading, 3), Bullets(sentences)]
-    return blocks
-
-
-def gate_caption(found: Findings) -> str:
-    best = found.best.configuration
-    seeds = " and all seeds" if len(found.study.seeds) > 1 else ""
-    if found.study.has_other_groups(best):
-        seeds = " and the first seed, whose groups are shown"
-    return f"What the gate of {named(found.best)} does with its experts, over the images deduplicated{seeds}."
-
-
-def curves_caption(found: Findings) -> str:
-    soft = ""
-    if found.best.configuration.gating == "top-1":
-        soft = f" {named(found.best)} was trained with soft gating, which its curves show."
-    lines = ", a line for each seed" if len(found.study.seeds) > 1 else ""
-    return (
-        f"Loss and accuracy per epoch{lines}. Training figures are measured in passing, on augmented images: windows "
-        "of faces, but whole ones in the last fifth of a stage, its last epoch at least, where the figures may step. "
-        "Validation figures are deduplicated. A stage of a mixture may train and score a part of it only, so its "
-        f"figures need not be comparable.{soft}"
+    found = find(study)
+    plot_all(found, out)
+    loader = FileSystemLoader(Path(__file__).parent)
+    options = {"undefined": StrictUndefined, "trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}
+    page = Environment(loader=loader, **options)
+    page.filters |= {"p": p_text, "amount": amount, "gap": gap_text, "span": span_text, "cell": cell}
+    page.filters |= {"schedule": schedule_text, "further": further, "mean_sd": mean_sd}
+    text = page.get_template("report.md.j2").render(
+        found._asdict()
+        | {"about": study.about, "answer": answer(found), "first": first_rows(found), "classes": CLASSES}
     )
+    path = out / "report.md"
+    write_file(path, text.encode())
+    return path
 
 
-def features_caption(found: Findings) -> str:
-    shown = int(found.study.shown.sum())
-    return (
-        f"Features before the last layer, of {shown:,} validation images deduplicated, with the first seed: two "
-        f"principal components above, t-SNE below (perplexity {perplexity(shown):.3g}, the same random state for both "
-        "networks). Distances between clusters and their sizes mean little in t-SNE. The mixture's features are its "
-        "experts' side by side, each times its weight, so images of one expert lie together by their making. Expert: "
-        "the one with the most weight."
-    )
-
-
-# --- What it draws ---
-
-
-def look(found: Findings, one: Configuration) -> str:
-    """The role of a configuration, one of plots_study.LOOKS."""
-    if one is found.study.base:
-        return "base"
-    return "mixture" if one in found.study.mixtures else "control" if one.is_control else "other"
-
-
-def draw_all(found: Findings, out: Path) -> None:
-    """Write the six PNG files."""
-    study, base, best = found.study, found.base.configuration, found.best.configuration
-    models = [(f"{one.title} ({role})", one.histories) for one, role in ((base, "base"), (best, "best mixture"))]
-    plots_study.stage_curves(models, out / "curves.png", title="Training, stage by stage")
-    shares = [confusion_shares(study, one) for one in (base, best)]
-    names = (f"base: {base.title}", f"best mixture: {best.title}")
-    plots_inside.confusions(*shares, out / "confusion.png", names=names)
-    titles = [one.title for one in found.results]
-    looks = [look(found, one.configuration) for one in found.results]
-    official, deduplicated = (
-        np.array([getattr(one, f"{name}_interval") for one in found.results]) for name in ("official", "deduplicated")
-    )
-    gains = np.array([_gain(one) for one in found.results])
-    seeds = np.array([one.deduplicated for one in found.results])
-    plots_study.accuracies(titles, looks, official, deduplicated, gains, out / "accuracy.png", seeds=seeds)
-    parameters, macs = ([getattr(one, name) for one in study.configurations] for name in ("parameters", "macs"))
-    plots_study.costs(titles, looks, deduplicated, parameters, macs, out / "cost.png")
-    use = found.gate
-    plots_inside.gate_use(use.load, use.chosen, use.per_class, best.groups, best.experts, out / "gate.png")
-    plots_inside.feature_maps(feature_panels(found), out / "features.png")
-
-
-def _gain(one: Result) -> tuple[float, float, float]:
-    return tuple(one.gain.images) if one.gain else (np.nan,) * 3
-
-
-def feature_panels(found: Findings) -> list[plots_inside.Panel]:
-    """Base and best mixture by class, and the mixture by the expert with the most weight, with the first seed.
-
-    Of the images whose features are kept, those deduplicated.
-    """
-    study, best = found.study, found.best.configuration
-    rows = study.rows[study.shown]
-    classes, experts = study.labels[rows], best.gate[0][rows].argmax(1)
-    first, second = (project(one.features[study.shown]) for one in (found.base.configuration, best))
-    return [
-        plots_inside.Panel(f"base: {found.base.title}, by class", *first, classes, CLASSES),
-        plots_inside.Panel(f"best mixture: {best.title}, by class", *second, classes, CLASSES),
-        plots_inside.Panel(
-            f"best mixture: {best.title}, by expert", *second, experts, best.experts, plots_inside.OTHERS
-        ),
+def first_rows(found: Findings) -> list[str]:
+    """The names of the configurations in the table at the top."""
+    best = found.best.of
+    plain = [
+        one.name for one in found.study.configurations if (one.grouping, one.variant) == ("all-classes", best.variant)
     ]
+    names = {one.of.name for one in found.scores}
+    return list(dict.fromkeys([*(name for name in FIRST_ROWS if name in names), *plain, best.name]))
 
 
-def perplexity(points: int) -> float:
-    """t-SNE's for so many points: PERPLEXITY, or a third of them where they are few."""
-    return min(PERPLEXITY, (points - 1) / 3)
+def answer(found: Findings) -> str:
+    """The answer to the study's question in one sentence, by what is shown."""
+    best, gain, controls = found.best.of, found.best.gain, len(found.controls)
+    side = "above" if gain.images.mean >= 0 else "below"
+    fact = f"the best mixture ({best.grouping}) is {abs(gain.images.mean):.2f} points {side} the single network"
+    unbeaten = sum(one.gap.shown <= 0 for one in found.controls)
+    if gain.shown <= 0:
+        return f"No gain is shown: {fact}, {'a loss' if gain.shown else 'which may be chance'}."
+    if unbeaten:
+        return f"No gain from the groups is shown: {fact}, but not above {unbeaten} of the {controls} controls."
+    return f"A gain from the groups is shown: {fact}, and above all {controls} controls."
 
 
-def project(features: np.ndarray) -> tuple[np.ndarray, tuple[str, str], np.ndarray]:
-    """(M, 2) of features (M, D) by their principal components, the axes' labels, and (M, 2) by t-SNE.
+# --- Filters of the template ---
 
-    Features that are all alike are all put at the origin. t-SNE: Van der Maaten and Hinton, 2008, JMLR 9.
-    """
-    from sklearn.decomposition import PCA  # late: it takes a second, and only reports need it
-    from sklearn.manifold import TSNE
 
-    features = features.astype(np.float64)
-    if not features.var(0).sum() > 0:
-        nowhere = np.zeros((len(features), 2))
-        return nowhere, ("first component (0.0 % of the variance)", "second component (0.0 % of the variance)"), nowhere
-    count = min(COMPONENTS, *features.shape)
-    pca = PCA(count, svd_solver="full")
-    parts = pca.fit_transform(features)
-    first, second = 100 * pca.explained_variance_ratio_[:2]
-    axes = (f"first component ({first:.1f} % of the variance)", f"second component ({second:.1f} % of the variance)")
-    tsne = TSNE(perplexity=perplexity(len(parts)), init="pca", learning_rate="auto", random_state=PLOT_SEED)
-    return parts[:, :2], axes, tsne.fit_transform(parts.astype(np.float32))
+def p_text(p: float) -> str:
+    """A p-value in two or four digits, so that one below 0.05 looks so."""
+    if p < 0.0001:
+        return "< 0.0001"
+    if p < LEVEL and round(p, 4) >= LEVEL:
+        return f"< {LEVEL}"
+    return f"{p:.4f}" if p < 0.1 else f"{p:.2f}"
+
+
+def amount(value: float) -> str:
+    """A large number in three digits: 308k, 2.71M."""
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:.3g}{letter}" if value < 999.5 * size else f"{value / size:.0f}{letter}"
+    return f"{value:.0f}"
+
+
+def mean_sd(values: list[float]) -> str:
+    """The mean of the seeds with its standard deviation."""
+    return f"{mean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
+
+
+def gap_text(gap: Gap, digits: int = 2) -> str:
+    """A difference with its 95 % interval over images."""
+    middle, low, high = gap.images
+    return f"{middle:+.{digits}f} ({low:+.{digits}f} to {high:+.{digits}f})"
+
+
+def span_text(gap: Gap, digits: int = 2) -> str:
+    """The 95 % interval over seeds."""
+    if gap.seeds is None:
+        return "one seed"
+    middle, half = gap.seeds
+    return f"{middle - half:+.{digits}f} to {middle + half:+.{digits}f}"
+
+
+def schedule_text(one: Configuration) -> str:
+    """Epochs times the share of the recipe's learning rate, of each stage."""
+    return " + ".join(f"{epochs:g} × {Fraction(rate).limit_denominator(100)}" for epochs, rate in one.schedule)
+
+
+def further(one: Configuration, base: Configuration) -> str:
+    """The sum of epochs times rate that a network's weights have more than those of the base."""
+    totals = [sum(epochs * rate for epochs, rate in each.schedule) for each in (one, base)]
+    return f"{totals[0] - totals[1]:.2f}"
+
+
+def cell(text: str) -> str:
+    """`text` in a cell of a table, as it is."""
+    return "".join(f"\\{c}" if c in "\\`*_<|[" else c for c in str(text) if c.isprintable())
+
+
+# --- Figures ---
+
+
+def plot_all(found: Findings, out: Path) -> None:
+    """Write the five PNG files."""
+    study, base, best = found.study, found.base.of, found.best.of
+    inside = [study.inside[one.name] for one in (base, best)]
+    others = [one for one in found.scores if one.gain]
+    looks = [look(study, one.of) for one in others]
+    values, means = np.array([one.gain.images for one in others]), np.array([one.accuracy for one in others])
+    titles, seeds = [one.of.title for one in others], means - np.array(found.base.accuracy)
+    figures.gains(titles, looks, values, seeds, out / "gains.png", base=base.title)
+    shares = [confusion_shares(study, one) for one in (base, best)]
+    figures.confusions(*shares, out / "confusion.png", names=(base.title, best.title))
+    models = [(one.title, each.curves) for one, each in zip((base, best), inside, strict=True)]
+    figures.stage_curves(models, out / "curves.png")
+    gate = found.gate
+    figures.gate_use(gate.load, gate.chosen, gate.per_class, best.groups[0], best.experts, out / "gate.png")
+    labels, experts = study.labels[study.rows], inside[1].chosen[0][study.rows]
+    points = [(each.pca, each.variance, each.tsne) for each in inside]
+    panels = [
+        figures.Panel(f"{base.title}, by class", *points[0], labels, CLASSES),
+        figures.Panel(f"{best.title}, by class", *points[1], labels, CLASSES),
+        figures.Panel(f"{best.title}, by expert", *points[1], experts, best.experts, figures.EXPERT_LOOKS),
+    ]
+    figures.feature_maps(panels, out / "features.png")
+
+
+def look(study: Study, one: Configuration) -> str:
+    """The role of a configuration, one of figures.LOOKS."""
+    if one in study.mixtures:
+        return "mixture"
+    return "control mixture" if one.kind == "mixture" else "control"

@@ -1,305 +1,191 @@
-"""A finished study, read from its folder and checked, for its report."""
+"""The results of a study: what every network predicts, and what is shown of two of them, as one JSON file."""
 
 import json
-import math
-import zipfile
-import zlib
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from config import CLASSES
-from errors import UserError
+from errors import UserError, write_file
 
-KINDS = ("single", "mixture", "ensemble")
-LEAST_ROWS = 10  # images deduplicated whose features are shown
-ABOUT = {
-    "name": str,
-    "conclusive": bool,
-    "why": str,
-    "command": str,
-    "machine": str,
-    "versions": dict,
-    "minutes": (int, float),
-    "data": dict,
-    "seeds": list,
-    "base": str,
-    "configurations": list,
-}
-DATA = {"source": str, "fingerprint": str, "demo": bool, "train": list, "val": list}
-CONFIGURATION = {
-    "name": str,
-    "title": str,
-    "kind": str,
-    "control": bool,
-    "groups": list,
-    "gating": str,
-    "parameters": int,
-    "macs": int,
-    "epochs": int,
-    "work": (int, float),
-    "note": str,
-}
-COSTS = ("parameters", "macs", "epochs", "work")
-DAMAGED = (ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
+FILE = "results.json"
+COMPONENTS = 50  # features are reduced to these before t-SNE, against noise (Van der Maaten and Hinton, 2008)
+PERPLEXITY = 30  # of t-SNE; its authors' range is 5 to 50
+NEIGHBOURS = 10  # of an image, by its features
 
 
 @dataclass(frozen=True, eq=False)
 class Configuration:
-    """A kind of network, trained with each of S seeds and scored on N images, M of which show their features."""
+    """A kind of network, trained with each of S seeds and scored on N images."""
 
     name: str
     title: str
-    kind: str  # of KINDS
+    kind: str  # single, ensemble or mixture
     control: bool
-    groups: list[list[str]]  # of the E experts; with the first seed, where they are drawn
-    gating: str
     parameters: int
-    macs: int
-    epochs: int  # the most that any of its weights went through
+    macs: int  # multiply-adds for one image
+    schedule: list[list[float]]  # [epochs, share of the recipe's learning rate] that its weights went through
     work: float  # of all its training, in epochs of the base
-    note: str
     predicted: np.ndarray  # (S, N) indices into CLASSES
-    gate: np.ndarray | None  # (S, N, E) weights
-    features: np.ndarray  # (M, D) of the first seed
-    histories: list[list[dict]]  # stages of each seed
+    grouping: str = ""  # of a mixture
+    variant: str = ""  # of a mixture: "gate alone", "together" or "top-1"
+    groups: list[list[list[str]]] = field(default_factory=list)  # of the experts, for each seed
+    note: str = ""
 
     @property
-    def is_control(self) -> bool:
-        return self.control or self.kind == "ensemble"
-
-    @property
-    def stages(self) -> list[str]:
-        """The names of the stages it was trained in."""
-        return [stage["stage"] for stage in self.histories[0]]
-
-    @property
-    def is_plain(self) -> bool:
-        """Whether it is a mixture without groups of its own: each of its experts has all classes."""
-        return bool(self.groups) and all(set(group) == set(CLASSES) for group in self.groups)
-
-    @property
-    def is_drawn(self) -> bool:
-        """Whether it is a mixture for groups drawn at random, which the study calls random, anew with each seed."""
-        return self.kind == "mixture" and self.name.partition("-")[0] == "random"
-
-    @property
-    def is_clustered(self) -> bool:
-        """Whether it is a mixture for the study's clusters: of confusions on the images that are scored."""
-        return self.kind == "mixture" and self.name.partition("-")[0] == "clusters"
+    def epochs(self) -> int:
+        return int(sum(epochs for epochs, _ in self.schedule))
 
     @property
     def experts(self) -> list[str]:
-        """A name for each expert: its classes, with a number where another has the same."""
-        names = ["all classes" if len(group) == len(CLASSES) else " + ".join(group) for group in self.groups]
-        return [
-            f"{name} ({names[:at].count(name) + 1})" if names.count(name) > 1 else name for at, name in enumerate(names)
-        ]
-
-
-@dataclass(frozen=True)
-class Study:
-    """What `read_study` found. `about` is study.json; labels (N,), copies (N,) bool, rows (M,) are as in labels.npz."""
-
-    about: dict[str, Any]
-    labels: np.ndarray
-    copies: np.ndarray
-    rows: np.ndarray
-    configurations: list[Configuration]
+        """A name for each expert of the first seed: its classes, numbered where another has the same."""
+        names = ["all classes" if len(group) == len(CLASSES) else " + ".join(group) for group in self.groups[0]]
+        return [f"{name} ({at})" if names.count(name) > 1 else name for at, name in enumerate(names, 1)]
 
     @property
-    def seeds(self) -> list[int]:
+    def same_groups(self) -> bool:
+        """Whether all seeds have the same groups."""
+        return all(groups == self.groups[0] for groups in self.groups)
+
+
+@dataclass(frozen=True, eq=False)
+class Inside:
+    """What is shown of the base and of the best mixture: features of M images with the first seed, curves, the gate."""
+
+    pca: np.ndarray  # (M, 2)
+    variance: list[float]  # shares of the two components
+    tsne: np.ndarray  # (M, 2)
+    neighbours: float  # share of an image's nearest by features that have its class
+    curves: list[list[dict[str, Any]]]  # for each seed the stages: {"stage", "epochs": rows}
+    chosen: np.ndarray  # (S, N) the expert with the most weight; empty without a gate
+    gate: np.ndarray  # (S, C, E) mean weights over the deduplicated images of each class
+
+
+@dataclass(frozen=True, eq=False)
+class Study:
+    """A finished study. `about` holds its name, command, data, seeds, learning rate and the like."""
+
+    about: dict[str, Any]
+    labels: np.ndarray  # (N,)
+    copies: np.ndarray  # (N,) bool: the image is also in train
+    rows: np.ndarray  # (M,) deduplicated images whose features are shown
+    configurations: list[Configuration]
+    inside: dict[str, Inside] = field(default_factory=dict)  # of `base` and `best`
+
+    @property
+    def seeds(self) -> int:
         return self.about["seeds"]
 
-    @cached_property
+    @property
     def base(self) -> Configuration:
-        return next(one for one in self.configurations if one.name == self.about["base"])
+        return self.configurations[0]
 
     @property
     def mixtures(self) -> list[Configuration]:
-        """Those that are held to the base; mixtures that serve as controls only where there are no others."""
+        """The mixtures in question; those that are controls only where there are no others."""
         mixtures = [one for one in self.configurations if one.kind == "mixture"]
         return [one for one in mixtures if not one.control] or mixtures
 
     @property
-    def deduplicated(self) -> np.ndarray:
-        """(N,) bool, the images that do not also stand in train."""
-        return ~self.copies
+    def best(self) -> Configuration:
+        """The mixture with the highest mean accuracy, deduplicated."""
+        return max(self.mixtures, key=lambda one: self.hits(one).mean())
 
     @property
-    def shown(self) -> np.ndarray:
-        """(M,) bool, which of the rows whose features are kept are of images that do not also stand in train."""
-        return self.deduplicated[self.rows]
+    def true(self) -> np.ndarray:
+        """The labels of the deduplicated images."""
+        return self.labels[~self.copies]
 
-    def has_other_groups(self, configuration: Configuration) -> bool:
-        """Whether the groups of a mixture are others with each seed, so that only those of the first are known."""
-        return configuration.is_drawn and len(self.seeds) > 1
+    def named(self, one: Configuration) -> np.ndarray:
+        """(S, images) what each seed's network predicts for the deduplicated images."""
+        return one.predicted[:, ~self.copies]
 
-    def hits(self, configuration: Configuration, *, official: bool = False) -> np.ndarray:
-        """(S, images) bool, whether each seed's network names an image right."""
-        hits = configuration.predicted == self.labels
-        return hits if official else hits[:, self.deduplicated]
-
-
-# --- Reading ---
+    def hits(self, one: Configuration) -> np.ndarray:
+        """(S, images) bool, whether each seed's network is right, deduplicated."""
+        return self.named(one) == self.true
 
 
-def read_study(folder: Path) -> Study:
-    """The study in `folder`. Raises UserError for a missing or damaged file, or one of another shape than expected."""
-    about = _read_json(folder / "study.json")
-    _check_keys(about, ABOUT, folder / "study.json", "")
-    _check_keys(about["data"], DATA, folder / "study.json", "data: ")
-    path = folder / "study.json"
-    for name in ("train", "val"):
-        counts = about["data"][name]
-        _demand(
-            len(counts) == len(CLASSES) and all(type(count) is int for count in counts),
-            path,
-            f"data: {name} is not a list of {len(CLASSES)} counts",
-        )
-    seeds = about["seeds"]
-    _demand(
-        bool(seeds) and all(type(seed) is int for seed in seeds) and len(set(seeds)) == len(seeds),
-        path,
-        f"seeds: {seeds} is not a list of different numbers",
-    )
-    names = []
-    for number, one in enumerate(about["configurations"]):
-        _check_keys(one, CONFIGURATION, path, f"configurations[{number}]: ")
-        _check_configuration(one, path)
-        names.append(one["name"])
-    _demand(len(set(names)) == len(names), path, "configurations: a name stands there twice")
-    _demand(about["base"] in names, path, f"base: {about['base']!r} is not among the configurations")
-    kinds = {one["name"]: one["kind"] for one in about["configurations"]}
-    _demand(kinds[about["base"]] != "mixture", path, f"base: {about['base']!r} is a mixture, not what they are held to")
-    _demand(
-        any(one["kind"] == "mixture" for one in about["configurations"]),
-        path,
-        "configurations: there is no mixture, so nothing is to be compared with the base",
-    )
-    labels, copies, rows = _read_labels(folder / "labels.npz")
-    made = [_read_configuration(folder, one, seeds, len(labels), len(rows)) for one in about["configurations"]]
-    return Study(about, labels, copies, rows, made)
+# --- Features ---
 
 
-def _check_configuration(one: dict[str, Any], path: Path) -> None:
-    name, where = one["name"], f"configuration {one['name']!r}: "
-    _demand(name == Path(name).name and name not in ("", ".", ".."), path, f"{where}the name is no folder name")
-    _demand(one["kind"] in KINDS, path, f"{where}kind {one['kind']!r} is not one of {', '.join(KINDS)}")
-    sizes = [one[name] for name in COSTS]
-    _demand(all(size > 0 and math.isfinite(size) for size in sizes), path, f"{where}{', '.join(COSTS)} must be above 0")
-    groups = one["groups"]
-    known = all(isinstance(group, list) and group and set(group) <= set(CLASSES) for group in groups)
-    _demand(known, path, f"{where}groups are not lists of {', '.join(CLASSES)}")
-    _demand(bool(groups) or one["kind"] != "mixture", path, f"{where}a mixture needs the groups of its experts")
+def project(features: np.ndarray) -> tuple[np.ndarray, list[float], np.ndarray]:
+    """Features (M, D) by their two principal components (M, 2), these' shares of the variance, and by t-SNE (M, 2)."""
+    from sklearn.decomposition import PCA  # late: it takes a second
+    from sklearn.manifold import TSNE
+
+    features = features.astype(np.float64)
+    if not features.var(0).sum() > 0:
+        return np.zeros((len(features), 2)), [0.0, 0.0], np.zeros((len(features), 2))
+    pca = PCA(min(COMPONENTS, *features.shape), svd_solver="full")
+    parts = pca.fit_transform(features)
+    perplexity = min(PERPLEXITY, (len(parts) - 1) / 3)
+    tsne = TSNE(perplexity=perplexity, init="pca", learning_rate="auto", random_state=0)
+    return parts[:, :2], pca.explained_variance_ratio_[:2].tolist(), tsne.fit_transform(parts.astype(np.float32))
 
 
-def _read_labels(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """labels (N,) int64, copies (N,) bool and rows (M,) int64."""
-    labels, copies, rows = _read_arrays(path, "labels", "copies", "rows")
-    integers = labels.dtype.kind in "iu" and rows.dtype.kind in "iu"
-    _demand(labels.ndim == rows.ndim == 1 and integers, path, "labels and rows are not lists of whole numbers")
-    fits = len(labels) and labels.min() >= 0 and labels.max() < len(CLASSES)
-    _demand(bool(fits), path, f"labels are not between 0 and {len(CLASSES) - 1}")
-    _demand(copies.shape == labels.shape and copies.dtype == bool, path, "copies are not true or false for each label")
-    _demand(not copies.all(), path, "every image is a copy of one in train, so none is left to score")
-    inside = len(rows) >= LEAST_ROWS and rows.min() >= 0 and rows.max() < len(labels)
-    _demand(bool(inside), path, f"rows are not {LEAST_ROWS} or more places among the {len(labels)} labels")
-    shown = len(rows) - int(copies[rows].sum())
-    _demand(shown >= LEAST_ROWS, path, f"rows hold {shown} images deduplicated, {LEAST_ROWS} are needed")
-    return labels.astype(np.int64), copies, rows.astype(np.int64)
+def same_class_neighbours(features: np.ndarray, labels: np.ndarray) -> float:
+    """The share of an image's NEIGHBOURS nearest by features (M, D) that have its label, mean over the images."""
+    features = features.astype(np.float64) - features.mean(0)
+    squares = (features**2).sum(1)
+    distances = squares[:, None] + squares - 2 * features @ features.T
+    np.fill_diagonal(distances, np.inf)
+    count = min(NEIGHBOURS, len(features) - 1)
+    near = np.argpartition(distances, count - 1, axis=1)[:, :count]
+    return float((labels[near] == labels[:, None]).mean())
 
 
-def _read_configuration(folder: Path, one: dict[str, Any], seeds: list[int], images: int, shown: int) -> Configuration:
-    """The Configuration in `folder` that study.json describes as `one`, with `shown` rows of features."""
-    predicted, gates, features, histories = [], [], [], []
-    for seed in seeds:
-        run = folder / one["name"] / str(seed)
-        path = run / "predictions.npz"
-        log_p, *gate = _read_arrays(path, "log_p", *(["gate"] if one["kind"] == "mixture" else []))
-        _check_shares(path, "exp of log_p", np.exp(log_p), (images, len(CLASSES)))
-        if gate:
-            _check_shares(path, "gate", gate[0], (images, len(one["groups"])))
-            gates.append(gate[0])
-        predicted.append(log_p.argmax(1))
-        (found,) = _read_arrays(run / "features.npz", "features")
-        fits = found.ndim == 2 and len(found) == shown and found.shape[1] > 1 and np.isfinite(found).all()
-        _demand(bool(fits), run / "features.npz", f"features are not ({shown}, 2 or more) finite numbers")
-        features.append(found[:0] if features else found)  # of one seed they are shown
-        histories.append(_read_history(run / "history.json"))
-    stages = {tuple(stage["stage"] for stage in stages) for stages in histories}
-    _demand(len(stages) == 1, folder / one["name"], "the seeds went through other stages")
-    fields = {name: one[name] for name in CONFIGURATION}
-    return Configuration(
-        **fields,
-        predicted=np.stack(predicted),
-        gate=np.stack(gates) if gates else None,
-        features=features[0],
-        histories=histories,
-    )
+# --- The file ---
 
 
-def _read_history(path: Path) -> list[dict]:
-    stages = _read_json(path)
-    keys = ("train_loss", "train_accuracy", "val_loss_deduplicated", "val_accuracy_deduplicated")
-    whole = isinstance(stages, list) and stages
-    for stage in stages if whole else ():
-        named = isinstance(stage, dict) and isinstance(stage.get("stage"), str)
-        epochs = stage.get("epochs") if named else None
-        whole = whole and isinstance(epochs, list) and epochs and all(isinstance(epoch, dict) for epoch in epochs)
-        numbers = [epoch.get(key) for epoch in epochs or () for key in keys] if whole else []
-        whole = whole and all(number is None or isinstance(number, int | float) for number in numbers)
-    _demand(bool(whole), path, "it is not a list of stages with a name and epochs")
-    return stages
+def digits(values: np.ndarray) -> list[str]:
+    """Rows (S, N) of numbers below ten as strings of digits."""
+    return ["".join(map(str, row)) for row in values.astype(int).tolist()]
 
 
-def _read_json(path: Path) -> Any:
+def from_digits(rows: list[str]) -> np.ndarray:
+    return np.array([[int(digit) for digit in row] for row in rows], dtype=np.int64)
+
+
+def save_results(study: Study, path: Path) -> None:
+    """Write the study as JSON: predictions are strings of digits, a seed each. Raises UserError."""
+    inside = {
+        name: asdict(one)
+        | {key: np.round(getattr(one, key), 2).tolist() for key in ("pca", "tsne")}
+        | {"gate": np.round(one.gate, 5).tolist(), "chosen": digits(one.chosen)}
+        for name, one in study.inside.items()
+    }
+    values = {
+        "about": study.about,
+        "labels": digits(study.labels[None]),
+        "copies": digits(study.copies[None]),
+        "rows": study.rows.tolist(),
+        "configurations": [asdict(one) | {"predicted": digits(one.predicted)} for one in study.configurations],
+        "inside": inside,
+    }
+    write_file(path, (json.dumps(values, separators=(",", ":")) + "\n").encode())
+
+
+def read_results(path: Path) -> Study:
+    """The study in a file of `save_results`. Raises UserError where it is missing, damaged or another file."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise _unfinished(path, error.strerror or "cannot be read") from error
-    except ValueError as error:
-        raise _unfinished(path, f"it is not JSON ({error})") from error
-
-
-def _read_arrays(path: Path, *names: str) -> list[np.ndarray]:
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return [arrays[name] for name in names]
-    except OSError as error:
-        raise _unfinished(path, error.strerror or "cannot be read") from error
-    except KeyError as error:
-        raise _unfinished(path, f"it lacks one of {', '.join(names)}") from error
-    except (*DAMAGED, AttributeError, TypeError) as error:  # the last two: a bare array, not an npz
-        raise _unfinished(path, f"it is damaged, or no npz file ({error})") from error
-
-
-def _check_keys(values: Any, wanted: dict[str, Any], path: Path, where: str) -> None:
-    _demand(isinstance(values, dict), path, f"{where}it is not an object")
-    for name, kind in wanted.items():
-        _demand(name in values, path, f"{where}{name} is missing")
-        fits = isinstance(values[name], kind) and (kind is bool or not isinstance(values[name], bool))
-        _demand(fits, path, f"{where}{name}: {values[name]!r} is of a wrong type")
-
-
-def _check_shares(path: Path, name: str, values: np.ndarray, shape: tuple[int, int]) -> None:
-    """Raise UserError unless `values` have the shape, and every row consists of shares that sum to 1."""
-    _demand(values.shape == shape, path, f"{name} has the shape {values.shape}, not {shape}")
-    sums = values.astype(np.float64).sum(1) if values.dtype.kind == "f" else np.zeros(len(values))
-    whole = np.isfinite(sums).all() and (values >= 0).all() and (np.abs(sums - 1) < 0.01).all()
-    _demand(bool(whole), path, f"{name} is not made of shares that sum to 1 for each image")
-
-
-def _demand(holds: bool, path: Path, problem: str) -> None:
-    if not holds:
-        raise _unfinished(path, problem)
-
-
-def _unfinished(path: Path, problem: str) -> UserError:
-    return UserError(
-        f"{path}: {problem}; a report needs the folder of a finished study: run python experiments.py again, "
-        f"which goes on where it stopped, or name another folder"
-    )
+        values = json.loads(path.read_text(encoding="utf-8"))
+        inside = {
+            name: Inside(
+                **one
+                | {key: np.array(one[key]) for key in ("pca", "tsne", "gate")}
+                | {"chosen": from_digits(one["chosen"])}
+            )
+            for name, one in values["inside"].items()
+        }
+        configurations = [
+            Configuration(**one | {"predicted": from_digits(one["predicted"])}) for one in values["configurations"]
+        ]
+        labels, copies = from_digits(values["labels"])[0], from_digits(values["copies"])[0].astype(bool)
+        return Study(values["about"], labels, copies, np.array(values["rows"]), configurations, inside)
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise UserError(
+            f"{path} cannot be read as the results of a study ({error}); run experiments.py to make it, or name "
+            f"the folder of a report that has one"
+        ) from error

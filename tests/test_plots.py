@@ -14,8 +14,6 @@ import plots
 from config import CLASSES
 from errors import UserError
 from metrics import measure
-from study import figures as plots_study
-from study import figures_inside as plots_inside
 
 ROOT = Path(plots.__file__).parent
 
@@ -282,117 +280,6 @@ def test_contact_sheet_of_noise_stays_small(tmp_path):
     check_png(tmp_path / "sheet.png")
 
 
-# --- the figures of a study ---
-
-GROUPS = [["angry", "fear"], ["disgust", "happy", "surprise"], ["sad", "neutral", "fear"]]
-NAMES = ["single", "a mixture with a rather long name, of three experts, soft", "wide"]
-LOOKS = ["base", "mixture", "control"]
-
-
-def stages(*lengths) -> list[dict]:
-    rows = [
-        {"train_loss": 1.0, "train_accuracy": 0.5, "val_loss_deduplicated": None, "val_accuracy_deduplicated": 0.25}
-    ] * 9
-    return [{"stage": f"stage {chr(97 + i)}", "epochs": rows[:length]} for i, length in enumerate(lengths)]
-
-
-def intervals(*means) -> np.ndarray:
-    return np.array([(mean, mean - 1, mean + 1) for mean in means])
-
-
-def test_stage_curves_puts_stages_side_by_side(tmp_path, figures):
-    models = [("base", [stages(4)]), ("mixture", [stages(3, 1, 2), stages(2, 1, 2)])]
-    plots_study.stage_curves(models, tmp_path / "curves.png", title="a study")
-    check_png(tmp_path / "curves.png")
-    loss, accuracy = figures[0].subfigs[1].axes
-    assert (loss.get_ylabel(), accuracy.get_ylabel()) == ("loss (nats per image)", "accuracy (% of images)")
-    starts = sorted(line.get_xdata()[0] for line in accuracy.lines if len(line.get_ydata()) and line.get_alpha())
-    assert starts == [1] * 4 + [4] * 4 + [5] * 4, "two lines of two seeds in each stage"
-    assert "1 stage a,  2 stage b,  3 stage c" in texts(figures[0])
-    assert max(np.nanmax(line.get_ydata()) for line in accuracy.lines if line.get_alpha()) == 50
-    for part in figures[0].subfigs:
-        assert all(tick == int(tick) for axes in part.axes for tick in axes.get_xticks()), "whole epochs"
-    with pytest.raises(ValueError, match="models is empty"):
-        plots_study.stage_curves([], tmp_path / "none.png", title="")
-
-
-def test_confusions_shows_both_and_their_difference(tmp_path, figures):
-    first, second = np.full((7, 7), 0.1), np.full((7, 7), 0.1)
-    first[0, 2], second[0, 2], second[1] = 0.4, 0.25, np.nan
-    plots_inside.confusions(first, second, tmp_path / "confusion.png", names=("one", "other"))
-    check_png(tmp_path / "confusion.png")
-    cells = [{text.get_position(): text.get_text() for text in axes.texts} for axes in figures[0].axes]
-    assert [each[2, 0] for each in cells] == ["40.0", "25.0", "-15.0"]
-    assert [len(each) for each in cells] == [49, 42, 42], "a class without images is left blank"
-    assert cells[2][3, 3] == "0.0"
-    with pytest.raises(ValueError, match=r"expected \(7, 7\) shares, got \(7, 7\) and \(2, 2\)"):
-        plots_inside.confusions(first, np.zeros((2, 2)), tmp_path / "none.png", names=("", ""))
-
-
-def test_accuracies_has_a_row_for_each_and_no_gain_of_the_base(tmp_path, figures):
-    gains, seeds = intervals(np.nan, 1.5, -0.5), np.array([[59.5, 60.5], [61, 62], [59, 60]])
-    means = intervals(60, 61.5, 59.5)
-    plots_study.accuracies(NAMES, LOOKS, means, means, gains, tmp_path / "accuracy.png", seeds=seeds)
-    check_png(tmp_path / "accuracy.png")
-    left, right = figures[0].axes
-    assert left.get_xlabel() == "accuracy (% of images)" and "points" in right.get_xlabel()
-    assert [label.get_text()[:2] for label in left.get_yticklabels()] == ["1 ", "2 ", "3 "]
-    dots = [line for line in right.lines if line.get_marker() in "os^" and np.isfinite(line.get_xdata()).all()]
-    assert [(line.get_marker(), line.get_xdata()[0]) for line in dots] == [("s", 1.5), ("^", -0.5)]
-    assert "control, deduplicated" in texts(figures[0]) and "other" not in texts(figures[0])
-
-
-def test_costs_numbers_points_so_that_no_two_numbers_touch(tmp_path, figures):
-    names, looks = [f"network {i}" for i in range(12)], ["base", *["mixture"] * 11]
-    plots_study.costs(names, looks, intervals(*[60.0] * 12), [300_000] * 12, [10**6] * 12, tmp_path / "cost.png")
-    check_png(tmp_path / "cost.png")
-    left, right, _ = figures[0].axes
-    assert "parameters" in left.get_xlabel() and "MACs" in right.get_xlabel() and "12  network 11" in texts(figures[0])
-    for axes in (left, right):
-        assert [text.get_text() for text in axes.texts] == [str(number) for number in range(1, 13)]
-        places = np.array([text.get_position() for text in axes.texts]) * plots_study.DPI / 72
-        gaps = np.abs(places[:, None] - places).max(2) + 99 * np.eye(12)
-        assert gaps.min() > 13
-
-
-def test_places_are_spaced_and_stay_where_they_are_if_there_is_room():
-    spaced = plots_study.spaced
-    assert spaced(np.array([0.0, 20, 40]), 14, -99, 99).tolist() == [0, 20, 40]
-    assert spaced(np.array([50.0, 50, 50]), 14, 0, 99).tolist() == [36, 50, 64], "around their mean"
-    assert spaced(np.array([50.0, 50, 50]), 14, 0, 60).tolist() == [32, 46, 60], "below the top"
-    assert spaced(np.array([1.0, 1, 90]), 14, 0, 99).tolist() == [0, 14, 90], "above the bottom, the far one alone"
-    rng = np.random.default_rng(0)
-    for count in range(1, 9):
-        wanted = np.sort(rng.random(count)) * 200
-        assert (np.diff(spaced(wanted, 14, 0, 200)) > 13.999).all()
-
-
-def test_feature_maps_show_every_point_with_its_sign(tmp_path, figures):
-    points = np.random.default_rng(0).standard_normal((50, 2))
-    panel = plots_inside.Panel("base", points, ("first (9 %)", "second (8 %)"), points, np.arange(50) % 7, CLASSES)
-    experts = panel._replace(members=np.zeros(50, int), names=["angry + fear"])
-    plots_inside.feature_maps([panel, experts], tmp_path / "features.png")
-    check_png(tmp_path / "features.png")
-    for axes in figures[0].axes:
-        assert sum(len(group.get_offsets()) for group in axes.collections) == 50
-        assert axes.get_xlabel() and axes.get_ylabel()
-    assert {"angry + fear", *CLASSES} <= set(texts(figures[0]).splitlines())
-    assert len(plots_inside.SEVEN) == len(plots_inside.MARKERS) == len(CLASSES)
-
-
-def test_gate_use_frames_the_own_classes(tmp_path, figures):
-    per_class = np.full((7, 3), 1 / 3)
-    per_class[1] = np.nan
-    load = np.array([0.5, 0.3, 0.2])
-    plots_inside.gate_use(load, load[::-1], per_class, GROUPS, ["one", "two", "three"], tmp_path / "gate.png")
-    check_png(tmp_path / "gate.png")
-    bars, cells = figures[0].axes
-    assert [text.get_text() for text in bars.texts] == ["50.0", "20.0", "30.0", "30.0", "20.0", "50.0"]
-    assert [label.get_text() for label in cells.get_xticklabels()] == ["one", "two", "three"]
-    assert len(cells.patches) == 8 and len(cells.texts) == 18
-    assert cells.get_xlabel() == "expert" and cells.get_ylabel() == "true class" and "%" in bars.get_xlabel()
-
-
 # --- all ---
 
 
@@ -404,20 +291,6 @@ def test_a_figure_replaces_the_old_one_and_is_the_same_each_time(tmp_path):
     plots.confusion(np.eye(7), path, title="")
     assert path.read_bytes() == first
     check_png(path)
-
-
-def test_rare_colours_stay_what_they_are(tmp_path):
-    figure, random = Figure(figsize=(8, 6)), np.random.default_rng(0)
-    axes = figure.subplots()
-    for colour, marker in plots_inside.SIGNS + plots_inside.OTHERS:
-        axes.scatter(*random.normal(size=(2, 200)), s=12, color=colour, marker=marker, alpha=0.75, linewidths=0)
-        axes.scatter([], [], color=colour, marker=marker, label=colour)
-    axes.legend()
-    figure.savefig(tmp_path / "drawn.png")
-    plots.write_png(figure, tmp_path / "written.png")
-    pictures = (Image.open(tmp_path / name).convert("RGB") for name in ("drawn.png", "written.png"))
-    drawn, written = (np.asarray(picture, int) for picture in pictures)
-    assert np.abs(written - drawn).max() < 40, "a mark is in another colour"
 
 
 def test_a_figure_that_cannot_be_written_is_the_users_error(tmp_path):

@@ -8,17 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest, t
 
+from metrics import measure
 from study.stats import (
-    AT_ONCE,
     PAIRS,
-    Interval,
     bootstrap,
     confused,
     holm,
     interval,
     macro_f1,
-    macro_f1_interval,
-    mcnemar,
     proportion,
     sign_flip,
 )
@@ -82,120 +79,29 @@ def test_proportion_is_as_wide_as_the_binomial_for_one_seed_and_for_alike_seeds(
     assert proportion(np.ones((2, 9))) == (100, 100, 100)
 
 
-@pytest.mark.parametrize(("low", "high", "sign"), [(0.1, 2, 1), (-2, -0.1, -1), (-1, 1, 0), (0, 1, 0)])
-def test_the_sign_of_an_interval(low, high, sign):
-    assert Interval(0, low, high).sign == sign
-
-
-@given(st.integers(0, 2**32 - 1), st.integers(1, 3), st.integers(1, 60))
-@few
-def test_bootstrap_turns_around_and_holds_its_mean(seed, seeds, images):
-    first, second = np.random.default_rng(seed).random((2, seeds, images)) < 0.5
-    mean, low, high = bootstrap(first, second)
-    assert -100 <= low <= high <= 100
-    assert mean == pytest.approx(100 * (first.mean() - second.mean()))
-    assert bootstrap(second, first).mean == pytest.approx(-mean)
-
-
-@pytest.mark.parametrize("second", [np.ones((2, 4)), np.ones((1, 5)), np.ones(5), np.ones((2, 0))])
+@pytest.mark.parametrize("second", [np.ones((2, 4)), np.ones((1, 5)), np.ones(5)])
 @pytest.mark.parametrize("test", [bootstrap, sign_flip])
 def test_other_shapes_are_refused(test, second):
     with pytest.raises(ValueError, match="expected"):
         test(np.ones((2, 5)), second)
 
 
-# --- Macro-F1 ---
-
-
-def plain_macro_f1(labels, predicted):
-    """In percent, by the definition, in a loop."""
-    scores = []
-    for index in sorted(set(labels)):
-        hits = sum(1 for a, b in zip(labels, predicted, strict=True) if a == b == index)
-        scores.append(2 * hits / (list(labels).count(index) + list(predicted).count(index)))
-    return 100 * sum(scores) / len(scores)
-
-
-def named_by_chance(rng, seeds, images, right=0.6, classes=(0.3, 0.02, 0.2, 0.18, 0.15, 0.1, 0.05)):
-    """Labels (N,), and what each seed names the images: the label with a chance of `right`, else any class."""
-    labels = rng.choice(7, images, p=classes)
-    return labels, np.where(rng.random((seeds, images)) < right, labels, rng.integers(0, 7, (seeds, images)))
-
-
-@given(st.integers(0, 2**32 - 1), st.integers(1, 3), st.integers(1, 60))
-@few
-def test_macro_f1_is_that_of_the_definition(seed, seeds, images):
-    labels, predicted = named_by_chance(np.random.default_rng(seed), seeds, images)
-    plain = [plain_macro_f1(labels, row) for row in predicted]
-    assert macro_f1(labels, predicted) == pytest.approx(plain)
-    mean, low, high = macro_f1_interval(labels, predicted, 50)
-    assert mean == pytest.approx(np.mean(plain)) and 0 <= low <= high <= 100
-
-
 def test_macro_f1_is_that_of_the_scoring_script():
-    from metrics import measure
-
-    labels, predicted = named_by_chance(np.random.default_rng(5), 1, 200)
-    scores = measure(np.eye(7)[predicted[0]], labels)
-    assert macro_f1(labels, predicted)[0] == pytest.approx(100 * scores.macro_f1)
-
-
-def test_the_interval_of_macro_f1_is_that_of_images_drawn_one_by_one():
-    rng = np.random.default_rng(2)
-    labels, predicted = named_by_chance(rng, 2, 150)
-    slow = []
-    for _ in range(1500):
-        rows = rng.integers(0, 150, 150)  # the same for both seeds
-        slow.append(np.mean([plain_macro_f1(labels[rows], row[rows]) for row in predicted]))
-    _, low, high = macro_f1_interval(labels, predicted, 20 * AT_ONCE + 1)
-    assert (low, high) == pytest.approx(np.quantile(slow, (0.025, 0.975)), abs=0.8)
-    assert macro_f1_interval(labels, predicted) == macro_f1_interval(labels, predicted)
-    assert macro_f1_interval(labels, labels[None]) == (100, 100, 100)
-
-
-def test_macro_f1_of_seeds_that_err_alike_is_no_surer_than_of_one():
-    labels, predicted = named_by_chance(np.random.default_rng(4), 1, 300)
-    _, low, high = macro_f1_interval(labels, predicted)
-    _, low_of_three, high_of_three = macro_f1_interval(labels, predicted.repeat(3, 0))
-    assert (low_of_three, high_of_three) == pytest.approx((low, high), abs=0.5)
-
-
-def test_the_interval_of_macro_f1_covers_the_true_one_in_95_of_100_samples():
-    rng, inside, samples = np.random.default_rng(1), 0, 300
-    shares = np.array([0.3, 0.1, 0.15, 0.15, 0.1, 0.1, 0.1])
-    joint = np.diag(shares * 0.6) + shares[:, None] * 0.4 / 7  # of label and name
-    true = 100 * np.mean(2 * joint.diagonal() / (joint.sum(0) + joint.sum(1)))
-    for _ in range(samples):
-        labels, predicted = named_by_chance(rng, 1, 300, classes=shares)
-        _, low, high = macro_f1_interval(labels, predicted, 1000)
-        inside += low <= true <= high
-    assert 0.9 < inside / samples < 0.99  # the standard error is 0.013
-
-
-@pytest.mark.parametrize("predicted", [np.ones(5, int), np.ones((2, 4), int), np.ones((0, 5), int)])
-def test_macro_f1_refuses_other_shapes(predicted):
-    with pytest.raises(ValueError, match=r"expected \(N,\) and \(S, N\) .*, got \(5,\) and"):
-        macro_f1(np.ones(5, int), predicted)
+    rng = np.random.default_rng(5)
+    labels = rng.choice(6, 200, p=(0.3, 0.02, 0.2, 0.18, 0.2, 0.1))  # none of the last class
+    predicted = np.where(rng.random((2, 200)) < 0.6, labels, rng.integers(0, 7, (2, 200)))
+    scores = [measure(np.eye(7)[row], labels) for row in predicted]
+    assert macro_f1(labels, predicted) == pytest.approx([100 * each.macro_f1 for each in scores])
 
 
 # --- Tests of differences ---
 
 
 @pytest.mark.parametrize(("first", "second"), [(0, 0), (1, 0), (5, 5), (10, 3), (3, 10), (60, 31), (1, 300)])
-def test_mcnemar_is_the_exact_binomial_test(first, second):
-    one = np.array([True] * first + [False] * second + [True, False, True])
-    other = np.array([False] * first + [True] * second + [True, False, True])
-    found = mcnemar(one, other)
-    assert found[:2] == (first, second)
-    assert found.p == pytest.approx(binomtest(first, first + second).pvalue if first + second else 1.0)
-    with pytest.raises(ValueError, match=r"expected \(N,\) both"):
-        mcnemar(one, other[1:])
-
-
-def test_sign_flip_of_one_seed_is_mcnemars_test():
-    first = np.array([[True] * 30 + [False] * 14 + [True] * 200])
-    second = np.array([[False] * 30 + [True] * 14 + [True] * 200])
-    assert sign_flip(first, second) == pytest.approx(mcnemar(first[0], second[0]).p)
+def test_sign_flip_of_one_seed_is_mcnemars_exact_test(first, second):
+    one = np.array([[True] * first + [False] * second + [True, False, True]])
+    other = np.array([[False] * first + [True] * second + [True, False, True]])
+    assert sign_flip(one, other) == pytest.approx(binomtest(first, first + second).pvalue if first + second else 1.0)
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 3), st.integers(1, 9))
@@ -204,7 +110,7 @@ def test_sign_flip_counts_all_signs(seed, seeds, images):
     first, second = np.random.default_rng(seed).random((2, seeds, images)) < 0.5
     gaps = (first.astype(int) - second).sum(0)
     sums = np.abs(np.array(list(product((-1, 1), repeat=images))) @ np.abs(gaps))
-    assert sign_flip(first, second) == pytest.approx((sums >= abs(gaps.sum())).mean())
+    assert sign_flip(first, second) == sign_flip(second, first) == pytest.approx((sums >= abs(gaps.sum())).mean())
 
 
 def test_a_p_value_is_not_the_floor_of_a_number_of_draws():
@@ -220,7 +126,7 @@ def test_sign_flip_counts_an_image_once_whatever_the_seeds():
     second &= rng.random((1, 500)) < 0.93
     alone, thrice = sign_flip(first, second), sign_flip(first.repeat(3, 0), second.repeat(3, 0))
     assert thrice == pytest.approx(alone, abs=0.02)
-    pooled = mcnemar(first.repeat(3, 0).ravel(), second.repeat(3, 0).ravel()).p
+    pooled = sign_flip(first.repeat(3, 0).reshape(1, -1), second.repeat(3, 0).reshape(1, -1))
     assert pooled < 0.5 * thrice  # what pooling the seeds would have claimed
 
 
@@ -231,21 +137,6 @@ def test_sign_flip_calls_one_in_twenty_where_nothing_differs():
         first, second = (hard + 0.2 * rng.standard_normal((3, 200)) < 0.6 for _ in range(2))
         calls += sign_flip(first, second) < 0.05
     assert 0.02 < calls / samples < 0.08
-
-
-@given(st.integers(0, 2**32 - 1), st.integers(1, 3), st.integers(1, 40))
-@few
-def test_sign_flip_is_two_sided_and_never_zero(seed, seeds, images):
-    first, second = np.random.default_rng(seed).random((2, seeds, images)) < 0.5
-    p = sign_flip(first, second)
-    assert 0 < p <= 1 and p == sign_flip(second, first)
-    assert sign_flip(first, first) == 1.0
-
-
-def test_sign_flip_falls_as_a_difference_grows():
-    second = np.zeros((2, 100), bool)
-    p_values = [sign_flip(np.arange(100) < np.full((2, 1), count), second) for count in range(12)]
-    assert p_values == sorted(p_values, reverse=True) and p_values[0] == 1 and p_values[-1] < 0.01
 
 
 # --- Many tests ---
@@ -270,17 +161,7 @@ def test_holm_keeps_the_order_and_lies_between_none_and_bonferroni(p_values):
     assert (np.diff(adjusted[order]) >= 0).all()
 
 
-@given(p_lists, st.floats(0, 1))
-@few
-def test_holm_with_one_more_test_never_makes_a_p_value_smaller(p_values, more):
-    assert (holm([*p_values, more])[:-1] >= holm(p_values) - 1e-12).all()
-
-
 # --- Pairs ---
-
-
-def test_pairs_are_all_21_and_each_once():
-    assert len(PAIRS) == len(set(PAIRS)) == 21 and all(a < b for a, b in PAIRS)
 
 
 def test_confused_is_both_ways_and_of_the_pair_alone():
@@ -293,4 +174,5 @@ def test_confused_is_both_ways_and_of_the_pair_alone():
 @few
 def test_every_mistake_belongs_to_one_pair(seed):
     labels, predicted = np.random.default_rng(seed).integers(0, 7, (2, 50))
+    assert len(set(PAIRS)) == 21
     assert (sum(confused(labels, predicted, pair).astype(int) for pair in PAIRS) == (labels != predicted)).all()
