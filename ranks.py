@@ -76,7 +76,6 @@ class Ranks(NamedTuple):
         """Let the first process do `work`. To be replaced by `if ranks.first:`."""
         if self.first:
             work()
-        self.share(None)
 
     def common(self, fault: UserError) -> UserError:
         """A `fault` that every process met, to be raised by all: the first one reports it."""
