@@ -32,6 +32,8 @@ SCRIPTS = ("interface", "test", "predict", "experiments")
 HEAVY = {"torch", "torchvision", "matplotlib"}  # a second or more: `--help` answers without them
 FACE_NAME = re.compile(r"(Training|PublicTest|PrivateTest)_\d+\.(png|jpe?g)", re.IGNORECASE)
 MEGABYTE = 1_000_000
+LONGEST = 405  # lines of a file
+TORCH_FREE = ("config", "cli", "errors", "metrics", "ranks", "readers")  # what a prediction without torch needs
 
 
 def room(path: Path) -> str:
@@ -109,6 +111,19 @@ def test_help_of_a_script_is_quick(script, tmp_path):
     imported = {line.rsplit("|", 1)[-1].strip().split(".")[0] for line in done.stderr.splitlines() if "|" in line}
     assert "argparse" in imported
     assert not imported & HEAVY, f"{script}.py --help imports {imported & HEAVY}: import them later"
+
+
+def test_what_needs_no_torch_imports_without_it():
+    modules = [path for path in FILES if room(path) in TORCH_FREE and path.stem != "__init__"]
+    names = ", ".join(".".join(path.relative_to(ROOT).with_suffix("").parts) for path in modules)
+    code = f"import sys; sys.modules.update(torch=None, torchvision=None); import {names}"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+def test_no_file_is_too_long_to_be_read_at_once():
+    lengths = {str(path.relative_to(ROOT)): len(path.read_text(encoding="utf-8").splitlines()) for path in FILES}
+    assert not {name: lines for name, lines in lengths.items() if lines > LONGEST}
 
 
 # --- Environment ---

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import random
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -22,7 +23,7 @@ from helpers import REPO, write_folders
 from ranks import Ranks, joined, rank_of_environment
 
 # What one process and several must agree on: nothing that is sampled or averaged per process
-EXACT = "--model TheModel --dropout 0 --precision fp32 --batch-size 16 --threads 1 --device cpu".split()
+EXACT = shlex.split("--model TheModel --dropout 0 --precision fp32 --batch-size 16 --threads 1 --device cpu")
 # Processes are forked from one that has imported what a training needs: that takes seconds
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["torch.distributed", "torch._dynamo", "interface", "test", "train", "plots"])
