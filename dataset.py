@@ -108,6 +108,9 @@ class Rows:
     def __getitem__(self, at: Any) -> np.ndarray:
         return self.images[self.rows[at]]
 
+    def take(self, rows: np.ndarray) -> "Rows":
+        return Rows(self.images, self.rows[rows])
+
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return np.asarray(self.images[self.rows], dtype)
 
@@ -136,8 +139,7 @@ class Split:
 
     def take(self, rows: np.ndarray) -> "Split":
         """The images at `rows` (a sorted index), as a split of the same name."""
-        rows_of = self.images.rows[rows] if isinstance(self.images, Rows) else rows
-        images = Rows(self.images.images if isinstance(self.images, Rows) else self.images, rows_of)
+        images = self.images.take(rows) if isinstance(self.images, Rows) else Rows(self.images, rows)
         votes = None if self.votes is None else self.votes[rows]
         return Split(self.name, images, self.labels[rows], self.digests[rows], self.copies[rows], votes)
 
@@ -201,11 +203,10 @@ class FaceData:
         copies = {name: int(split.copies.sum()) for name, split in self.splits.items()}
         lines += [f"  {count} of the {name} images are in train too" for name, count in copies.items() if count]
         if self.unreadable_count:
-            lines.append(f"  skipped files: {self.unreadable_count}")
-            lines += [f"    {plain(name)}" for name in self.unreadable[:10]]
-            if self.unreadable_count > 10:
-                lines.append(f"    and {self.unreadable_count - 10} more (in the cache's meta.json)")
-        return lines
+            lines.append(
+                f"  skipped files: {self.unreadable_count}" + " (the first ten)" * (self.unreadable_count > 10)
+            )
+        return [*lines, *(f"    {plain(name)}" for name in self.unreadable[:10])]
 
 
 # --- Finding ---
@@ -233,8 +234,7 @@ def find(config: Config) -> tuple[str, list[str]]:
     """
     if config.data:
         return config.data, []
-    there = [place for place in PLACES if os.path.exists(place)]
-    if there:
+    if there := [place for place in PLACES if os.path.exists(place)]:
         others = ", ".join(there[1:])
         return there[0], [f"{there[0]} is read, not {others}, which is here too: --data chooses"] if others else []
     alike = sorted(name for name in os.listdir() if ALIKE.fullmatch(name))
@@ -311,8 +311,8 @@ def assemble(config: Config, source: Source, cache: Cache, *, votes: Votes | Non
         name = "fer2013"
     if config.limit and config.limit < len(splits["train"]):
         splits["train"] = splits["train"].take(stratified_rows(splits["train"].labels, config.limit))
-    unreadable = meta["unreadable"], meta["unreadable_count"]
-    return FaceData(splits, name, str(source.path), meta["fingerprint"], sampled, *unreadable, notes, mark)
+    facts = (meta["fingerprint"], sampled, meta["unreadable"], meta["unreadable_count"], notes, mark)
+    return FaceData(splits, name, str(source.path), *facts)
 
 
 def split_rows(config: Config, source: Source, cache: Cache) -> tuple[dict[str, slice | np.ndarray], bool]:

@@ -172,7 +172,7 @@ def decode_all(source: Source, raw: Path) -> tuple[np.ndarray, dict[str, Any]]:
 
 
 def digest_of(data: bytes) -> bytes:
-    """Return 16 bytes: of an image's pixels, that by which it is ordered, and told from others."""
+    """Return 16 bytes: of an image's pixels, which order it and tell it from others."""
     return hashlib.blake2b(data, digest_size=16).digest()
 
 

@@ -50,7 +50,7 @@ def file_key(label: int, name: str) -> int:
 
 
 def read_votes(path: Path) -> Votes:
-    """Return the votes in a file of one of the two forms, told apart by their columns.
+    """Return the votes in a file of one of the two forms, known by its columns.
 
     Raises UserError, with the line, where the file is missing, of no such form or damaged, or has no votes.
     """

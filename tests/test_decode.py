@@ -190,7 +190,7 @@ def test_large_photos_keep_their_size_and_their_content():
         assert pixels[:, :22].max() < 10 and pixels[:, 26:].min() > 245
 
 
-def test_photos_are_told_from_cropped_faces():
+def test_photos_are_known_from_cropped_faces_by_their_size():
     assert not any(looks_uncropped(*size) for size in ((48, 48), (512, 512), (150, 100), (100, 150)))
     assert all(looks_uncropped(*size) for size in ((513, 513), (151, 100), (640, 480), (100, 151)))
 
