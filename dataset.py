@@ -219,7 +219,7 @@ def load(config: Config) -> FaceData:
     cannot be read, lacks a class in train, or has an empty split; and for votes that are not of this dataset.
     """
     where, notes = find(config)
-    source = demo_source() if is_demo(where) else open_dataset(Path(where))
+    source = demo_source() if where == "demo" else open_dataset(Path(where))
     if config.votes and source.rendered:
         raise UserError(f"--votes {config.votes}: rendered faces have none; name FER2013 with --data. {GET_FER2013}")
     votes = read_votes(Path(config.votes)) if config.votes else None
@@ -228,7 +228,7 @@ def load(config: Config) -> FaceData:
 
 
 def find(config: Config) -> tuple[str, list[str]]:
-    """What `load` reads: a path, or "demo", and a line where one of several was chosen.
+    """What `load` reads, and a line where one of several was chosen: a path, or "demo" (a folder of that name: ./demo).
 
     Raises UserError where nothing has a name that is looked for, but something in this folder looks like a dataset.
     """
@@ -246,11 +246,6 @@ def find(config: Config) -> tuple[str, list[str]]:
             f"give --data {quoted(alike[0])}, or --data demo for the rendered faces"
         )
     return "demo", []
-
-
-def is_demo(where: str) -> bool:
-    """Whether `where` means the rendered faces; a dataset in a folder called demo is `./demo`."""
-    return where == "demo"
 
 
 def demo_source() -> Source:

@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
 
 def prepare(args: argparse.Namespace) -> Task:
     """Load weights and data, and print what they are. Raises UserError."""
-    from dataset import GET_FER2013, find, is_demo, load
+    from dataset import GET_FER2013, find, load
     from utils import pick_machine
     from weights import SHIPPED, describe, load_ensemble, same_dataset
 
@@ -100,7 +100,7 @@ def prepare(args: argparse.Namespace) -> Task:
         config = replace(config, val_fraction=fractions.pop())
     except ValueError as error:
         raise UserError(f"--weights: {error}; this file was not written by this project") from error
-    if not config.data and is_demo(find(config)[0]) and not any(file["dataset"]["demo"] for file in files.values()):
+    if not config.data and find(config)[0] == "demo" and not any(file["dataset"]["demo"] for file in files.values()):
         raise UserError(
             "there is no dataset in this folder, and these weights were trained on real faces: name one with --data "
             f"(the rendered faces are --data demo). {GET_FER2013}"
