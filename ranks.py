@@ -72,15 +72,6 @@ class Ranks(NamedTuple):
         self.share(None)
         return work(*args)
 
-    def first_does(self, work: Callable[[], Any]) -> None:
-        """Let the first process do `work`. To be replaced by `if ranks.first:`."""
-        if self.first:
-            work()
-
-    def common(self, fault: UserError) -> UserError:
-        """A `fault` that every process met, to be raised by all: the first one reports it."""
-        return fault if self.first else UserError("")
-
     def check(self, device: str) -> None:
         """Raise UserError where the processes cannot share the work on this kind of device."""
         if self.size == 1 or device == "cpu":
