@@ -17,7 +17,7 @@ from errors import UserError
 # A process that works while the others wait (it decodes a large dataset) must not be taken for a lost one. A lost one
 # is noticed at once, by its closed connection.
 TIMEOUT_HOURS = 2
-LEAVE_SECONDS = 5.0  # how long the first process waits, after an error, until the others know of it
+LEAVE_SECONDS = 30.0  # how long the first process waits, after an error, until the others know of it
 # What gloo and nccl say of a process that has gone
 LOST = ("closed by peer", "reset by peer", "broken pipe", "timed out", "remote process exited", "connection refused")
 T = TypeVar("T")
