@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING
 
 from cli import Parser, add_flags, combine, differences, nonempty
 from config import MACHINE_FIELDS, RECIPES, Config
@@ -15,9 +15,8 @@ from errors import counted, exit_status, locked, new_run_folder, quoted, run_fol
 from ranks import Ranks, joined
 
 if TYPE_CHECKING:
-    from dataset import FaceData
     from model import FaceNet
-    from training.distill import Teachers
+    from training.state import Trainer
     from utils import Machine
     from val import Scores
 
@@ -38,7 +37,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     typed = parser.parse_args(argv)
     args = parser.resolve(typed)
     layers = [name for name in ("recipe", "config") if getattr(typed, name)]
-    args.bare = not layers
+    args.bare = not (layers or args.resume)
     fixed = sorted({*args.flags, *layers} - set(MACHINE_FIELDS))
     if args.resume and fixed:
         parser.error(
@@ -60,72 +59,49 @@ def main(argv: Sequence[str] | None = None) -> int:
     return exit_status(run_from, parse(argv))
 
 
-class Task(NamedTuple):
-    """What is to be trained, and reported in the folder `run`.
-
-    `last` is the content of last.pth, where a stopped run goes on. `leakage` are notes on weights that `model` begins
-    with. Of a run that has ended there is only its `history`, to be reported again.
-    """
-
-    config: Config
-    run: Path
-    data: "FaceData"
-    machine: "Machine"
-    model: "FaceNet | None" = None
-    teachers: "Teachers | None" = None
-    last: dict[str, Any] | None = None
-    leakage: list[str] = []  # noqa: RUF012
-    history: list[dict[str, Any]] | None = None
-
-
 def run_from(args: argparse.Namespace) -> int:
     """Train in a new run's folder or go on in an old one, then report; 130 where Ctrl-C ended the run early.
 
     Of several processes (torchrun) each runs this; the first one prints and writes.
     """
-    from train import fit
+    from train import run_epochs
 
     with joined() as ranks, ExitStack() as locks:
         name = ranks.share(args.config.run or f"{args.config.model}-{time.strftime('%Y%m%d-%H%M%S')}")
-        task = ranks.in_turn(prepare, args, name, ranks, locks)
-        if task.history is None:
-            trainer = fit(
-                task.model,
-                task.data,
-                task.config,
-                run=task.run,
-                machine=task.machine,
-                resume=task.last,
-                ranks=ranks,
-                teachers=task.teachers,
-                leakage=task.leakage,
+        trainer = ranks.in_turn(prepare, args, name, ranks, locks)
+        run_epochs(trainer)
+        if not trainer.done:
+            print(
+                f"stopped in epoch {trainer.progress.epoch + 1}, nothing is lost; "
+                f"go on with: python interface.py --resume {quoted(trainer.run)}"
             )
-            if not trainer.done:
-                print(
-                    f"stopped in epoch {trainer.progress.epoch + 1}, nothing is lost; "
-                    f"go on with: python interface.py --resume {quoted(task.run)}"
-                )
-                return 130
-            task = task._replace(history=trainer.history)
+            return 130
         if ranks.first:
-            report(task, promoted=args.promote)
+            report(trainer, promoted=args.promote)
     return 0
 
 
-def prepare(args: argparse.Namespace, name: str, ranks: Ranks, locks: ExitStack) -> Task:
+def prepare(args: argparse.Namespace, name: str, ranks: Ranks, locks: ExitStack) -> "Trainer":
     """Find the data, build the network, and make the folder runs/`name`, or read the one to go on with.
 
     The folder is locked until `locks` is closed. Raises UserError.
     """
     from dataset import DEMO_NOTE, load
-    from losses import make_loss
     from train import check_run
     from training.distill import load_teachers
-    from training.state import check_fingerprint, check_resume, describe_machine, has_ended, read_history, read_last
+    from training.state import (
+        Trainer,
+        check_fingerprint,
+        check_resume,
+        describe_machine,
+        final_progress,
+        has_ended,
+        read_last,
+    )
     from utils import count_params, pick_machine, read_checkpoint
     from weights import describe, find_weights, leakage_notes
 
-    config, run, last, leakage = args.config, Path(args.config.runs, name), None, []
+    config, run, last, ended, leakage = args.config, Path(args.config.runs, name), None, False, []
     for note in args.notes:
         print(note)
     if args.resume:
@@ -133,6 +109,7 @@ def prepare(args: argparse.Namespace, name: str, ranks: Ranks, locks: ExitStack)
         if ranks.first:
             locks.enter_context(locked(run))
         config, last = read_last(run, args.flags)
+        ended = has_ended(run)
     machine = pick_machine(config.device, config.precision, config.threads)
     ranks.check(machine.device.type)
     print(f"machine: {describe_machine(machine, ranks)}")
@@ -140,34 +117,39 @@ def prepare(args: argparse.Namespace, name: str, ranks: Ranks, locks: ExitStack)
     print("\n".join(data.describe()))
     if data.demo:
         print(DEMO_NOTE)
-    if args.resume and has_ended(run):
-        check_fingerprint(read_checkpoint(run / "best.pth", ("dataset",))["dataset"]["fingerprint"], data)
-        print(f"run {run} has ended: what follows is its report again. {longer(run)}")
-        return Task(config, run, data, machine, history=read_history(run))
-    if data.demo and args.bare and not args.resume:
-        config, _ = combine(args.flags, recipe="demo")
-    model = new_model(replace(config, pretrained="") if last else config, machine)  # last.pth has the weights
-    teachers = load_teachers(config, machine)
+        if args.bare:
+            config, _ = combine(args.flags, recipe="demo")
+    fresh = not (last or ended)  # else the weights of `pretrained` and `teachers` are in the run's own files
+    model = new_model(config if fresh else replace(config, pretrained=""), machine)
+    teachers = None if ended else load_teachers(config, data, machine)
     if last:
         check_resume(last, data, teachers, machine, ranks)
+    if ended:
+        check_fingerprint(read_checkpoint(run / "best.pth", ("dataset",))["dataset"]["fingerprint"], data)
+        print(f"{run} has ended: it is reported again. {longer(run)}")
     check_run(model, data, config, ranks)
-    if not args.resume and ranks.first:
-        new_run_folder(config.runs, name)
-        write_json(run / "config.json", asdict(config))
-        locks.enter_context(locked(run))
     changed = ", ".join(f"{key} {value}" for key, value in differences(config).items()) or "nothing"
     print(f"{config.model}, {count_params(model):,} parameters; run {run}; differs from config.py: {changed}")
-    if config.pretrained and not last:
+    if config.pretrained and fresh:
         path = find_weights(config.pretrained, flag="--pretrained")
         content = read_checkpoint(path)
         leakage = leakage_notes(path, content, data, config.val_fraction)
         print("\n".join([f"begins with {describe(path, content)}", *leakage]))
+    trainer = Trainer(model, data, config, run=run, machine=machine, ranks=ranks, teachers=teachers, leakage=leakage)
     both = "; val is official / deduplicated" if data.split("val").copies.any() else ""
     print(
-        f"loss is {make_loss(config, data.split('train').counts())[1]}, in nats per image; train is measured in "
-        f"passing, with augmentation, dropout and training's targets{both}; * is a new best"
+        f"loss is {trainer.loss_name}, in nats per image; train is measured in passing, with augmentation, dropout and "
+        f"training's targets{both}; * is a new best"
     )
-    return Task(config, run, data, machine, model, teachers, last, leakage)
+    if last:
+        trainer.restore(last)
+    if ended:
+        trainer.progress = final_progress(run)
+    if not args.resume and ranks.first:  # only now, so that what is refused leaves no folder
+        new_run_folder(config.runs, name)
+        write_json(run / "config.json", asdict(config))
+        locks.enter_context(locked(run))
+    return trainer
 
 
 def new_model(config: Config, machine: "Machine") -> "FaceNet":
@@ -183,7 +165,7 @@ def new_model(config: Config, machine: "Machine") -> "FaceNet":
     return model
 
 
-def report(task: Task, *, promoted: bool) -> None:
+def report(trainer: "Trainer", *, promoted: bool) -> None:
     """Calibrate and score the best weights, plot the figures, promote the weights, and say what to do next.
 
     last.pth, which the run no longer needs, is removed. `promoted`: whatever the weights score.
@@ -193,9 +175,9 @@ def report(task: Task, *, promoted: bool) -> None:
     from training.promote import promote
     from weights import calibrate
 
-    run, data, machine, history = task.run, task.data, task.machine, task.history
-    temperature, before, after = calibrate(run / "best.pth", data, machine=machine)
-    plot(task, temperature, before, after)
+    run, data, history, last = trainer.run, trainer.data, trainer.history, trainer.run / "last.pth"
+    temperature, before, after = calibrate(run / "best.pth", data, machine=trainer.machine)
+    files = ", ".join(["best.pth", "config.json", "metrics.jsonl", *plot(trainer, temperature, before, after)])
     print("\nbest weights on validation, loss is cross-entropy:")
     print("\n".join(f"  {line}" for line in after.lines()))
     print("\n".join(["recall and confusion, deduplicated:", *table(after.deduplicated)]))
@@ -204,42 +186,35 @@ def report(task: Task, *, promoted: bool) -> None:
         f"{before.deduplicated.ece:.4f} before and {after.deduplicated.ece:.4f} after"
     )
     minutes = sum(row["seconds"] for row in history) / 60
-    files = "best.pth, config.json, metrics.jsonl, curves.png, confusion.png, reliability.png, mistakes.png"
     print(f"{counted(len(history), 'epoch')} in {minutes:.1f} minutes; {run} holds {files}")
-    if (run / "last.pth").exists():
-        megabytes = (run / "last.pth").stat().st_size / 1e6
-        (run / "last.pth").unlink()
-        print(f"last.pth ({megabytes:.0f} MB), from which a stopped run goes on, is removed: this one has ended")
-    print(promote(run, data, machine=machine, asked=promoted))
+    if last.exists():
+        size = last.stat().st_size / 1e6
+        last.unlink()
+        print(f"last.pth ({size:.0f} MB), from which a stopped run goes on, is removed: this one has ended")
+    print(promote(run, data, machine=trainer.machine, asked=promoted))
     if data.demo:
         print(DEMO_NOTE)
     print(f"predict with this run: python predict.py PHOTO --weights {quoted(run)}")
 
 
-def plot(task: Task, temperature: float, before: "Scores", after: "Scores") -> None:
-    """Plot the run's figures: curves, confusion matrix, reliability before and after the temperature, mistakes."""
+def plot(trainer: "Trainer", temperature: float, before: "Scores", after: "Scores") -> list[str]:
+    """Plot a run's curves, confusion matrix, reliability before and after the temperature, and mistakes; the files."""
     import plots
-    from losses import make_loss
     from val import predict_logits
     from weights import load_weights
 
-    run, val = task.run, task.data.split("val")
-    caption = "these faces are rendered, not photographs" if task.data.demo else ""
-    model, _ = load_weights(run / "best.pth", machine=task.machine)
-    kept = ~val.copies
-    probabilities = predict_logits(model, val, machine=task.machine).softmax(1).numpy()[kept]
-    loss_name = make_loss(task.config, task.data.split("train").counts())[1]
-    plots.curves(task.history, run / "curves.png", title=f"{run.name}: {loss_name}", caption=caption)
-    name = f"{run.name}: validation, deduplicated"
-    plots.confusion(after.deduplicated.confusion, run / "confusion.png", title=name, caption=caption)
-    plots.reliability(
-        before.deduplicated,
-        after.deduplicated,
-        run / "reliability.png",
-        title=name,
-        caption=f"temperature {temperature:.3f}. {caption}".strip(),
-    )
-    plots.mistakes(val.images[kept], val.labels[kept], probabilities, run / "mistakes.png", title=name, caption=caption)
+    run, val = trainer.run, trainer.data.split("val")
+    model, _ = load_weights(run / "best.pth", machine=trainer.machine)
+    kept, name = ~val.copies, f"{run.name}: validation, deduplicated"
+    probabilities = predict_logits(model, val, machine=trainer.machine).softmax(1).numpy()[kept]
+    caption = "these faces are rendered, not photographs" if trainer.data.demo else ""
+    scaled = f"temperature {temperature:.3f}. {caption}".strip()
+    files = [run / f"{figure}.png" for figure in ("curves", "confusion", "reliability", "mistakes")]
+    plots.curves(trainer.history, files[0], title=f"{run.name}: {trainer.loss_name}", caption=caption)
+    plots.confusion(after.deduplicated.confusion, files[1], title=name, caption=caption)
+    plots.reliability(before.deduplicated, after.deduplicated, files[2], title=name, caption=scaled)
+    plots.mistakes(val.images[kept], val.labels[kept], probabilities, files[3], title=name, caption=caption)
+    return [file.name for file in files]
 
 
 if __name__ == "__main__":

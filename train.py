@@ -1,12 +1,8 @@
-"""The training loop: a step, an epoch, and `fit` around them with early stopping, checkpoints and Ctrl-C."""
+"""The training loop: `train_step`, `train_epoch` over them, `run_epochs` with scoring, early stopping and files."""
 
 import math
-import signal
-import sys
-import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +20,7 @@ from training.augment import Epoch, augment, blend, rows, sample_epoch, window_s
 from training.batches import Batch
 from training.distill import Teachers, load_teachers
 from training.state import Trainer
+from training.stop import StopRequest, agreed, ctrl_c_is_a_request
 from utils import Machine, channels_last
 from val import Scores, evaluate
 
@@ -84,7 +81,7 @@ def augmented(trainer: Trainer, epoch: Epoch, batch: Batch) -> Tensor:
 # --- An epoch ---
 
 
-def train_epoch(trainer: Trainer, request: "StopRequest") -> bool:
+def train_epoch(trainer: Trainer, request: StopRequest) -> bool:
     """Train from `progress.step` to the end of the epoch; False where a stop was requested before that.
 
     Batches are near-equal parts of the epoch's order, none larger than `batch_size`: no tiny last one. Raises
@@ -110,7 +107,7 @@ def train_epoch(trainer: Trainer, request: "StopRequest") -> bool:
             break
     progress.loss_sum, progress.correct = loss_sum.item(), int(correct)
     if agreed(ranks, bad=not math.isfinite(progress.loss_sum)):
-        raise UserError(not_finite(trainer, int(finite_steps) + 1) if ranks.first else "")
+        raise UserError(not_finite(trainer, min(int(finite_steps) + 1, progress.step)) if ranks.first else "")
     trainer.sync_ranks()
     return progress.step == trainer.steps
 
@@ -195,61 +192,59 @@ def fit(
     run: Path,
     machine: Machine,
     resume: dict[str, Any] | None = None,
-    ranks: Ranks | None = None,
     teachers: Teachers | None = None,
     leakage: Sequence[str] = (),
 ) -> Trainer:
-    """Train until the epochs are over, early stopping, or Ctrl-C; the Trainer with its history.
+    """Train as `python interface.py` does, but for its report, in the folder `run`; the Trainer with its history.
 
-    Writes last.pth (before the first step, after each epoch, on Ctrl-C), best.pth and metrics.jsonl into `run`.
-    `resume` is last.pth's content. `teachers` are those of `config`, where they are loaded already. `leakage` are notes
-    on weights that `model` began with. The validation figures that choose weights, cut the rate and stop are
-    deduplicated. After Ctrl-C `trainer.stopped` is True, and `trainer.done` False unless nothing was left to do.
+    `resume` is last.pth's content, `leakage` are notes on weights that `model` begins with. Raises UserError.
     """
-    check_run(model, data, config, ranks)
-    teachers = teachers or load_teachers(config, machine)
-    trainer = Trainer(model, data, config, run=run, machine=machine, ranks=ranks, teachers=teachers)
-    trainer.progress.leakage += leakage
-    if teachers:
-        print("\n".join([*teachers.describe(), *(known := teachers.leakage(data))]))
-        trainer.progress.leakage += known
+    check_run(model, data, config)
+    teachers = teachers or load_teachers(config, data, machine)
+    trainer = Trainer(model, data, config, run=run, machine=machine, teachers=teachers, leakage=leakage)
     if resume:
         trainer.restore(resume)
-    if not trainer.done:
-        trainer.record_machine()
-    if trainer.ranks.first:
-        for stray in run.glob(".*.tmp"):
-            stray.unlink()  # of a write that was killed
-    trainer.save()
+    run_epochs(trainer)
+    return trainer
+
+
+def run_epochs(trainer: Trainer) -> None:
+    """Train and score epoch after epoch until they are over, early stopping, or Ctrl-C: then `trainer.stopped` is set.
+
+    Writes last.pth (before the first step, after each epoch, on Ctrl-C), best.pth and metrics.jsonl. The validation
+    figures that choose weights, cut the rate and stop are deduplicated. Raises UserError.
+    """
+    if trainer.done:
+        return
+    trainer.start()
+    pause, saved = save_pause(trainer.machine), time.monotonic()
     with ctrl_c_is_a_request(trainer.ranks) as request:
         try:
-            run_epochs(trainer, request)
+            while not trainer.done and not request.wanted:
+                if run_epoch(trainer, request) and (trainer.done or time.monotonic() - saved >= pause):
+                    trainer.save()
+                    saved = time.monotonic()
         except UserError:  # the numbers are no longer finite; what was best until then is
             trainer.save_best()
             raise
         if request.wanted:
             trainer.save()
         trainer.stopped = request.wanted or request.asked
-    return trainer
 
 
-def run_epochs(trainer: Trainer, request: "StopRequest") -> None:
-    """Train and score epoch after epoch to the end, or until a stop is requested. Raises UserError."""
-    progress, val, saved = trainer.progress, trainer.data.split("val"), time.monotonic()
-    pause = save_pause(trainer.machine)
-    while not trainer.done and not request.wanted:
-        start, first_step = time.perf_counter(), progress.step
-        if not train_epoch(trainer, request):
-            progress.seconds += time.perf_counter() - start
-            break
-        share = (trainer.steps - first_step) / trainer.steps
-        rate = share * len(trainer.images) / (time.perf_counter() - start)
-        scores = evaluate(trainer.eval_model, val, machine=trainer.machine, loss=trainer.loss, ranks=trainer.ranks)
-        end_epoch(trainer, scores, rate, progress.seconds + time.perf_counter() - start)
-        if trainer.done or time.monotonic() - saved >= pause:
-            trainer.save()
-            saved = time.monotonic()
-        agreed(trainer.ranks, request)
+def run_epoch(trainer: Trainer, request: StopRequest) -> bool:
+    """Train and score one epoch, or the rest of it; False where it was stopped before its end."""
+    progress, start, first_step = trainer.progress, time.perf_counter(), trainer.progress.step
+    if not train_epoch(trainer, request):
+        progress.seconds += time.perf_counter() - start
+        return False
+    share = (trainer.steps - first_step) / trainer.steps
+    rate = share * len(trainer.images) / (time.perf_counter() - start)
+    val, kind = trainer.data.split("val"), {"machine": trainer.machine, "loss": trainer.loss, "ranks": trainer.ranks}
+    scores = evaluate(trainer.eval_model, val, **kind)
+    end_epoch(trainer, scores, rate, progress.seconds + time.perf_counter() - start)
+    agreed(trainer.ranks, request)
+    return True
 
 
 def save_pause(machine: Machine) -> float:
@@ -274,43 +269,3 @@ def check_run(model: FaceNet, data: FaceData, config: Config, ranks: Ranks | Non
         )
     if config.augment and config.window < 48 and not model.any_size:
         raise UserError(f"--window {config.window}: {config.model} takes whole faces only; give --window 48")
-
-
-# --- Ctrl-C ---
-
-
-class StopRequest:
-    """`asked` is set by Ctrl-C at any moment, `wanted` after a step, in all processes alike."""
-
-    asked = wanted = False
-
-
-def agreed(ranks: Ranks, stop: StopRequest | None = None, *, bad: bool = False) -> bool:
-    """Whether any process found its loss `bad`, or was asked to `stop`, which the others then are too."""
-    asked = bool(stop and stop.asked)
-    if ranks.size > 1:
-        bad, asked = map(bool, ranks.sum(torch.tensor([int(bad), int(asked)])).tolist())
-    if stop:
-        stop.wanted = asked
-    return bad or asked
-
-
-@contextmanager
-def ctrl_c_is_a_request(ranks: Ranks) -> Iterator[StopRequest]:
-    """While inside, the first Ctrl-C only sets the request; a second one stops at once."""
-    request = StopRequest()
-
-    def on_signal(*_: object) -> None:
-        request.asked = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        if ranks.first:
-            print("\nstopping after this step; Ctrl-C again stops at once, without saving", file=sys.stderr)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield request  # signals reach the main thread only
-        return
-    before = signal.signal(signal.SIGINT, on_signal)
-    try:
-        yield request
-    finally:
-        signal.signal(signal.SIGINT, before)

@@ -240,7 +240,7 @@ def fit_in(run: Path, config: Config, data: "FaceData", machine: "Machine") -> "
     from utils import read_checkpoint
     from weights import find_weights, leakage_notes
 
-    teachers, last, leakage = load_teachers(config, machine), None, []
+    teachers, last, leakage = load_teachers(config, data, machine), None, []
     if (run / "last.pth").exists():
         last = read_last(run)[1]
         check_resume(last, data, teachers, machine)

@@ -111,14 +111,14 @@ def fsync(descriptor):
             os.kill(os.getpid(), signal.SIGKILL)
 errors.os.fsync = fsync
 """
-# It tells when its first step begins that is not among the last of its epoch.
+# It reports when its first step begins that is not among the last of its epoch.
 TELL_FIRST_STEP = """
 import os, signal, sys, train
-step, told = train.train_step, False
+step, began = train.train_step, False
 def tell(trainer, *rest):
-    global told
-    if not told and trainer.progress.step < trainer.steps - 2:
-        told = True
+    global began
+    if not began and trainer.progress.step < trainer.steps - 2:
+        began = True
         sys.stdout.write("first step\\n")
         %s
     return step(trainer, *rest)

@@ -68,7 +68,7 @@ def new_model(config):
 
 def new_trainer(data, tmp_path, **settings):
     config = Config(**{**QUICK, **settings})
-    teachers = load_teachers(config, MACHINE)
+    teachers = load_teachers(config, data, MACHINE)
     return Trainer(new_model(config), data, config, run=tmp_path, machine=MACHINE, teachers=teachers)
 
 
@@ -483,8 +483,8 @@ def test_a_taught_run_goes_on_with_its_teachers_wherever_they_are(
     torch.save(read(moved) | {"temperature": 2.0}, moved)  # calibrated meanwhile: the weights are the same
     config, last = read_last(tmp_path / "cut", {"teachers": other})
     with pytest.raises(UserError, match=r"made with other teachers than these: name the files .* by --teachers"):
-        check_resume(last, data, load_teachers(config, MACHINE), MACHINE)
-    check_resume(last, data, load_teachers(Config(teachers=moved), MACHINE), MACHINE)
+        check_resume(last, data, load_teachers(config, data, MACHINE), MACHINE)
+    check_resume(last, data, load_teachers(Config(teachers=moved), data, MACHINE), MACHINE)
     rest = run_fit("cut", resume=last, teachers=moved)
     assert rest.done and same(whole.model.state_dict(), rest.model.state_dict())
 

@@ -34,11 +34,11 @@ class Blending(NamedTuple):
     """How each of N images is blended with a partner: `share` (N,) is its own part, at least one half.
 
     `boxes` (N, 4), as in `Augmentation`, is what the partner covers: its share of the image, but for the rounding to
-    pixels. An image without a box (NaN) is averaged with its partner instead.
+    pixels. An image without a box (NaN, or no `boxes` at all) is averaged with its partner instead.
     """
 
     share: Tensor
-    boxes: Tensor
+    boxes: Tensor | None = None
 
 
 class Epoch(NamedTuple):
@@ -97,11 +97,14 @@ def sample_blending(config: Config, count: int, rng: np.random.Generator) -> Ble
     a = np.where(pasted, config.cutmix, config.mixup).clip(1e-3)
     share = rng.beta(a, a)
     share = np.maximum(share, 1 - share)
+    shares = torch.from_numpy(share.astype(np.float32))
+    if not config.cutmix:
+        return Blending(shares)
     half = np.sqrt(1 - share)  # of the side of a square that covers the partner's share; the image is 2 wide
     x, y = (1 - half) * rng.uniform(-1, 1, (2, count))
     boxes = np.stack([x - half, y - half, x + half, y + half], 1)
     boxes[~pasted] = np.nan
-    return Blending(torch.from_numpy(share.astype(np.float32)), torch.from_numpy(boxes.astype(np.float32)))
+    return Blending(shares, torch.from_numpy(boxes.astype(np.float32)))
 
 
 def window_size(config: Config, epoch: int) -> int:
@@ -146,5 +149,7 @@ def inside(boxes: Tensor, size: int) -> Tensor:
 def blend(images: Tensor, partners: Tensor, how: Blending) -> Tensor:
     """`images` (B, 1, H, H) with their `partners`, averaged or covered in a box by `how`."""
     averaged = torch.lerp(partners, images, how.share.view(-1, 1, 1, 1))
+    if how.boxes is None:
+        return averaged
     pasted = torch.where(inside(how.boxes, images.shape[-1]), partners, images)
     return torch.where(how.boxes[:, 0].isnan().view(-1, 1, 1, 1), averaged, pasted)

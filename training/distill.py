@@ -16,32 +16,26 @@ from weights import describe, find_weights, leakage_notes, load_weights
 class Teachers:
     """The networks in the weight files `config.teachers`, a comma between them (arXiv 1503.02531).
 
-    They see the very images that the student sees, augmented and blended (arXiv 2106.05237). `digests` identify them.
-    Raises UserError for a file that `load_weights` refuses, and for a network that takes no windows where those are
-    trained on.
+    They see the very images that the student sees, augmented and blended (arXiv 2106.05237). `digests` identify them;
+    `leakage` are notes on those that may have learned from the validation images of `data`. Raises UserError for a file
+    that `load_weights` refuses, and for a network that takes no windows where those are trained on.
     """
 
-    def __init__(self, config: Config, machine: Machine) -> None:
-        self.machine, self.val_fraction = machine, config.val_fraction
+    def __init__(self, config: Config, data: FaceData, machine: Machine) -> None:
+        self.machine = machine
         names = [name.strip() for name in config.teachers.split(",") if name.strip()]
         if not names:
             raise UserError(f"--teachers {config.teachers!r} names no weight file")
-        self.paths = [find_weights(name, flag="--teachers") for name in names]
-        loaded = [load_weights(path, machine=machine) for path in self.paths]
-        self.models, self.contents = [model for model, _ in loaded], [content for _, content in loaded]
-        self.digests = [digest(content["state_dict"]) for content in self.contents]
-        for path, model in zip(self.paths, self.models, strict=True):
+        self.models, self.digests, self.leakage = [], [], []
+        for path in [find_weights(name, flag="--teachers") for name in names]:
+            model, content = load_weights(path, machine=machine)
             if config.augment and config.window < 48 and not model.any_size:
                 raise UserError(f"--teachers {path}: this network takes whole faces only; give --window 48 too")
-
-    def describe(self) -> list[str]:
-        """A line on each network."""
-        return [f"teacher: {describe(*each)}" for each in zip(self.paths, self.contents, strict=True)]
-
-    def leakage(self, data: FaceData) -> list[str]:
-        """Notes on those that may have learned from the validation images of `data`."""
-        pairs = zip(self.paths, self.contents, strict=True)
-        return [note for path, content in pairs for note in leakage_notes(path, content, data, self.val_fraction)]
+            print(f"teacher: {describe(path, content)}")
+            self.models.append(model)
+            self.digests.append(digest(content["state_dict"]))
+            self.leakage += leakage_notes(path, content, data, config.val_fraction)
+        print("\n".join(self.leakage), end="\n" if self.leakage else "")
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
@@ -51,9 +45,9 @@ class Teachers:
         return torch.stack(logits).softmax(2).mean(0)
 
 
-def load_teachers(config: Config, machine: Machine) -> Teachers | None:
+def load_teachers(config: Config, data: FaceData, machine: Machine) -> Teachers | None:
     """The Teachers that `config` names; None where it names none."""
-    return Teachers(config, machine) if config.teachers else None
+    return Teachers(config, data, machine) if config.teachers else None
 
 
 def digest(state: dict[str, Tensor]) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from inspect import signature
 from pathlib import Path
@@ -55,6 +56,7 @@ class Trainer:
         machine: Machine,
         ranks: Ranks | None = None,
         teachers: Teachers | None = None,
+        leakage: Sequence[str] = (),
     ) -> None:
         # Fixed
         self.data, self.config, self.run, self.machine, self.teachers = data, config, run, machine, teachers
@@ -68,9 +70,9 @@ class Trainer:
         self.scheduler = make_scheduler(self.optimizer, config, self.steps)
         self.scaler = torch.amp.GradScaler(machine.device.type, enabled=machine.dtype is torch.float16)
         self.ema = WeightAverage(model, config.ema) if config.ema else None
-        self.progress = Progress()
+        self.progress = Progress(leakage=[*leakage, *(teachers.leakage if teachers else [])])
         # Neither
-        self.network = distributed(model, self.ranks)  # as a step calls it
+        self.network: nn.Module = model  # as a step calls it
         self.pending_best: dict[str, Any] | None = None  # best.pth's content, from its epoch to the next `save`
         self.stopped = False  # by Ctrl-C, be it in the last epoch, which then is done all the same
 
@@ -100,11 +102,13 @@ class Trainer:
             self.pending_best = content | {"made_on": self.progress.made_on}
 
     def save(self) -> None:
-        """Write best.pth where there is a new one, then last.pth and metrics.jsonl. Raises UserError."""
+        """Write best.pth where there is a new one, metrics.jsonl and last.pth. Raises UserError."""
         if not self.ranks.first:
             return
         self.save_best()
-        write_checkpoint(
+        if self.history:
+            write_file(self.run / "metrics.jsonl", "".join(f"{json.dumps(row)}\n" for row in self.history).encode())
+        write_checkpoint(  # last: where it says that the run is done, all is written
             self.run / "last.pth",
             {
                 "model": self.config.model,
@@ -115,7 +119,6 @@ class Trainer:
                 **{key: part.state_dict() for key, part in self.stateful().items()},
             },
         )
-        write_file(self.run / "metrics.jsonl", "".join(f"{json.dumps(row)}\n" for row in self.history).encode())
 
     def save_best(self) -> None:
         """Write best.pth where there is a new one. Raises UserError."""
@@ -142,11 +145,16 @@ class Trainer:
         if not self.ranks.first:
             self.progress.loss_sum, self.progress.correct = 0.0, 0  # the first process has the sums of all
 
-    def record_machine(self) -> None:
-        """Enter this machine and these versions into what the run was made on."""
+    def start(self) -> None:
+        """Before the first step: enter this machine into what the run was made on, join the processes, save."""
         here = {"machine": describe_machine(self.machine, self.ranks), "versions": versions()}
         if here not in self.progress.made_on:
             self.progress.made_on.append(here)
+        self.network = distributed(self.model, self.ranks)
+        if self.ranks.first:
+            for stray in self.run.glob(".*.tmp"):
+                stray.unlink()  # of a write that was killed
+        self.save()
 
     def sync_ranks(self) -> None:
         """Bring the processes together: the sums on the first one, averaged statistics of batch norm on all."""
@@ -228,9 +236,15 @@ def has_ended(run: Path) -> bool:
     """Whether `run` was trained to its end and reported, which removes its last.pth. Raises UserError, ValueError."""
     if (run / "last.pth").exists() or not all((run / name).exists() for name in ("config.json", *RESULTS)):
         return False
-    config, history = from_dict(read_config(str(run)), str(run)), read_history(run)
+    progress = final_progress(run)
+    return is_over(from_dict(read_config(str(run)), str(run)), progress.epoch, progress.stale)
+
+
+def final_progress(run: Path) -> Progress:
+    """What metrics.jsonl knows of the Progress of a run that `has_ended`. Raises UserError."""
+    history = read_history(run)
     best = max((row["epoch"] for row in history if row["best"]), default=0)
-    return is_over(config, len(history), len(history) - best)
+    return Progress(epoch=len(history), stale=len(history) - best, history=history)
 
 
 def check_fingerprint(fingerprint: str, data: FaceData) -> None:
