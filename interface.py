@@ -180,9 +180,10 @@ def report(trainer: "Trainer", *, promoted: bool) -> None:
     files = ", ".join(["best.pth", "config.json", "metrics.jsonl", *plot(trainer, temperature, before, after)])
     print("\nbest weights on validation, loss is cross-entropy:")
     print("\n".join(f"  {line}" for line in after.lines()))
-    print("\n".join(["recall and confusion, deduplicated:", *table(after.deduplicated)]))
+    part = ", deduplicated" if data.split("val").copies.any() else ""
+    print("\n".join([f"recall and confusion{part}:", *table(after.deduplicated)]))
     print(
-        f"temperature {temperature:.3f} divides the logits from now on: calibration error (ECE), deduplicated, "
+        f"temperature {temperature:.3f} divides the logits from now on; calibration error (ECE){part}: "
         f"{before.deduplicated.ece:.4f} before and {after.deduplicated.ece:.4f} after"
     )
     minutes = sum(row["seconds"] for row in history) / 60
@@ -205,7 +206,8 @@ def plot(trainer: "Trainer", temperature: float, before: "Scores", after: "Score
 
     run, val = trainer.run, trainer.data.split("val")
     model, _ = load_weights(run / "best.pth", machine=trainer.machine)
-    kept, name = ~val.copies, f"{run.name}: validation, deduplicated"
+    kept = ~val.copies
+    name = f"{run.name}: validation{'' if kept.all() else ', deduplicated'}"
     probabilities = predict_logits(model, val, machine=trainer.machine).softmax(1).numpy()[kept]
     caption = "these faces are rendered, not photographs" if trainer.data.demo else ""
     scaled = f"temperature {temperature:.3f}. {caption}".strip()
