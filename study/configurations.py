@@ -235,6 +235,11 @@ class StudyRun:
     def inside(self, kept: Kept) -> Inside:
         """What is shown of a configuration."""
         labels, deduplicated = self.val.labels, ~self.val.copies
+
+        def curve(stage: str) -> dict[str, Any]:
+            rows = self.stages.histories[stage]
+            return {"stage": stage.partition("-")[2], "epochs": [{key: row[key] for key in CURVES} for row in rows]}
+
         pca, variance, tsne = project(kept.features)
         gates = np.stack(kept.gates) if kept.gates else np.zeros((0, len(labels), 1))
         means = [[gate[(labels == c) & deduplicated].mean(0) for c in range(len(self.counts))] for gate in gates]
@@ -243,16 +248,10 @@ class StudyRun:
             variance=variance,
             tsne=tsne,
             neighbours=same_class_neighbours(kept.features, labels[self.rows]),
-            curves=[[self.curve(stage) for stage in stages] for stages in kept.stages],
+            curves=[list(map(curve, stages)) for stages in kept.stages],
             chosen=gates.argmax(2),
             gate=np.array(means),
         )
-
-    def curve(self, stage: str) -> dict[str, Any]:
-        """A stage by its name without the seed, and its epochs."""
-        rows = self.stages.histories[stage]
-        epochs = [{key: None if row[key] is None else round(row[key], 5) for key in CURVES} for row in rows]
-        return {"stage": stage.partition("-")[2], "epochs": epochs}
 
     def results(self, name: str, *, command: str, why: str) -> Study:
         """The finished study; `why` says why it is too small to conclude from, or is empty."""

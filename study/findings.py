@@ -155,35 +155,25 @@ def gaps_of(both: Sequence[tuple[np.ndarray, np.ndarray]], scale: float = 1.0) -
 
 
 def compare_pairs(study: Study, one: Configuration, best: Configuration) -> list[Pair]:
-    """How often the classes of each pair are confused by `one` and by the mixture `best`.
+    """How often the classes of each of the 21 pairs are confused by `one` and by the mixture `best`.
 
     Then two rows, corrected together: all pairs that share an expert of `best`, and all others. They are left out
     where all pairs share one or none does, and where the groups differ between seeds.
     """
-    labels, count = study.true, len(study.true)
-    shared = {pair: any({*map(CLASSES.__getitem__, pair)} <= {*group} for group in best.groups[0]) for pair in PAIRS}
-    wrong = {
-        pair: tuple(confused(labels, study.named(each), pair) for each in (one, best)) for pair in PAIRS
-    }  # (S, N) of both
-
-    def rows(names: list[str], chosen: list[list[tuple[int, int]]]) -> list[Pair]:
-        both = [tuple(np.any([wrong[pair][at] for pair in pairs], axis=0) for at in (0, 1)) for pairs in chosen]
-        gaps = gaps_of([(second, first) for first, second in both], scale=count / 100)
-        return [
-            Pair(
-                name,
-                shared[pairs[0]] if best.same_groups else None,
-                int(np.isin(labels, pairs).sum()),
-                *(float(each.sum(1).mean()) for each in each_wrong),
-                gap,
-            )
-            for name, pairs, each_wrong, gap in zip(names, chosen, both, gaps, strict=True)
-        ]
-
-    found = rows([" / ".join(CLASSES[c] for c in pair) for pair in PAIRS], [[pair] for pair in PAIRS])
-    if best.same_groups and len(set(shared.values())) == 2:
-        inside, across = ([pair for pair in PAIRS if shared[pair] == kind] for kind in (True, False))
-        found += rows(["all that share an expert", "all that share none"], [inside, across])
+    labels, groups = study.true, [{CLASSES.index(name) for name in group} for group in best.groups[0]]
+    shared = np.array([any({*pair} <= group for group in groups) for pair in PAIRS])
+    wrong = np.array([[confused(labels, study.named(each), pair) for each in (one, best)] for pair in PAIRS])
+    parts = [([" / ".join(CLASSES[c] for c in pair) for pair in PAIRS], np.eye(len(PAIRS), dtype=bool))]
+    if best.same_groups and shared.any() and not shared.all():
+        parts.append((["all that share an expert", "all that share none"], np.array([shared, ~shared])))
+    found = []
+    for names, masks in parts:
+        both = [wrong[mask].any(0) for mask in masks]  # (2, S, N) each
+        gaps = gaps_of([(second, first) for first, second in both], scale=len(labels) / 100)
+        for name, mask, (first, second), gap in zip(names, masks, both, gaps, strict=True):
+            images = int(np.isin(labels, np.array(PAIRS)[mask]).sum())
+            means = float(first.sum(1).mean()), float(second.sum(1).mean())
+            found.append(Pair(name, bool(shared[mask.argmax()]) if best.same_groups else None, images, *means, gap))
     return found
 
 

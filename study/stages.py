@@ -81,7 +81,9 @@ class Stages:
         if not self.seconds:
             return ""
         minutes = np.mean(self.seconds) * (self.count - self.done) / 60
-        return f"; about {minutes:.0f} minutes left" if minutes < 120 else f"; about {minutes / 60:.1f} hours left"
+        if minutes >= 120:
+            return f"; about {minutes / 60:.1f} hours left"
+        return f"; about {counted(max(1, round(minutes)), 'minute')} left"
 
     def begin(self, run: Path, model: FaceNet, config: Config) -> list[str]:
         """Write stage.json, what the stage is made of, into `run`; the machines that trained it.

@@ -159,7 +159,7 @@ def test_a_study_says_what_it_does_before_it_reads_the_data(tmp_path, monkeypatc
 
 
 def test_progress_and_the_time_left_are_printed(study):
-    found = re.findall(r"^stage (\d+) of (\d+): \S+, [13] epochs?(; about \d+ minutes left)?$", study[1], re.M)
+    found = re.findall(r"^stage (\d+) of (\d+): \S+, [13] epochs?(; about \d+ minutes? left)?$", study[1], re.M)
     assert [each[:2] for each in found] == [(str(number), str(STAGES)) for number in range(1, STAGES + 1)]
     assert not found[0][2] and all(left for _, _, left in found[1:])
 
