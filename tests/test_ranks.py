@@ -133,15 +133,14 @@ def test_a_run_of_two_goes_on_with_another_number_of_processes(place, later):
 
 # The digest of the weights that each process ends with, on stderr
 TELL = """
-import hashlib, train
-fit = train.fit
-def tell(*args, **named):
-    trainer = fit(*args, **named)
+import hashlib, sys, train
+run_epochs = train.run_epochs
+def tell(trainer):
+    run_epochs(trainer)
     states = [trainer.model.state_dict(), trainer.eval_model.state_dict()]
-    data = b"".join(value.numpy().tobytes() for state in states for value in state.values())
-    print(hashlib.sha1(data).hexdigest(), file=sys.stderr)
-    return trainer
-train.fit = tell
+    seen = b''.join(value.numpy().tobytes() for state in states for value in state.values())
+    print(hashlib.sha1(seen).hexdigest(), file=sys.stderr)
+train.run_epochs = tell
 """
 
 
