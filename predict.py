@@ -32,7 +32,7 @@ from config import CLASSES, TTA, TTA_HELP
 from errors import UserError, counted, cpu_quota, discard, exit_status, plain
 from metrics import measure, summary, table
 from ranks import joined
-from readers.decode import CHUNK, cut, decode_batches, looks_uncropped
+from readers.decode import cut, decode_batches, looks_uncropped
 from readers.layout import Item
 from readers.sources import open_inputs
 
@@ -91,10 +91,9 @@ def predict(args: argparse.Namespace) -> int:
         listed = ranks.gather([item.name for item in task.items]) or []  # the first process has those of all
         if any(names != listed[0] for names in listed):
             raise UserError("the processes do not find the same images: give all of them the same, unchanging files")
-        # A few images are decoded sooner than threads are started.
-        workers = 1 if len(task.items) <= CHUNK else max(1, cpu_quota() // ranks.size)
         mine = islice(cut(task.items, BATCH), ranks.rank, None, ranks.size)
-        results = ((task.probabilities(pixels), found) for _, pixels, found in decode_batches(mine, workers))
+        decoded = decode_batches(mine, max(1, cpu_quota() // ranks.size))
+        results = ((task.probabilities(pixels), found) for _, pixels, found in decoded)
         output, batches = Output(args, task), cut(task.items, BATCH)
         with output.tables(task) if ranks.first else nullcontext():
             for _ in range(0, len(task.items), BATCH * ranks.size):

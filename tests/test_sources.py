@@ -7,9 +7,11 @@ import stat
 import struct
 import tarfile
 import threading
+import time
 import tracemalloc
 import zipfile
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -222,7 +224,8 @@ def test_a_bad_image_is_named_with_its_problem(make):
 # --- Many images ---
 
 
-def test_the_number_of_threads_does_not_matter(make):
+def test_the_number_of_threads_does_not_matter(make, monkeypatch):
+    monkeypatch.setattr(decode, "SLOW_SECONDS", 0)  # else such small images are decoded without threads
     files = {f"train/{name}/{index}.png": PNGS[index % 7] for name in CLASSES for index in range(40)}
     source = open_dataset(make({**files, "train/sad/bad.png": b""}))
     whole = [(*image[:3], image[3] is None or image[3].tobytes(), image[4]) for image in read(source)]
@@ -233,11 +236,19 @@ def test_the_number_of_threads_does_not_matter(make):
 
 
 def test_little_is_read_ahead_and_threads_end_when_the_reader_stops():
-    loaded = []
-    items = [Item(str(n), load=lambda n=n: loaded.append(n) or decode.decode(PNGS[0])) for n in range(100 * CHUNK)]
+    loaded, names = [], []
+
+    def slow(number):
+        time.sleep(0.001)
+        loaded.append(number)
+        names.append(threading.current_thread().name)
+        return decode.decode(PNGS[0])
+
+    items = [Item(str(n), load=partial(slow, n)) for n in range(100 * CHUNK)]
     stream = decode_batches(cut(items, CHUNK), 2)
     next(stream)
     stream.close()
+    assert any(name.startswith("decode") for name in names)
     assert len(loaded) <= 6 * CHUNK
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("decode")]
 
