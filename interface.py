@@ -182,8 +182,9 @@ def report(trainer: "Trainer", *, promoted: bool) -> None:
     print("\n".join(f"  {line}" for line in after.lines()))
     part = ", deduplicated" if data.split("val").copies.any() else ""
     print("\n".join([f"recall and confusion{part}:", *table(after.deduplicated)]))
+    few = " (too few validation images to fit one)" if temperature == 1 else ""
     print(
-        f"temperature {temperature:.3f} divides the logits from now on; calibration error (ECE){part}: "
+        f"temperature {temperature:.3f}{few} divides the logits from now on; calibration error (ECE){part}: "
         f"{before.deduplicated.ece:.4f} before and {after.deduplicated.ece:.4f} after"
     )
     minutes = sum(row["seconds"] for row in history) / 60

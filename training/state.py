@@ -252,7 +252,7 @@ def check_fingerprint(fingerprint: str, data: FaceData) -> None:
     if fingerprint != data.fingerprint:
         raise UserError(
             f"the run was trained on data with fingerprint {fingerprint}, these have "
-            f"{data.fingerprint}: name the run's dataset with --data"
+            f"{data.fingerprint}: name the run's dataset with --data (the rendered faces are --data demo)"
         )
 
 
