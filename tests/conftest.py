@@ -62,3 +62,18 @@ def script_runner(weights, loaded, tmp_path, monkeypatch, capsys):
         return run
 
     return runner
+
+
+@pytest.fixture
+def saved(monkeypatch):
+    """The figures of matplotlib that are saved from now on, to be asked what they show."""
+    from matplotlib.figure import Figure
+
+    figures, save = [], Figure.savefig
+
+    def keep(figure, *args, **kwargs):
+        figures.append(figure)
+        save(figure, *args, **kwargs)
+
+    monkeypatch.setattr(Figure, "savefig", keep)
+    return figures

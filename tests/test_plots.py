@@ -35,19 +35,6 @@ def rows(count: int, *, rates=None, deduplicated=0.01) -> list[dict]:
     ]
 
 
-@pytest.fixture
-def figures(monkeypatch) -> list[Figure]:
-    """The figures that are saved from now on, to be asked what they show."""
-    saved, save = [], Figure.savefig
-
-    def keep(figure, *args, **kwargs):
-        saved.append(figure)
-        save(figure, *args, **kwargs)
-
-    monkeypatch.setattr(Figure, "savefig", keep)
-    return saved
-
-
 def texts(figure: Figure) -> str:
     """All that is written in a figure, one piece a line."""
     return "\n".join(piece.get_text() for piece in figure.findobj(match=lambda artist: hasattr(artist, "get_text")))
@@ -71,45 +58,45 @@ def check_png(path: Path) -> Image.Image:
 # --- curves ---
 
 
-def test_curves_has_two_panels_with_units(tmp_path, figures):
+def test_curves_has_two_panels_with_units(tmp_path, saved):
     plots.curves(rows(20), tmp_path / "curves.png", title="a run")
     check_png(tmp_path / "curves.png")
-    assert [axes.get_ylabel() for axes in figures[0].axes] == ["loss (nats per image)", "accuracy (% of images)"]
-    assert [axes.get_xlabel() for axes in figures[0].axes] == ["epoch", "epoch"]
-    assert "a run" in texts(figures[0])
+    assert [axes.get_ylabel() for axes in saved[0].axes] == ["loss (nats per image)", "accuracy (% of images)"]
+    assert [axes.get_xlabel() for axes in saved[0].axes] == ["epoch", "epoch"]
+    assert "a run" in texts(saved[0])
 
 
-def test_a_name_with_dollars_is_no_formula(tmp_path, figures):
+def test_a_name_with_dollars_is_no_formula(tmp_path, saved):
     plots.curves(rows(3), tmp_path / "curves.png", title="lr$_$0.1")
     plots.confusion(np.eye(7), tmp_path / "confusion.png", title="lr$_$0.1")
     plots.contact_sheet(faces(7), np.arange(7), tmp_path / "sheet.png", title="lr$_$0.1")
     plots.reliability(calibrated(1), calibrated(1), tmp_path / "reliability.png", title="lr$_$0.1")
-    assert all(r"lr\$_\$0.1" in texts(figure) for figure in figures)
+    assert all(r"lr\$_\$0.1" in texts(figure) for figure in saved)
 
 
-def test_curves_shows_train_val_and_val_without_copies(tmp_path, figures):
+def test_curves_shows_train_val_and_val_without_copies(tmp_path, saved):
     plots.curves(rows(20), tmp_path / "curves.png", title="")
-    loss, accuracy = ([line.get_label() for line in axes.lines] for axes in figures[0].axes)
+    loss, accuracy = ([line.get_label() for line in axes.lines] for axes in saved[0].axes)
     assert loss[:2] == ["train", "val"]
     assert accuracy[:3] == ["train", "val", "val (deduplicated)"]
 
 
 @pytest.mark.parametrize("deduplicated", [None, 0.0, math.nan], ids=["absent", "equal", "nan"])
-def test_curves_leaves_out_a_third_line_that_would_say_nothing(tmp_path, figures, deduplicated):
+def test_curves_leaves_out_a_third_line_that_would_say_nothing(tmp_path, saved, deduplicated):
     plots.curves(rows(20, deduplicated=deduplicated), tmp_path / "curves.png", title="")
-    assert "deduplicated" not in texts(figures[0])
+    assert "deduplicated" not in texts(saved[0])
 
 
-def test_curves_marks_the_last_best_epoch_by_its_accuracy_without_copies(tmp_path, figures):
+def test_curves_marks_the_last_best_epoch_by_its_accuracy_without_copies(tmp_path, saved):
     history = rows(20)
     plots.curves(history, tmp_path / "curves.png", title="")
-    assert f"best: epoch 19, {history[18]['val_accuracy_deduplicated']:.1%}" in texts(figures[0])
-    assert f"best: epoch 19, {history[18]['val_loss']:.3f}" in texts(figures[0])
+    assert f"best: epoch 19, {history[18]['val_accuracy_deduplicated']:.1%}" in texts(saved[0])
+    assert f"best: epoch 19, {history[18]['val_loss']:.3f}" in texts(saved[0])
 
 
-def test_curves_marks_where_the_rate_is_cut(tmp_path, figures):
+def test_curves_marks_where_the_rate_is_cut(tmp_path, saved):
     plots.curves(rows(30, rates=[0.1] * 10 + [0.05] * 10 + [0.0125] * 10), tmp_path / "curves.png", title="")
-    for axes in figures[0].axes:
+    for axes in saved[0].axes:
         assert [line.get_xdata()[0] for line in axes.lines if line.get_linestyle() == ":"] == [10.5, 20.5]
         assert axes.get_title(loc="left") == "learning rate 0.1, down to 0.0125"
 
@@ -124,10 +111,10 @@ def test_curves_marks_where_the_rate_is_cut(tmp_path, figures):
     ],
     ids=["constant", "falling", "one cycle", "unknown"],
 )
-def test_curves_says_the_course_of_a_rate_without_cuts(tmp_path, figures, rates, course):
+def test_curves_says_the_course_of_a_rate_without_cuts(tmp_path, saved, rates, course):
     plots.curves(rows(20, rates=rates), tmp_path / "curves.png", title="")
-    assert figures[0].axes[0].get_title(loc="left") == course
-    assert not [line for line in figures[0].axes[0].lines if line.get_linestyle() == ":"]
+    assert saved[0].axes[0].get_title(loc="left") == course
+    assert not [line for line in saved[0].axes[0].lines if line.get_linestyle() == ":"]
 
 
 @pytest.mark.parametrize("count", [1, 2, 400])
@@ -136,11 +123,11 @@ def test_curves_of_any_length(tmp_path, count):
     check_png(tmp_path / "curves.png")
 
 
-def test_curves_without_a_best_epoch_and_with_gaps(tmp_path, figures):
+def test_curves_without_a_best_epoch_and_with_gaps(tmp_path, saved):
     history = [row | {"best": False, "train_loss": math.inf if row["epoch"] == 3 else 1.0} for row in rows(5)]
     plots.curves(history, tmp_path / "curves.png", title="")
-    assert "best" not in texts(figures[0])
-    assert np.isnan(figures[0].axes[0].lines[0].get_ydata()).tolist() == [False, False, True, False, False]
+    assert "best" not in texts(saved[0])
+    assert np.isnan(saved[0].axes[0].lines[0].get_ydata()).tolist() == [False, False, True, False, False]
 
 
 def test_curves_of_no_epochs_is_an_error(tmp_path):
@@ -151,13 +138,13 @@ def test_curves_of_no_epochs_is_an_error(tmp_path):
 # --- confusion ---
 
 
-def test_confusion_writes_share_and_count_in_each_cell(tmp_path, figures):
+def test_confusion_writes_share_and_count_in_each_cell(tmp_path, saved):
     matrix = np.eye(7, dtype=int) * 1500
     matrix[2, 4] = 500
     plots.confusion(matrix, tmp_path / "confusion.png", title="a run, val")
     check_png(tmp_path / "confusion.png")
     cells = {}
-    for text in figures[0].axes[0].texts:
+    for text in saved[0].axes[0].texts:
         column, row = text.get_position()
         cells.setdefault((column, round(row)), []).append(text.get_text())
     assert cells[2, 2] == ["75%", "1,500"]
@@ -166,11 +153,11 @@ def test_confusion_writes_share_and_count_in_each_cell(tmp_path, figures):
     assert len(cells) == 8, "cells without images are left blank"
 
 
-def test_confusion_writes_recall_beside_each_class_and_the_accuracy(tmp_path, figures):
+def test_confusion_writes_recall_beside_each_class_and_the_accuracy(tmp_path, saved):
     matrix = np.diag([1, 2, 3, 4, 5, 6, 0])
     matrix[0, 1] = 3
     plots.confusion(matrix, tmp_path / "confusion.png", title="")
-    cells, bars = figures[0].axes
+    cells, bars = saved[0].axes
     assert [text.get_text() for text in bars.texts][::6] == ["25.0% of 4", "no images"]
     assert "mean 87.5%" in bars.get_title(loc="left"), "a class without images has no recall"
     assert "accuracy 87.5% (21 of 24 images)" in cells.get_title()
@@ -178,10 +165,10 @@ def test_confusion_writes_recall_beside_each_class_and_the_accuracy(tmp_path, fi
     assert [label.get_text() for label in cells.get_xticklabels()] == list(CLASSES)
 
 
-def test_confusion_text_stands_out_from_every_cell(tmp_path, figures):
+def test_confusion_text_stands_out_from_every_cell(tmp_path, saved):
     shares = np.linspace(0, 1000, 49).astype(int).reshape(7, 7)
     plots.confusion(shares + np.eye(7, dtype=int) * 3000, tmp_path / "confusion.png", title="")
-    cells = figures[0].axes[0]
+    cells = saved[0].axes[0]
     colours = cells.images[0].get_array()
 
     def light(colour) -> float:
@@ -195,14 +182,14 @@ def test_confusion_text_stands_out_from_every_cell(tmp_path, figures):
         assert (bright + 0.05) / (dark + 0.05) > 3.5, (row, column)
 
 
-def test_confusion_of_no_images(tmp_path, figures):
+def test_confusion_of_no_images(tmp_path, saved):
     plots.confusion(np.zeros((7, 7)), tmp_path / "confusion.png", title="")
-    assert "no images" in figures[0].axes[0].get_title()
+    assert "no images" in saved[0].axes[0].get_title()
 
 
-def test_confusion_takes_other_classes_and_lists(tmp_path, figures):
+def test_confusion_takes_other_classes_and_lists(tmp_path, saved):
     plots.confusion([[3, 1], [0, 2]], tmp_path / "confusion.png", title="", classes=("happy", "other"))
-    assert "75.0% of 4" in texts(figures[0])
+    assert "75.0% of 4" in texts(saved[0])
 
 
 # --- reliability ---
@@ -217,24 +204,24 @@ def calibrated(sharpness: float, *, seed: int = 0):
     return measure(sharper / sharper.sum(1, keepdims=True), labels)
 
 
-def test_reliability_shows_both_curves_with_their_errors(tmp_path, figures):
+def test_reliability_shows_both_curves_with_their_errors(tmp_path, saved):
     before, after = calibrated(0.5), calibrated(1.0)
     assert after.ece < 0.05 < before.ece
     plots.reliability(before, after, tmp_path / "reliability.png", title="a run", caption="temperature 0.5")
     check_png(tmp_path / "reliability.png")
-    written = texts(figures[0])
+    written = texts(saved[0])
     assert f"before: calibration error {before.ece:.3f}" in written and "temperature 0.5" in written
     assert f"after: calibration error {after.ece:.3f}" in written
-    _, orange, blue = figures[0].axes[0].lines
+    _, orange, blue = saved[0].axes[0].lines
     assert (orange.get_ydata() > orange.get_xdata()).mean() > 0.8, "underconfident"
     assert np.abs(blue.get_ydata() - blue.get_xdata()).max() < 0.2
 
 
 @pytest.mark.parametrize("figures_of", [calibrated(1.0), measure(np.zeros((0, 7)), np.zeros(0, int))])
-def test_reliability_of_one_temperature_is_one_curve(tmp_path, figures, figures_of):
+def test_reliability_of_one_temperature_is_one_curve(tmp_path, saved, figures_of):
     plots.reliability(figures_of, figures_of, tmp_path / "reliability.png", title="")
     check_png(tmp_path / "reliability.png")
-    assert len(figures[0].axes[0].lines) == 2 and "before" not in texts(figures[0])
+    assert len(saved[0].axes[0].lines) == 2 and "before" not in texts(saved[0])
 
 
 # --- contact sheet ---
@@ -251,16 +238,16 @@ def test_contact_sheet_doubles_the_pixels_and_keeps_the_class_order(tmp_path):
         assert tile.max() - tile.min() == 0, "one flat tile, cut at whole pixels"
 
 
-def test_contact_sheet_names_every_class_and_counts_its_images(tmp_path, figures):
+def test_contact_sheet_names_every_class_and_counts_its_images(tmp_path, saved):
     labels = np.array([0] * 12 + [2])
     plots.contact_sheet(faces(13), labels, tmp_path / "sheet.png", title="some", per_class=5)
-    written = texts(figures[0]).splitlines()
+    written = texts(saved[0]).splitlines()
     assert [name for name in written if name in CLASSES] == list(CLASSES)
     assert written[written.index("angry") + 1] == "12"
     assert written[written.index("disgust") + 1] == "none"
 
 
-def test_mistakes_come_in_rows_of_the_true_class_the_most_confident_first(tmp_path, figures):
+def test_mistakes_come_in_rows_of_the_true_class_the_most_confident_first(tmp_path, saved):
     labels = np.array([0, 0, 0, 3, 3])
     probabilities = np.full((5, 7), 0.05)
     for row, (predicted, value) in enumerate([(4, 0.6), (0, 0.7), (1, 0.9), (3, 0.7), (6, 0.55)]):
@@ -268,11 +255,11 @@ def test_mistakes_come_in_rows_of_the_true_class_the_most_confident_first(tmp_pa
     images = np.repeat(np.arange(5, dtype=np.uint8) * 40 + 40, 48 * 48).reshape(5, 48, 48)
     plots.mistakes(images, labels, probabilities, tmp_path / "m.png", title="a run", caption="rendered faces")
     shown = np.asarray(check_png(tmp_path / "m.png").convert("L"))
-    captions = [text.get_text() for text in figures[0].texts if text.get_color() == plots.RED]
+    captions = [text.get_text() for text in saved[0].texts if text.get_color() == plots.RED]
     assert captions == ["disgust 90%", "sad 60%", "neutral 55%"]
     assert [int(shown[92, x]) for x in (166, 266)] == pytest.approx([120, 40], abs=3), "images beside their captions"
-    assert {"2 of 3 wrong", "1 of 2 wrong", "0 of 0 wrong"} <= set(texts(figures[0]).splitlines())
-    assert "rendered faces" in texts(figures[0])
+    assert {"2 of 3 wrong", "1 of 2 wrong", "0 of 0 wrong"} <= set(texts(saved[0]).splitlines())
+    assert "rendered faces" in texts(saved[0])
 
 
 def test_contact_sheet_of_noise_stays_small(tmp_path):

@@ -1,7 +1,6 @@
 """The figures of a study's report: what they show, and that they are whole and small."""
 
 import numpy as np
-import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -10,19 +9,6 @@ from config import CLASSES
 from study import figures
 
 GROUPS = [["angry", "fear"], ["disgust", "happy", "surprise"], ["sad", "neutral", "fear"]]
-
-
-@pytest.fixture
-def saved(monkeypatch):
-    """The figures that are saved from now on, to be asked what they show."""
-    saved, save = [], Figure.savefig
-
-    def keep(figure, *args, **named):
-        saved.append(figure)
-        save(figure, *args, **named)
-
-    monkeypatch.setattr(Figure, "savefig", keep)
-    return saved
 
 
 def check_png(path):
