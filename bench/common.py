@@ -6,33 +6,32 @@ import io
 import json
 import os
 import re
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
-import zipfile
-from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
-from cli import Parser, add_flags, combine, from_dict, read_config
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from cli import Parser, add_flags, combine
 from config import CLASSES, MODELS, PLACE_FIELDS, Config
-from errors import UserError, counted, write_json
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    from dataset import FaceData
-    from train import Trainer
-    from utils import Machine
+from dataset import FaceData
+from errors import UserError, write_json
+from interface import new_model
+from train import Trainer, fit
+from utils import Machine, pick_machine, read_checkpoint, versions
 
 ROOT = Path(__file__).resolve().parent.parent
 Cell = dict[str, Any]  # what a fresh process gets, as JSON
-Key = TypeVar("Key")
+Measure = Callable[[], dict[str, float]]
 
 
 # --- Fresh processes ---
@@ -47,32 +46,27 @@ def run_cell(script: str, cell: Cell, *, checkout: Path = ROOT, cwd: Path | None
     environment = {**os.environ, "PYTHONPATH": str(checkout)}
     done = subprocess.run(command, env=environment, cwd=cwd, capture_output=True, text=True)
     if done.returncode:
-        problem = done.stderr.strip() or f"ended with status {done.returncode}"
-        raise UserError(f"{script} --one '{json.dumps(cell)}' failed in {checkout}:\n{problem}")
+        raise UserError(f"{script} --one '{json.dumps(cell)}' failed in {checkout}:\n{done.stderr.strip()}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def train_in(folder: Path, checkout: Path, flags: Sequence[str], *, epochs: int) -> dict[str, float]:
     """Train `epochs` epochs with interface.py of `checkout`; seconds of the first, images/s of the later ones.
 
-    The new folder `folder` gets the cache and the run, `folder`/run; no other weights are replaced.
+    The new folder `folder` gets the cache, the run (`folder`/run) and, if they are promoted, its weights.
     """
     folder.mkdir()
     places = ["--cache", str(folder / "cache"), "--runs", str(folder), "--run", "run"]
-    cell = {"part": "train", "flags": [*flags, *places], "run": str(folder / "run"), "epochs": epochs}
+    cell = {"part": "train", "flags": [*flags, *places, "--epochs", str(epochs)], "run": str(folder / "run")}
     return run_cell("drive.py", cell, checkout=checkout, cwd=folder)
 
 
-def take_turns(
-    cells: dict[Key, Callable[[], dict[str, float]]], rounds: int, *, label: str
-) -> dict[Key, list[dict[str, float]]]:
+def take_turns(cells: dict[Any, Measure], rounds: int, *, label: str) -> dict[Any, list[dict[str, float]]]:
     """The results of every cell, one per round.
 
     The cells take turns, in reversed order in every second round, so that a slow minute affects them all.
     """
-    from tqdm import tqdm  # late: --help need not wait for it
-
-    results: dict[Key, list[dict[str, float]]] = {key: [] for key in cells}
+    results: dict[Any, list[dict[str, float]]] = {key: [] for key in cells}
     order = [key for turn in range(rounds) for key in (reversed(cells) if turn % 2 else cells)]
     for key in tqdm(order, label, disable=None, leave=False):
         results[key].append(cells[key]())
@@ -94,19 +88,10 @@ def parse(parser: Parser, argv: Sequence[str] | None, *, models: list[str], imag
     parser.add_argument("--models", nargs="+", choices=MODELS, default=models, metavar="MODEL", help=names)
     parser.add_argument("--against", metavar="CHECKOUT", help="compare with the code in this folder")
     parser.add_argument("--one", type=json.loads, help=argparse.SUPPRESS)  # one cell in this process
-    args = parser.parse_args(argv)
-    if args.rounds < 1 or args.images < min(images, 1):
-        parser.error("--rounds and --images: 1 or more")
-    return args
+    return parser.parse_args(argv)
 
 
 # --- Figures ---
-
-
-def mean_sd(values: Sequence[float], digits: int = 2) -> str:
-    """Mean ± standard deviation; the value alone where there is one."""
-    mean = f"{statistics.mean(values):.{digits}f}"
-    return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
 
 
 def ratio(values: Sequence[float], base: Sequence[float]) -> str:
@@ -115,20 +100,21 @@ def ratio(values: Sequence[float], base: Sequence[float]) -> str:
     return f"{statistics.median(values) / statistics.median(base):.2f} ({min(each):.2f}-{max(each):.2f})"
 
 
-class Against:
-    """Compares another checkout, in the folder `name`, with this one, in paired turns. Raises UserError."""
+def compare_checkouts(
+    name: str, rounds: int, rows: Sequence[tuple[str, Callable[[Path], dict[str, float]], str, str]]
+) -> None:
+    """Print how fast the checkout in the folder `name` and this one are, in paired turns. Raises UserError.
 
-    def __init__(self, name: str, rounds: int) -> None:
-        self.other, self.rounds = Path(name).resolve(), rounds
-        if not (self.other / "interface.py").is_file():
-            raise UserError(f"--against {name}: no checkout of this project; make one: git worktree add DIR COMMIT")
-        print(f"there: commit {commit(self.other)} in {name}; here: commit {commit()}")
-        print(f"{'':<48}{'there':>12}{'here':>12}  {'':<10}{'times as fast':>20}", flush=True)
-
-    def row(self, label: str, measure: Callable[[Path], dict[str, float]], key: str, unit: str) -> None:
-        """Print the medians of `key`, in `unit`, that `measure` gives for both, and how many times as fast this is."""
-        cells = {"there": partial(measure, self.other), "here": partial(measure, ROOT)}
-        found = take_turns(cells, self.rounds, label=label)
+    A row is its label, what measures a checkout, and the key and the unit of what counts.
+    """
+    other = Path(name).resolve()
+    if not (other / "interface.py").is_file():
+        raise UserError(f"--against {name}: no checkout of this project; make one: git worktree add DIR COMMIT")
+    print(f"there: commit {commit(other)} in {name}; here: commit {commit()}")
+    print(f"{'':<48}{'there':>12}{'here':>12}  {'':<10}{'times as fast':>20}", flush=True)
+    for label, measure, key, unit in rows:
+        cells = {"there": partial(measure, other), "here": partial(measure, ROOT)}
+        found = take_turns(cells, rounds, label=label)
         there, here = ([result[key] for result in found[place]] for place in cells)
         rate = unit.endswith("/s")
         faster = ratio(here, there) if rate else ratio(there, here)
@@ -136,44 +122,35 @@ class Against:
         print(f"{label:<48}{medians}  {unit:<10}{faster:>20}", flush=True)
 
 
-def header() -> list[str]:
-    """Lines that name the machine, its load, the versions and the commit."""
-    import torch
-
+def header() -> str:
+    """A line that names the machine, its load, the versions and the commit."""
     cpuinfo = Path("/proc/cpuinfo")  # Linux
-    known = re.findall(r"^(model name|flags)\s*: (.+)$", cpuinfo.read_text() if cpuinfo.exists() else "", re.M)
-    facts = {"model name": "a CPU", "flags": ""} | dict(known)
-    fast = [flag for flag in ("avx512_bf16", "amx_bf16", "avx512f", "avx2") if flag in facts["flags"].split()]
+    model = re.search(r"^model name\s*: (.+)$", cpuinfo.read_text() if cpuinfo.exists() else "", re.M)
     load = f", load {os.getloadavg()[0]:.2f}" if hasattr(os, "getloadavg") else ""
-    lines = [f"{facts['model name']}, {os.cpu_count()} cores, {' '.join(fast)}{load}"]
-    if torch.cuda.is_available():
-        lines.append(torch.cuda.get_device_name())
-    packages = " ".join(f"{package} {version(package)}" for package in ("torch", "torchvision", "numpy"))
-    python = ".".join(map(str, sys.version_info[:3]))
-    return [*lines, f"python {python} {packages}, {counted(torch.get_num_threads(), 'thread')}, commit {commit()}"]
+    place = f"{model[1] if model else 'a CPU'}, {os.cpu_count()} cores{load}; {pick_machine('auto', 'auto')}"
+    packages = " ".join(f"{package} {version}" for package, version in versions().items())
+    return f"{place}; {packages}, commit {commit()}"
 
 
 def commit(checkout: Path = ROOT) -> str:
     """The commit of `checkout`, with "-dirty" where files differ from it; "unknown" outside git."""
     command = ["git", "-C", str(checkout), "describe", "--always", "--dirty"]
-    with contextlib.suppress(OSError, subprocess.CalledProcessError):
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    return "unknown"
+    return subprocess.run(command, capture_output=True, text=True).stdout.strip() or "unknown"
 
 
 # --- Runs ---
 
 
-def settings_after(rest: Sequence[str], *, taken: Sequence[str]) -> dict[str, Any]:
+def settings_after(rest: Sequence[str]) -> dict[str, Any]:
     """The settings of `rest`, flags of interface.py that follow `--`; a wrong one ends the script with status 2.
 
-    So does one of those `taken`, which the script sets itself.
+    So does one that the script sets itself.
     """
     parser = Parser("interface.py", "Flags of interface.py.")
     add_flags(parser)
     settings = vars(parser.parse_args(list(rest)))
-    if mine := sorted(set(settings) & set(taken)):
-        parser.error(f"{', '.join(mine)} after --: this script sets them itself, see its own flags")
+    if mine := sorted(set(settings) & {"data", "pretrained", "run", "runs", "seed"}):
+        parser.error(f"{', '.join(mine)} after --: not here, see the script's own flags")
     return settings
 
 
@@ -185,28 +162,10 @@ def config_for(settings: dict[str, Any], *, recipe: str = "") -> Config:
         raise UserError(str(error)) from error
 
 
-def flags_of(settings: dict[str, Any]) -> list[str]:
-    """The flags that give `settings`."""
-    flags = []
-    for name, value in settings.items():
-        word = name.replace("_", "-")
-        flags += [f"--{word}" if value else f"--no-{word}"] if isinstance(value, bool) else [f"--{word}", str(value)]
-    return flags
-
-
 def identity(config: Config) -> dict[str, Any]:
     """The settings that make a run what it is, the seed among them, whatever machine and folder it was made in."""
     settings = {name: value for name, value in asdict(config).items() if name not in PLACE_FIELDS}
     return settings | {"votes": Path(config.votes).name}
-
-
-def config_of(run: Path) -> Config:
-    """The settings of `run`. Raises UserError where it is no run of this version of the code."""
-    path = str(run / "config.json")
-    try:
-        return from_dict(read_config(path), path)
-    except ValueError as error:
-        raise UserError(f"{run} is no run that this code can read: {error}") from error
 
 
 def accuracies(row: dict[str, Any]) -> tuple[float, float]:
@@ -214,86 +173,49 @@ def accuracies(row: dict[str, Any]) -> tuple[float, float]:
     return 100 * row["val_accuracy"], 100 * row["val_accuracy_deduplicated"]
 
 
-def minutes(rows: Sequence[dict[str, Any]]) -> float:
-    """The minutes that epochs took, with their scoring."""
-    return sum(row["seconds"] for row in rows) / 60
-
-
 def fingerprint(run: Path) -> str:
-    """The fingerprint of what `run` was trained on, or "" where it has no best.pth."""
-    from utils import read_checkpoint
-
-    path = run / "best.pth"
-    return read_checkpoint(path, ("dataset",))["dataset"]["fingerprint"] if path.exists() else ""
+    """The fingerprint of what `run` was trained on."""
+    return read_checkpoint(run / "best.pth", ("dataset",))["dataset"]["fingerprint"]
 
 
-def fit_in(run: Path, config: Config, data: "FaceData", machine: "Machine") -> "Trainer":
-    """Train to the end in the folder `run`, as interface.py does but for its report: no weights are promoted.
+def train_run(run: Path, config: Config, data: FaceData, machine: Machine) -> Trainer:
+    """Train in the folder `run`, from the start to the end, without a report: no weights are promoted.
 
-    A run that was stopped goes on; notes on what its weights may know are printed. Raises KeyboardInterrupt where
-    Ctrl-C stopped it.
+    Raises KeyboardInterrupt where Ctrl-C stopped it.
     """
-    from interface import new_model
-    from train import fit
-    from training.distill import load_teachers
-    from training.state import check_resume, read_last
-    from utils import read_checkpoint
-    from weights import find_weights, leakage_notes
-
-    teachers, last, leakage = load_teachers(config, data, machine), None, []
-    if (run / "last.pth").exists():
-        last = read_last(run)[1]
-        check_resume(last, data, teachers, machine)
-    elif config.pretrained:
-        path = find_weights(config.pretrained, flag="--pretrained")
-        leakage = leakage_notes(path, read_checkpoint(path), data, config.val_fraction)
     run.mkdir(parents=True, exist_ok=True)
     write_json(run / "config.json", asdict(config))
-    with contextlib.redirect_stdout(io.StringIO()) as printed:
-        model = new_model(replace(config, pretrained="") if last else config, machine)
-        trainer = fit(model, data, config, run=run, machine=machine, resume=last, teachers=teachers, leakage=leakage)
-    notes = [line for line in printed.getvalue().splitlines() if line.startswith("note:")]
-    print("".join(f"{note}\n" for note in leakage + notes), end="")
-    if trainer.stopped or not trainer.done:
+    with contextlib.redirect_stdout(io.StringIO()):
+        trainer = fit(new_model(config, machine), data, config, run=run, machine=machine)
+    if trainer.stopped:
         raise KeyboardInterrupt
     (run / "last.pth").unlink()  # large, and not needed any more
     return trainer
 
 
-def machines(runs: Sequence[Path]) -> list[str]:
-    """Lines that name the machines on which the runs were made, as far as their best.pth are there."""
-    from utils import read_checkpoint
-
-    lines = Counter()
-    for path in [run / "best.pth" for run in runs if (run / "best.pth").exists()]:
-        places = read_checkpoint(path).get("made_on", [])  # older files do not say
-        lines[", then on ".join(f"{place['machine']}; torch {place['versions']['torch']}" for place in places)] += 1
-    return [f"{counted(count, 'run')} on {line or 'an unknown machine'}" for line, count in lines.items()]
+def machines(runs: Sequence[Path]) -> str:
+    """A line that names the machines on which the runs were made."""
+    places = [place for run in runs for place in read_checkpoint(run / "best.pth").get("made_on", [])]
+    names = dict.fromkeys(f"{place['machine']}, torch {place['versions']['torch']}" for place in places)
+    return f"made on: {'; '.join(names) or 'an unknown machine'}"  # older files do not say
 
 
 # --- Files of faces ---
 
 
-def write_faces(parts: dict[str, tuple["np.ndarray", "np.ndarray"]], folder: Path) -> None:
+def write_faces(parts: dict[str, tuple[np.ndarray, np.ndarray]], folder: Path) -> None:
     """Write images (N, 48, 48) and labels (N,) as PNG files, `folder`/PART/CLASS/NUMBER.png, and as `folder`.zip."""
-    from PIL import Image
-
-    with zipfile.ZipFile(f"{folder}.zip", "w") as archive:
-        for part, (images, labels) in parts.items():
-            for number, (image, label) in enumerate(zip(images, labels, strict=True)):
-                name = f"{part}/{CLASSES[label]}/{number:06}.png"
-                (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                Image.fromarray(image).save(folder / name)
-                archive.write(folder / name, name)
+    for part, (images, labels) in parts.items():
+        for number, (image, label) in enumerate(zip(images, labels, strict=True)):
+            file = folder / part / CLASSES[label] / f"{number:06}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(file)
+    shutil.make_archive(str(folder), "zip", folder)
 
 
-def write_dataset(data: "FaceData", folder: Path) -> int:
+def write_dataset(data: FaceData, folder: Path) -> int:
     """Write the training images of `data` and one validation image per class by `write_faces`; how many train."""
-    import numpy as np
-
     train, val = data.split("train"), data.split("val")
-    rows = np.flatnonzero(~val.copies)
-    rows = rows[np.unique(val.labels[rows], return_index=True)[1]]
-    parts = {"train": (np.asarray(train.images), train.labels), "val": (val.images[rows], val.labels[rows])}
-    write_faces(parts, folder)
+    val = val.take(np.unique(val.labels, return_index=True)[1])
+    write_faces({"train": (train.images, train.labels), "val": (val.images, val.labels)}, folder)
     return len(train)

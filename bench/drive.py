@@ -10,7 +10,6 @@ import contextlib
 import io
 import json
 import re
-import signal
 import statistics
 import sys
 import time
@@ -19,21 +18,18 @@ from pathlib import Path
 from typing import Any
 
 IMAGE_CALLS = 30  # of one image, the median counts
-INTERRUPTED = 130  # exit status of a run that was stopped
 
 
-class EpochLines(io.StringIO):
-    """Notes when each epoch's line is printed; after `epochs` of them training is stopped, as by Ctrl-C."""
+class EpochTimes(io.StringIO):
+    """Notes when each epoch's line is printed."""
 
-    def __init__(self, epochs: int) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.epochs, self.times = epochs, []
+        self.times = []
 
     def write(self, text: str) -> int:
         if re.match(r"epoch +\d+/", text):
             self.times.append(time.perf_counter())
-            if len(self.times) == self.epochs:
-                signal.raise_signal(signal.SIGINT)
         return super().write(text)
 
 
@@ -44,21 +40,18 @@ def train(cell: dict[str, Any]) -> dict[str, float]:
     import interface
     import train  # noqa: F401 (imported late by interface.py)
 
-    lines, start = EpochLines(cell["epochs"]), time.perf_counter()
+    lines, start = EpochTimes(), time.perf_counter()
     with contextlib.redirect_stdout(lines):
-        status = interface.main([*cell["flags"], "--epochs", str(cell["epochs"] + 1)])
-    if status != INTERRUPTED:
+        status = interface.main(cell["flags"])
+    if status:
         raise RuntimeError(f"interface.py ended with status {status}")
     rows = [json.loads(line) for line in Path(cell["run"], "metrics.jsonl").read_text().splitlines()]
-    rates = [row["images_per_second"] for row in rows[1 : cell["epochs"]]]
+    rates = [row["images_per_second"] for row in rows[1:]]
     return {"first": lines.times[0] - start, "later": statistics.median(rates) if rates else 0.0}
 
 
 def predict(cell: dict[str, Any]) -> dict[str, float]:
-    """Seconds of predict.py, from reading the weights to the finished table; memory in MB, of torch and at the peak."""
-    import torch  # noqa: F401
-
-    torch_memory = peak_memory()
+    """Seconds of predict.py, from reading the weights to the finished table."""
     import predict
     import ranks  # noqa: F401 (imported late by predict.py, as are the next)
     import val  # noqa: F401
@@ -70,13 +63,7 @@ def predict(cell: dict[str, Any]) -> dict[str, float]:
     seconds = time.perf_counter() - start
     if status:
         raise RuntimeError(f"predict.py ended with status {status}")
-    return {"seconds": seconds, "torch": torch_memory, "peak": peak_memory()}
-
-
-def peak_memory() -> float:
-    """The most memory that this process has used, in MB; 0 where there is no /proc (getrusage counts the parent's)."""
-    status = Path("/proc/self/status")
-    return int(re.search(r"^VmHWM:\s+(\d+) kB", status.read_text(), re.M)[1]) / 1000 if status.exists() else 0.0
+    return {"seconds": seconds}
 
 
 def image(cell: dict[str, Any]) -> dict[str, float]:
@@ -97,12 +84,11 @@ def image(cell: dict[str, Any]) -> dict[str, float]:
     return {"seconds": statistics.median(seconds)}
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    _, cell = sys.argv[1:] if argv is None else argv
-    cell = json.loads(cell)
+def main(argv: Sequence[str]) -> int:
+    cell = json.loads(argv[1])  # after --one
     print(json.dumps({"train": train, "predict": predict, "image": image}[cell["part"]](cell)))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -13,28 +13,27 @@ Run it on an idle machine. --keep names a folder for the runs, which bench/resul
 """
 
 import argparse
-import math
 import statistics
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from bench import common
 from cli import Parser, nonempty
-from config import PLACE_FIELDS, RECIPES, Config
+from config import RECIPES, Config
+from dataset import FaceData, load
 from errors import UserError, exit_status
-
-if TYPE_CHECKING:
-    from dataset import FaceData
-    from utils import Machine
+from study.stats import mean_sd
+from utils import Machine, pick_machine
 
 CPU: dict[str, Any] = RECIPES["nano"]  # two cores: 65 %
 GPU: dict[str, Any] = RECIPES["base"] | {"epochs": 120}  # one GPU: 71 %, not run yet; 60 epochs end at 70.1
 TARGETS = {"cpu": 65.0, "cuda": 71.0}  # accuracy on PublicTest in %, official
-RECORD_RUNS = 5  # fewer make no record
 
 
 class Timed(NamedTuple):
@@ -45,53 +44,42 @@ class Timed(NamedTuple):
     deduplicated: float
 
 
-def timed_run(config: Config, data: "FaceData", machine: "Machine", run: Path) -> Timed:
+def timed_run(config: Config, data: FaceData, machine: Machine, run: Path) -> Timed:
     """Train from the arrays of `data` to the end of the schedule, in the new folder `run`."""
     start = time.perf_counter()
-    last = common.fit_in(run, config, data, machine).history[-1]  # scored and saved: a GPU has nothing left to do
+    last = common.train_run(run, config, data, machine).history[-1]  # scored and saved: a GPU has nothing left to do
     return Timed(time.perf_counter() - start, *common.accuracies(last))
 
 
-def few(data: "FaceData", batch_size: int) -> "FaceData":
-    """`data` with training images enough for a step of each of the sizes that an epoch has."""
-    import numpy as np
-
+def warm_up(config: Config, data: FaceData, machine: Machine, run: Path) -> None:
+    """Train two epochs, with windows and with full faces, on about two batches with images of every class."""
     train = data.split("train")
-    steps = math.ceil(len(train) / batch_size)
-    count = min(len(train) // steps + math.ceil(len(train) / steps), len(train))
-    rows = np.linspace(0, len(train) - 1, count).astype(int)  # of every class
-    return replace(data, splits={**data.splits, "train": train.take(rows)})
+    few = train.take(np.arange(0, len(train), max(1, len(train) // (2 * config.batch_size))))
+    brief = replace(config, epochs=2, full_size_share=0.5, votes="", teachers="")
+    timed_run(brief, replace(data, splits={**data.splits, "train": few}), machine, run)
 
 
 def summary(runs: list[Timed], target: float) -> list[str]:
     """Lines with the mean and spread of each figure, and whether the mean accuracy reaches `target`, in %."""
     lines = [f"{'':<16}{'mean ± deviation':>18}{'min':>10}{'max':>10}"]
     for name, values in zip(Timed._fields, zip(*runs, strict=True), strict=True):
-        lines.append(f"{name:<16}{common.mean_sd(values):>18}{min(values):>10.2f}{max(values):>10.2f}")
+        lines.append(f"{name:<16}{mean_sd(values):>18}{min(values):>10.2f}{max(values):>10.2f}")
     verdict = "reached" if statistics.mean(run.official for run in runs) >= target else "missed"
     return [*lines, f"target {target:.1f} % official {verdict} by the mean of {len(runs)} runs"]
 
 
 def run(args: argparse.Namespace) -> int:
-    from dataset import load
-    from utils import pick_machine
-
     kind = pick_machine(args.settings.get("device", "auto"), "auto").device.type
     config = common.config_for({**(GPU if kind == "cuda" else CPU), "data": args.data, **args.settings})
     if args.keep and Path(args.keep).exists():
         raise UserError(f"--keep {args.keep}: it exists; name a new folder")
     machine = pick_machine(config.device, config.precision, config.threads)
-    print("\n".join([*common.header(), f"machine: {machine}"]))
     data = load(config)
-    changed = [name for name in args.settings if name not in PLACE_FIELDS]
-    if changed or args.runs < RECORD_RUNS or data.demo:
-        print(f"no record: that takes {RECORD_RUNS} runs of the fixed schedule on FER2013 ({', '.join(changed)})")
-    size = f"{len(data.split('train')):,} images in steps of {config.batch_size}"
-    print(f"{config.model}, {config.epochs} epochs of {size}", flush=True)
+    print("\n".join([common.header(), f"machine: {machine}", *data.describe()]))
+    print(f"{config.model}, {config.epochs} epochs in steps of {config.batch_size} images", flush=True)
     runs = []
     with common.scratch() as top:
-        warm_up = replace(config, epochs=2, full_size_share=0.5, votes="", teachers="")
-        timed_run(warm_up, few(data, config.batch_size), machine, Path(top, "warm-up"))
+        warm_up(config, data, machine, Path(top, "warm-up"))
         for seed in range(args.runs):
             runs.append(timed_run(replace(config, seed=seed), data, machine, Path(args.keep or top, str(seed))))
             print("seed {}  {:.2f} s  {:.2f} / {:.2f} %".format(seed, *runs[-1]), flush=True)
@@ -102,13 +90,11 @@ def run(args: argparse.Namespace) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser("-m bench.speedrun", __doc__.splitlines()[0])
     parser.add_argument("--data", required=True, type=nonempty, help="the dataset, as for interface.py")
-    parser.add_argument("--runs", type=int, default=RECORD_RUNS, help=f"each with its own seed ({RECORD_RUNS})")
+    parser.add_argument("--runs", type=int, default=5, help="each with its own seed (5; fewer make no record)")
     parser.add_argument("--keep", type=nonempty, metavar="FOLDER", help="leave the runs in this new folder, by seed")
     parser.add_argument("rest", nargs="*", help="settings as flags of interface.py, after --; then it is no record")
     args = parser.parse_args(argv)
-    if args.runs < 1:
-        parser.error("--runs: 1 or more")
-    args.settings = common.settings_after(args.rest, taken=("seed", "data", "runs", "run"))
+    args.settings = common.settings_after(args.rest)
     return exit_status(run, args)
 
 

@@ -2,7 +2,6 @@
 
 from fractions import Fraction
 from pathlib import Path
-from statistics import mean, stdev
 
 import numpy as np
 
@@ -11,7 +10,7 @@ from errors import write_file
 from study import figures
 from study.findings import Findings, Gap, confusion_shares, find
 from study.results import Configuration, Study
-from study.stats import LEVEL
+from study.stats import LEVEL, mean_sd
 
 FIRST_ROWS = ("single", "schedule", "longer", "ensemble")  # of the table at the top; then mixtures
 
@@ -77,11 +76,6 @@ def amount(value: float) -> str:
         if value >= size:
             return f"{value / size:.3g}{letter}" if value < 999.5 * size else f"{value / size:.0f}{letter}"
     return f"{value:.0f}"
-
-
-def mean_sd(values: list[float]) -> str:
-    """The mean of the seeds with its standard deviation."""
-    return f"{mean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
 
 
 def gap_text(gap: Gap, digits: int = 2) -> str:

@@ -33,6 +33,12 @@ class Interval(NamedTuple):
         return (self.low > 0) - (self.high < 0)
 
 
+def mean_sd(values: Sequence[float], digits: int = 2) -> str:
+    """Mean ± standard deviation; the value alone where there is one."""
+    mean = f"{statistics.mean(values):.{digits}f}"
+    return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
+
+
 def interval(differences: Sequence[float]) -> tuple[float, float]:
     """Mean of 2 or more paired differences, and half of its 95 % interval by Student's t, in their unit.
 
