@@ -4,11 +4,9 @@ One process alone is the same code: nothing is sent, and torch.distributed is no
 """
 
 import os
-import signal
 import sys
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout, suppress
+from contextlib import contextmanager, redirect_stdout
 from datetime import timedelta
 from typing import Any, NamedTuple, TypeVar
 
@@ -17,7 +15,6 @@ from errors import UserError
 # A process that works while the others wait (it decodes a large dataset) must not be taken for a lost one. A lost one
 # is noticed at once, by its closed connection.
 TIMEOUT_HOURS = 2
-LEAVE_SECONDS = 30.0  # how long the first process waits, after an error, until the others know of it
 # What gloo and nccl say of a process that has gone
 LOST = ("closed by peer", "reset by peer", "broken pipe", "timed out", "remote process exited", "connection refused")
 T = TypeVar("T")
@@ -73,13 +70,11 @@ class Ranks(NamedTuple):
         return work(*args)
 
     def check(self, device: str) -> None:
-        """Raise UserError where the processes cannot share the work on this kind of device."""
-        if self.size == 1 or device == "cpu":
+        """Raise UserError where a process has no GPU of its own."""
+        if self.size == 1 or device != "cuda":
             return
         import torch
 
-        if device != "cuda":
-            raise UserError(f"several processes cannot train on {device}: use --device cpu, or one process")
         if self.local_rank >= (count := torch.cuda.device_count()):
             raise UserError(
                 f"process {self.rank} finds no GPU of its own: there are {count}; start with "
@@ -91,93 +86,35 @@ class Ranks(NamedTuple):
         return slice(count * self.rank // self.size, count * (self.rank + 1) // self.size)
 
 
-def rank_of_environment() -> Ranks:
-    """The place that torchrun's variables give this process; without them it is alone. Raises UserError."""
-    try:
-        size = int(os.environ.get("WORLD_SIZE", "1"))
-        ranks = Ranks(int(os.environ.get("RANK", "0")), size, int(os.environ.get("LOCAL_RANK", "0")))
-    except ValueError as error:
-        raise UserError(f"WORLD_SIZE, RANK and LOCAL_RANK must be numbers ({error}): start with torchrun") from error
-    if not 0 <= ranks.rank < ranks.size:
-        raise UserError(f"RANK {ranks.rank} does not fit WORLD_SIZE {ranks.size}: start with torchrun")
-    return ranks
-
-
 @contextmanager
 def joined() -> Iterator[Ranks]:
     """Be one of the processes that torchrun started, or the only one; of several only the first writes to stdout.
 
-    A UserError of one process, wherever it is raised, ends them all: that one reports it, the others raise an empty
-    UserError. Raises UserError too where the others cannot be reached, or one of them is lost on the way.
+    An error of one process ends them all: the others raise a UserError, since they have lost it.
     """
-    ranks = rank_of_environment()
-    if ranks.size == 1:
-        yield ranks
+    rank, size, local_rank = (int(os.environ.get(name, "0")) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    if size <= 1:
+        yield Ranks()
         return
     import torch
     import torch.distributed as dist
-    from torch.distributed.rendezvous import rendezvous
 
-    signal.signal(signal.SIGTERM, on_terminate)
-    gpus, store = torch.cuda.device_count(), None
+    gpus = torch.cuda.device_count()
     if gpus:
-        torch.cuda.set_device(ranks.local_rank % gpus)
+        torch.cuda.set_device(local_rank % gpus)
+    backend = "cpu:gloo,cuda:nccl" if gpus and dist.is_nccl_available() else "gloo"
+    dist.init_process_group(backend, timeout=timedelta(hours=TIMEOUT_HOURS))
+    ranks = Ranks(rank, size, local_rank)
     with open(os.devnull, "w") as nowhere, redirect_stdout(sys.stdout if ranks.first else nowhere):
         try:
-            store, _, _ = next(rendezvous("env://"))
-            backend = "cpu:gloo,cuda:nccl" if gpus and dist.is_nccl_available() else "gloo"
-            place = {"store": store, "rank": ranks.rank, "world_size": ranks.size}
-            dist.init_process_group(backend, timeout=timedelta(hours=TIMEOUT_HOURS), **place)
             yield ranks
             ranks.share(None)  # none may leave while another still needs it
-        except ValueError as error:
-            if store:
-                raise
-            raise UserError(f"the processes cannot find each other ({error}): start them with torchrun") from error
-        except (UserError, BrokenPipeError):
-            leave(store, ranks, failed=True)
-            raise
         except RuntimeError as error:
             if not any(sign in str(error).lower() for sign in LOST):
                 raise
-            if leave(store, ranks, failed=False):
-                raise UserError("") from error  # the one that failed reports it
             raise UserError(
-                f"process {ranks.rank} of {ranks.size} has lost another one: it was killed, or it failed. "
+                f"process {rank} of {size} has lost another one, which was killed or names its own error. "
                 f"What was saved stays; a training goes on with --resume"
             ) from error
         finally:
-            if dist.is_initialized():
-                dist.destroy_process_group()
-
-
-def leave(store: Any, ranks: Ranks, *, failed: bool) -> bool:
-    """Leave the others after an error; whether it is one that a process reports (`failed`: this one) and not a loss.
-
-    The others notice that the connections close, then read here why. The first process keeps the store for them, so it
-    leaves last.
-    """
-    import torch.distributed as dist
-
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun sends it when the first of them has ended
-    with suppress(RuntimeError):  # the store is gone with the first process
-        if failed:
-            store.set("failed", "yes")
-        dist.destroy_process_group()
-        failed = store.check(["failed"])
-        left, deadline = store.add("left", 1), time.monotonic() + LEAVE_SECONDS
-        while failed and ranks.first and left < ranks.size and time.monotonic() < deadline:
-            time.sleep(0.02)
-            left = store.add("left", 0)
-    return failed
-
-
-def on_terminate(*_: Any) -> None:
-    """What torchrun does to the others when one has failed: end, with a word and without a traceback."""
-    print(
-        f"error: process {os.environ.get('RANK')} was told to stop: another one failed, or torchrun was stopped. "
-        f"What was saved stays; a training goes on with --resume",
-        file=sys.stderr,
-        flush=True,
-    )
-    os._exit(2)
+            dist.destroy_process_group()

@@ -388,13 +388,6 @@ def test_a_run_that_is_refused_leaves_no_folder_and_changes_none(cwd, tmp_path):
     assert "runs/none: no such folder" in refused(cwd, "--resume", "runs/none")
 
 
-def test_half_of_torchruns_environment_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    done = run_script("interface.py", cwd=tmp_path)
-    assert done.returncode == 2 and done.stderr.startswith("error: the processes cannot find each other")
-    assert done.stderr.rstrip().endswith("start them with torchrun")
-
-
 def test_flags_that_a_resumed_run_cannot_take_are_refused():
     for flags in (["--recipe", "nano"], ["--lr", "0.1"], ["--config", "runs/first"]):
         with pytest.raises(SystemExit):

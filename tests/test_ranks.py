@@ -20,7 +20,7 @@ import torch
 
 from errors import UserError
 from helpers import REPO, write_folders
-from ranks import Ranks, joined, rank_of_environment
+from ranks import Ranks, joined
 
 # What one process and several must agree on: nothing that is sampled or averaged per process
 EXACT = shlex.split("--model TheModel --dropout 0 --precision fp32 --batch-size 16 --threads 1 --device cpu")
@@ -186,17 +186,6 @@ def test_the_loss_of_a_process_ends_the_others_with_a_clear_error(place, victim)
     assert (place / f"runs/lost{victim}/last.pth").exists()
 
 
-def test_a_process_that_is_stopped_by_torchrun_ends_without_a_traceback(place):
-    wait = "import train, time\ntrain.train_step = lambda *_: print('waiting', flush=True) or time.sleep(60)"
-    processes = start(2, "interface", *EXACT, "--run", "stopped", cwd=place, code=wait)
-    while "waiting" not in (place / "out0").read_text():
-        time.sleep(0.05)
-    for process in processes:
-        process.terminate()
-    for rank, (status, _, err) in enumerate(finish(processes, place)):
-        assert status == 2 and f"error: process {rank} was told to stop" in err
-
-
 @pytest.mark.parametrize(
     ("args", "message"),
     [
@@ -205,10 +194,10 @@ def test_a_process_that_is_stopped_by_torchrun_ends_without_a_traceback(place):
     ],
     ids=["a flag", "the data"],
 )
-def test_a_fault_that_all_meet_is_reported_once(place, args, message):
+def test_a_fault_that_all_meet_is_reported_by_the_first(place, args, message):
     done = finish(start(2, "interface", *args, cwd=place), place)
     assert [status for status, _, _ in done] == [2, 2]
-    assert message in done[0][2] and not done[1][2].strip(), done
+    assert message in done[0][2] and message not in done[1][2] and "Traceback" not in done[1][2], done
 
 
 FAILING = """
@@ -225,15 +214,16 @@ def work():
 """
 
 
-@pytest.mark.parametrize("victim", [0, 1])
-@pytest.mark.parametrize("waiting", ["ranks.gather(3)", "0"], ids=["in a step", "at the end"])
-def test_an_error_of_one_process_ends_all_and_only_that_one_reports_it(tmp_path, victim, waiting):
+@pytest.mark.parametrize(("victim", "waiting"), [(0, "ranks.gather(3)"), (1, "ranks.gather(3)"), (1, "0")])
+def test_an_error_of_one_process_ends_all(tmp_path, victim, waiting):
     (tmp_path / "failing.py").write_text(FAILING.format(victim=victim, waiting=waiting))
     began = time.monotonic()
     done = finish(start(3, "failing", cwd=tmp_path), tmp_path)
-    assert [status for status, _, _ in done] == [2, 2, 2], done
-    assert [err for _, _, err in done] == ["error: the disk is full\n" * (rank == victim) for rank in range(3)]
-    assert done[0][1] == "prepared\n" and time.monotonic() - began < 60
+    assert [status for status, _, _ in done] == [2, 2, 2] and time.monotonic() - began < 60, done
+    assert done[0][1] == "prepared\n"
+    for rank, (_, _, err) in enumerate(done):
+        message = "the disk is full" if rank == victim else f"process {rank} of 3 has lost another one"
+        assert err.startswith(f"error: {message}") and err.count("\n") == 1
 
 
 def test_torchrun_itself_trains(place):
@@ -254,7 +244,7 @@ def test_one_process_alone_needs_no_others():
     values = torch.ones(3)
     assert ranks.first and ranks.gather("a") == ["a"] and ranks.share("b") == "b" and ranks.in_turn(len, "abc") == 3
     assert ranks.sum(values) is values and ranks.part(7) == slice(0, 7)
-    ranks.check("mps")
+    ranks.check("cuda")
     with joined() as ranks:
         assert ranks == Ranks()
 
@@ -266,19 +256,8 @@ def test_parts_are_near_equal_and_take_everything_once(count, size):
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
-@pytest.mark.parametrize("wrong", [{"WORLD_SIZE": "two"}, {"WORLD_SIZE": "2", "RANK": "2"}])
-def test_an_environment_that_makes_no_sense_is_refused(monkeypatch, wrong):
-    for name, value in wrong.items():
-        monkeypatch.setenv(name, value)
-    with pytest.raises(UserError, match="start with torchrun"):
-        rank_of_environment()
-
-
-@pytest.mark.parametrize(
-    ("device", "message"), [("mps", "several processes cannot train on mps"), ("cuda", "finds no GPU of its own")]
-)
-def test_a_device_that_cannot_be_shared_is_refused(monkeypatch, device, message):
+def test_a_gpu_that_is_not_there_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(UserError, match=message):
-        Ranks(1, 2, 1).check(device)
+    with pytest.raises(UserError, match="finds no GPU of its own: there are 1"):
+        Ranks(1, 2, 1).check("cuda")
     Ranks(1, 2, 1).check("cpu")
