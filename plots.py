@@ -18,7 +18,6 @@ DPI = 110
 # Colours of Okabe and Ito, which colour-blind readers can distinguish too
 BLUE, ORANGE, GREEN, RED = "#0072b2", "#d55e00", "#007a5a", "#c1121f"
 INK, GREY, FAINT = "#222222", "#6b6b6b", "#d9d9d9"
-MAX_CUTS = 12  # of the learning rate that are marked in the training curves
 
 
 def plainly(text: str) -> str:
@@ -43,38 +42,43 @@ def curves(history: list[dict], path: Path, *, title: str, caption: str = "") ->
     A row of `history` has epoch (counted from 1), lr, train_loss and val_loss (mean nats per image),
     train_accuracy, val_accuracy and val_accuracy_deduplicated (fractions in [0, 1]; the last one may be None),
     best (bool). The last row with `best` is marked. A value that is None or not finite leaves a gap.
-    Raises ValueError if there is no row.
     """
     from matplotlib.ticker import FuncFormatter
 
-    if not history:
-        raise ValueError("history is empty: nothing to plot")
-    epochs = column(history, "epoch")
-    val, deduplicated = column(history, "val_accuracy"), column(history, "val_accuracy_deduplicated")
-    train, val_loss = column(history, "train_accuracy"), column(history, "val_loss")
-    lines = {
-        "loss": [("train", BLUE, "-", column(history, "train_loss")), ("val", ORANGE, "-", val_loss)],
-        "accuracy": [("train", BLUE, "-", train), ("val", ORANGE, "-", val)],
+    epochs, rates = column(history, "epoch"), column(history, "lr")
+    peak = f", up to {rates.max():.3g}" if rates.max() > rates[0] else ""
+    course = f"{rates[0]:.3g}{peak}" + (f", down to {rates[-1]:.3g}" if rates[-1] < rates.max() else "")
+    accuracy, deduplicated = column(history, "val_accuracy"), column(history, "val_accuracy_deduplicated")
+    panels = {
+        "loss": {"train": column(history, "train_loss"), "val": column(history, "val_loss")},
+        "accuracy": {"train": column(history, "train_accuracy"), "val": accuracy},
     }
-    if np.isfinite(deduplicated).any() and not np.array_equal(val, deduplicated, equal_nan=True):
-        lines["accuracy"].append(("val (deduplicated)", GREEN, (0, (4, 1.5)), deduplicated))
+    if np.isfinite(deduplicated).any() and not np.array_equal(accuracy, deduplicated, equal_nan=True):
+        panels["accuracy"]["val (deduplicated)"] = deduplicated
+    looks = {"train": (BLUE, "-"), "val": (ORANGE, "-"), "val (deduplicated)": (GREEN, (0, (4, 1.5)))}
+    marker = "o" if len(history) <= 15 else None
+    size = 9 if len(history) == 1 else 3.5  # one epoch is a lone point
+    best = max((i for i, row in enumerate(history) if row.get("best")), default=None)
 
     figure = new_figure(11.5, 4.8, title, caption)
-    panels = dict(zip(lines, figure.subplots(1, 2), strict=True))
-    look = {"linewidth": 1.8, "marker": "o" if len(history) <= 15 else None, "markersize": 3.5}
-    best = max((i for i, row in enumerate(history) if row.get("best")), default=None)
-    for quantity, axes in panels.items():
-        for name, colour, style, values in lines[quantity]:
-            axes.plot(epochs, values, color=colour, linestyle=style, label=name, **look)
+    for axes, (quantity, lines) in zip(figure.subplots(1, 2), panels.items(), strict=True):
+        shown = "{:.3f}".format if quantity == "loss" else "{:.1%}".format
+        for name, values in lines.items():
+            colour, style = looks[name]
+            look = {"color": colour, "linestyle": style, "linewidth": 1.8, "marker": marker, "markersize": size}
+            label = f"{name}: {shown(values[0])}" if len(history) == 1 else name
+            axes.plot(epochs, values, label=label, **look)
         epoch_axis(axes, epochs.min(), epochs.max(), label="epoch")
-        _mark_rates(axes, epochs, column(history, "lr"))
-        if best is not None:
-            value = lines[quantity][-1][-1][best]
-            _mark_best(axes, epochs[best], value, f"{value:.3f}" if quantity == "loss" else f"{value:.1%}")
+        axes.set_title(f"learning rate {course}", loc="left", fontsize=8.5, color=GREY)
+        if best is not None and len(history) > 1:
+            value = list(lines.values())[-1][best]  # deduplicated, where that is shown
+            ring = {"marker": "o", "s": 90, "facecolors": "none", "edgecolors": INK, "linewidths": 1.6}
+            axes.axvline(epochs[best], color=INK, linewidth=0.7, zorder=0.6)
+            axes.scatter(epochs[best], value, label=f"best: epoch {epochs[best]:.0f}, {shown(value)}", zorder=5, **ring)
         axes.legend(loc="best", fontsize=9, framealpha=0.9, edgecolor=FAINT)
-    panels["loss"].set_ylabel("loss (nats per image)", color=INK)
-    panels["accuracy"].set_ylabel("accuracy (% of images)", color=INK)
-    panels["accuracy"].yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}"))
+        axes.set_ylabel("loss (nats per image)" if quantity == "loss" else "accuracy (% of images)", color=INK)
+        if quantity == "accuracy":
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}"))
     write_png(figure, path)
 
 
@@ -90,38 +94,42 @@ def epoch_axis(axes, first: float, last: float, *, label: str) -> None:
 
 
 def confusion(matrix, path: Path, *, title: str, caption: str = "", classes=CLASSES) -> None:
-    """Write a PNG of a confusion matrix to `path`: what each true class was predicted as, and its recall.
+    """Write a PNG of a confusion matrix to `path`: what each true class was predicted as; the diagonal is its recall.
 
     `matrix` is (K, K) counts, row = true class, column = predicted class, both in the order of `classes`.
-    Each cell gives its share of the row and its count (0 is left blank); blue is right, orange is wrong.
+    Each cell gives its share of the row and its count, where these are not 0; blue is right, orange is wrong.
     """
     counts, size = np.asarray(matrix, dtype=np.int64), len(classes)
     per_class = counts.sum(axis=1)
     share = counts / np.maximum(per_class, 1)[:, None]
-    total, right = int(counts.sum()), int(np.trace(counts))
+    accuracy = "no images"
+    if per_class.any():
+        right, recall = np.trace(counts), np.diag(share)[per_class > 0].mean()
+        accuracy = (
+            f"accuracy {right / counts.sum():.1%} ({right:,} of {counts.sum():,} images), mean recall {recall:.1%}"
+        )
 
     side = 0.86 * size
-    figure = new_figure(side + 4.0, side + 1.7, title, caption)
-    cells, bars = figure.subplots(1, 2, width_ratios=(side, 1.9), sharey=True)
-    colours = _cell_colours(share)
-    cells.imshow(colours, aspect="equal")
+    figure = new_figure(side + 1.9, side + 1.7, title, caption)
+    axes, colours = figure.subplots(), _cell_colours(share)
+    axes.imshow(colours, aspect="equal")
     for row, column in zip(*np.nonzero(counts), strict=True):
         style = {"ha": "center", "va": "center", "color": ink_on(colours[row, column])}
         weight = "bold" if row == column else "normal"
-        cells.text(column, row - 0.12, f"{share[row, column]:.0%}", fontsize=12, fontweight=weight, **style)
-        cells.text(column, row + 0.24, f"{counts[row, column]:,}", fontsize=8.5, **style)
-    cells.set_xticks(range(size), classes, fontsize=10, color=INK)
-    cells.set_yticks(range(size), classes, fontsize=10, color=INK)
-    cells.set_xlabel("predicted class", fontsize=11, color=INK)
-    cells.set_ylabel("true class", fontsize=11, color=INK)
-    accuracy = f"accuracy {right / total:.1%} ({right:,} of {total:,} images)" if total else "no images"
-    cells.set_title(f"{accuracy}; each row adds up to 100%", fontsize=10, color=GREY)
-    cells.set_xticks(np.arange(size + 1) - 0.5, minor=True)
-    cells.set_yticks(np.arange(size + 1) - 0.5, minor=True)
-    cells.grid(which="minor", color="#e3e6e8", linewidth=1)
-    cells.tick_params(which="both", length=0)
-    cells.spines[:].set_visible(False)
-    _recall_bars(bars, np.diag(share), per_class)
+        if share[row, column] >= 0.005:  # else it would be 0%
+            axes.text(column, row - 0.12, f"{share[row, column]:.0%}", fontsize=12, fontweight=weight, **style)
+        axes.text(column, row + 0.24, f"{counts[row, column]:,}", fontsize=8.5, **style)
+    axes.set_xticks(range(size), classes, fontsize=10, color=INK)
+    names = [f"{name}\n{count:,} images" for name, count in zip(classes, per_class, strict=True)]
+    axes.set_yticks(range(size), names, fontsize=10, color=INK)
+    axes.set_xlabel("predicted class", fontsize=11, color=INK)
+    axes.set_ylabel("true class", fontsize=11, color=INK)
+    axes.set_title(accuracy, fontsize=10, color=GREY)
+    for ticks in (axes.set_xticks, axes.set_yticks):
+        ticks(np.arange(size + 1) - 0.5, minor=True)
+    axes.grid(which="minor", color="#e3e6e8", linewidth=1)
+    axes.tick_params(which="both", length=0)
+    axes.spines[:].set_visible(False)
     write_png(figure, path)
 
 
@@ -134,11 +142,9 @@ def reliability(before: Metrics, after: Metrics, path: Path, *, title: str, capt
     figure = new_figure(6.4, 7.2, title, caption)
     axes, histogram = figure.subplots(2, 1, height_ratios=(4, 1), sharex=True)
     axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=(0, (4, 3)), label="calibrated perfectly")
-    shown = (
-        [("", BLUE, "o", after)]
-        if before == after
-        else [("before: ", ORANGE, "o", before), ("after: ", BLUE, "s", after)]
-    )
+    shown = [("before: ", ORANGE, "o", before), ("after: ", BLUE, "s", after)]
+    if before == after:
+        shown = [("", BLUE, "o", after)]
     for name, colour, marker, metrics in shown:
         bins = np.array(metrics.bins).reshape(-1, 3)
         share = bins[:, 0] / max(metrics.count, 1)
@@ -168,7 +174,7 @@ def mistakes(images, labels, probabilities, path: Path, *, title: str, caption: 
     rows = [order[(predicted != labels)[order] & (labels[order] == index)] for index in range(len(CLASSES))]
     counts = [f"{len(row):,} of {(labels == index).sum():,} wrong" for index, row in enumerate(rows)]
     below = [f"{CLASSES[index]} {value:.0%}" for index, value in zip(predicted, confidence, strict=True)]
-    caption = f"rows: the true class; red: the predicted class and its probability. {caption}".strip()
+    caption = f"Rows: the true class; red: the predicted class and its probability. {caption}".strip()
     _sheet(images, [row[:per_class] for row in rows], counts, path, title=title, caption=caption, below=below)
 
 
@@ -217,27 +223,6 @@ def column(history: list[dict], key: str) -> np.ndarray:
     return np.where(np.isfinite(values), values, math.nan)
 
 
-def _mark_rates(axes, epochs: np.ndarray, rates: np.ndarray) -> None:
-    """Write the course of the learning rate above the panel, and draw a thin line where it is cut."""
-    known = rates[np.isfinite(rates)]
-    if not len(known):
-        return
-    peak = f", up to {known.max():.3g}" if known.max() > known[0] else ""
-    course = f"{known[0]:.3g}{peak}" + (f", down to {known[-1]:.3g}" if known[-1] < known.max() else "")
-    axes.set_title(f"learning rate {course}", loc="left", fontsize=8.5, color=GREY)
-    cuts = [i for i in range(1, len(rates)) if rates[i] < 0.98 * rates[i - 1]]
-    if len(cuts) <= min(MAX_CUTS, max(1, len(rates) // 3)):  # more of them are a smooth schedule
-        for cut in cuts:
-            axes.axvline((epochs[cut - 1] + epochs[cut]) / 2, color=GREY, linewidth=0.7, linestyle=":", zorder=0.5)
-
-
-def _mark_best(axes, epoch: float, value: float, text: str) -> None:
-    """Mark the chosen epoch with a line and a ring, and give its number and value in the legend."""
-    axes.axvline(epoch, color=INK, linewidth=0.7, zorder=0.6)
-    ring = {"marker": "o", "s": 90, "facecolors": "none", "edgecolors": INK, "linewidths": 1.6}
-    axes.scatter([epoch], [value], label=f"best: epoch {epoch:.0f}, {text}", zorder=5, **ring)
-
-
 def _cell_colours(share: np.ndarray) -> np.ndarray:
     """(K, K, 3) colours in [0, 1]: white to blue on the diagonal, else white to orange, full at half the row."""
     blue, orange = np.array([0.03, 0.27, 0.55]), np.array([0.78, 0.30, 0.02])
@@ -250,22 +235,6 @@ def ink_on(colour: np.ndarray) -> str:
     """Dark ink or white, whichever has the higher contrast to an RGB colour in [0, 1]."""
     luminance = colour**2.2 @ (0.2126, 0.7152, 0.0722)
     return "white" if luminance < 0.21 else INK  # at 0.21 both have a contrast of 4 (WCAG 2.1)
-
-
-def _recall_bars(axes, recall: np.ndarray, per_class: np.ndarray) -> None:
-    """Draw one bar per class with its recall and number of images, beside the rows of the matrix."""
-    rows = range(len(recall))
-    axes.barh(rows, np.ones(len(recall)), height=0.26, color="#eef1f4")
-    axes.barh(rows, recall, height=0.26, color=_cell_colours(np.eye(1))[0, 0])
-    for row, value in enumerate(recall):
-        text = f"{value:.1%} of {per_class[row]:,}" if per_class[row] else "no images"
-        axes.text(0, row - 0.27, text, ha="left", va="center", fontsize=10, color=INK)
-    mean = f"mean {recall[per_class > 0].mean():.1%}" if per_class.any() else ""
-    axes.set_title(f"recall\n{mean}", fontsize=10, color=GREY, loc="left")
-    axes.set_xlim(0, 1)
-    axes.set_xticks([])
-    axes.tick_params(which="both", labelleft=False, length=0)
-    axes.spines[:].set_visible(False)
 
 
 def bare(axes) -> None:

@@ -1,8 +1,6 @@
 """plots.py, plots_*.py: each figure is a small, whole PNG of what it was given; wrong arguments are named."""
 
 import math
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +10,6 @@ from PIL import Image
 
 import plots
 from config import CLASSES
-from errors import UserError
 from metrics import measure
 
 ROOT = Path(plots.__file__).parent
@@ -58,14 +55,6 @@ def check_png(path: Path) -> Image.Image:
 # --- curves ---
 
 
-def test_curves_has_two_panels_with_units(tmp_path, saved):
-    plots.curves(rows(20), tmp_path / "curves.png", title="a run")
-    check_png(tmp_path / "curves.png")
-    assert [axes.get_ylabel() for axes in saved[0].axes] == ["loss (nats per image)", "accuracy (% of images)"]
-    assert [axes.get_xlabel() for axes in saved[0].axes] == ["epoch", "epoch"]
-    assert "a run" in texts(saved[0])
-
-
 def test_a_name_with_dollars_is_no_formula(tmp_path, saved):
     plots.curves(rows(3), tmp_path / "curves.png", title="lr$_$0.1")
     plots.confusion(np.eye(7), tmp_path / "confusion.png", title="lr$_$0.1")
@@ -74,11 +63,16 @@ def test_a_name_with_dollars_is_no_formula(tmp_path, saved):
     assert all(r"lr\$_\$0.1" in texts(figure) for figure in saved)
 
 
-def test_curves_shows_train_val_and_val_without_copies(tmp_path, saved):
-    plots.curves(rows(20), tmp_path / "curves.png", title="")
-    loss, accuracy = ([line.get_label() for line in axes.lines] for axes in saved[0].axes)
-    assert loss[:2] == ["train", "val"]
-    assert accuracy[:3] == ["train", "val", "val (deduplicated)"]
+def test_curves_has_two_panels_with_units_and_the_last_best_epoch(tmp_path, saved):
+    history = rows(20)
+    plots.curves(history, tmp_path / "curves.png", title="a run")
+    loss, accuracy = saved[0].axes
+    assert (loss.get_ylabel(), accuracy.get_ylabel()) == ("loss (nats per image)", "accuracy (% of images)")
+    assert loss.get_xlabel() == accuracy.get_xlabel() == "epoch" and "a run" in texts(saved[0])
+    labels = [[text.get_text() for text in axes.get_legend().get_texts()] for axes in (loss, accuracy)]
+    assert labels[0] == ["train", "val", f"best: epoch 19, {history[18]['val_loss']:.3f}"]
+    best = f"best: epoch 19, {history[18]['val_accuracy_deduplicated']:.1%}"
+    assert labels[1] == ["train", "val", "val (deduplicated)", best]
 
 
 @pytest.mark.parametrize("deduplicated", [None, 0.0, math.nan], ids=["absent", "equal", "nan"])
@@ -87,40 +81,33 @@ def test_curves_leaves_out_a_third_line_that_would_say_nothing(tmp_path, saved, 
     assert "deduplicated" not in texts(saved[0])
 
 
-def test_curves_marks_the_last_best_epoch_by_its_accuracy_without_copies(tmp_path, saved):
-    history = rows(20)
-    plots.curves(history, tmp_path / "curves.png", title="")
-    assert f"best: epoch 19, {history[18]['val_accuracy_deduplicated']:.1%}" in texts(saved[0])
-    assert f"best: epoch 19, {history[18]['val_loss']:.3f}" in texts(saved[0])
-
-
-def test_curves_marks_where_the_rate_is_cut(tmp_path, saved):
-    plots.curves(rows(30, rates=[0.1] * 10 + [0.05] * 10 + [0.0125] * 10), tmp_path / "curves.png", title="")
-    for axes in saved[0].axes:
-        assert [line.get_xdata()[0] for line in axes.lines if line.get_linestyle() == ":"] == [10.5, 20.5]
-        assert axes.get_title(loc="left") == "learning rate 0.1, down to 0.0125"
-
-
 @pytest.mark.parametrize(
     ("rates", "course"),
     [
         ([0.1] * 20, "learning rate 0.1"),
         (np.linspace(0.1, 0.001, 20), "learning rate 0.1, down to 0.001"),
         ([*np.linspace(0.02, 0.1, 5), *np.linspace(0.1, 0.001, 15)], "learning rate 0.02, up to 0.1, down to 0.001"),
-        ([math.nan] * 20, ""),
     ],
-    ids=["constant", "falling", "one cycle", "unknown"],
+    ids=["constant", "falling", "one cycle"],
 )
-def test_curves_says_the_course_of_a_rate_without_cuts(tmp_path, saved, rates, course):
+def test_curves_gives_the_course_of_the_learning_rate(tmp_path, saved, rates, course):
     plots.curves(rows(20, rates=rates), tmp_path / "curves.png", title="")
     assert saved[0].axes[0].get_title(loc="left") == course
-    assert not [line for line in saved[0].axes[0].lines if line.get_linestyle() == ":"]
 
 
-@pytest.mark.parametrize("count", [1, 2, 400])
+@pytest.mark.parametrize("count", [2, 400])
 def test_curves_of_any_length(tmp_path, count):
     plots.curves(rows(count), tmp_path / "curves.png", title=f"{count} epochs")
     check_png(tmp_path / "curves.png")
+
+
+def test_one_epoch_is_a_large_point_each_with_its_value(tmp_path, saved):
+    plots.curves(rows(1), tmp_path / "curves.png", title="")
+    for axes, labels in zip(
+        saved[0].axes, (["train: 1.900", "val: 1.800"], ["train: 20.0%", "val: 20.0%"]), strict=True
+    ):
+        assert [text.get_text() for text in axes.get_legend().get_texts()][:2] == labels
+        assert min(line.get_markersize() for line in axes.lines) >= 8
 
 
 def test_curves_without_a_best_epoch_and_with_gaps(tmp_path, saved):
@@ -130,39 +117,23 @@ def test_curves_without_a_best_epoch_and_with_gaps(tmp_path, saved):
     assert np.isnan(saved[0].axes[0].lines[0].get_ydata()).tolist() == [False, False, True, False, False]
 
 
-def test_curves_of_no_epochs_is_an_error(tmp_path):
-    with pytest.raises(ValueError, match="history is empty"):
-        plots.curves([], tmp_path / "curves.png", title="")
-
-
 # --- confusion ---
 
 
-def test_confusion_writes_share_and_count_in_each_cell(tmp_path, saved):
-    matrix = np.eye(7, dtype=int) * 1500
-    matrix[2, 4] = 500
+def test_confusion_writes_share_and_count_in_each_cell_but_no_zeros(tmp_path, saved):
+    matrix = np.diag([1500] * 6 + [0])
+    matrix[2, 4], matrix[2, 5] = 500, 2
     plots.confusion(matrix, tmp_path / "confusion.png", title="a run, val")
     check_png(tmp_path / "confusion.png")
-    cells = {}
-    for text in saved[0].axes[0].texts:
+    axes, cells = saved[0].axes[0], {}
+    for text in axes.texts:
         column, row = text.get_position()
         cells.setdefault((column, round(row)), []).append(text.get_text())
-    assert cells[2, 2] == ["75%", "1,500"]
-    assert cells[4, 2] == ["25%", "500"]
-    assert cells[0, 0] == ["100%", "1,500"]
-    assert len(cells) == 8, "cells without images are left blank"
-
-
-def test_confusion_writes_recall_beside_each_class_and_the_accuracy(tmp_path, saved):
-    matrix = np.diag([1, 2, 3, 4, 5, 6, 0])
-    matrix[0, 1] = 3
-    plots.confusion(matrix, tmp_path / "confusion.png", title="")
-    cells, bars = saved[0].axes
-    assert [text.get_text() for text in bars.texts][::6] == ["25.0% of 4", "no images"]
-    assert "mean 87.5%" in bars.get_title(loc="left"), "a class without images has no recall"
-    assert "accuracy 87.5% (21 of 24 images)" in cells.get_title()
-    assert [label.get_text() for label in cells.get_yticklabels()] == list(CLASSES)
-    assert [label.get_text() for label in cells.get_xticklabels()] == list(CLASSES)
+    assert (cells[2, 2], cells[4, 2], cells[0, 0]) == (["75%", "1,500"], ["25%", "500"], ["100%", "1,500"])
+    assert cells[5, 2] == ["2"] and len(cells) == 8
+    assert [label.get_text() for label in axes.get_xticklabels()] == list(CLASSES)
+    assert [label.get_text() for label in axes.get_yticklabels()][::6] == ["angry\n1,500 images", "neutral\n0 images"]
+    assert "accuracy 94.7% (9,000 of 9,502 images), mean recall 95.8%" in texts(saved[0])  # of classes with images
 
 
 def test_confusion_text_stands_out_from_every_cell(tmp_path, saved):
@@ -182,14 +153,10 @@ def test_confusion_text_stands_out_from_every_cell(tmp_path, saved):
         assert (bright + 0.05) / (dark + 0.05) > 3.5, (row, column)
 
 
-def test_confusion_of_no_images(tmp_path, saved):
-    plots.confusion(np.zeros((7, 7)), tmp_path / "confusion.png", title="")
-    assert "no images" in saved[0].axes[0].get_title()
-
-
-def test_confusion_takes_other_classes_and_lists(tmp_path, saved):
-    plots.confusion([[3, 1], [0, 2]], tmp_path / "confusion.png", title="", classes=("happy", "other"))
-    assert "75.0% of 4" in texts(saved[0])
+def test_confusion_takes_other_classes_lists_and_no_images(tmp_path, saved):
+    for matrix in ([[3, 1], [0, 2]], [[0, 0], [0, 0]]):
+        plots.confusion(matrix, tmp_path / "confusion.png", title="", classes=("happy", "other"))
+    assert "happy\n4 images" in texts(saved[0]) and "no images" in saved[1].axes[0].get_title()
 
 
 # --- reliability ---
@@ -227,7 +194,7 @@ def test_reliability_of_one_temperature_is_one_curve(tmp_path, saved, figures_of
 # --- contact sheet ---
 
 
-def test_contact_sheet_doubles_the_pixels_and_keeps_the_class_order(tmp_path):
+def test_contact_sheet_doubles_the_pixels_and_names_and_counts_every_class(tmp_path, saved):
     images = np.repeat(np.arange(7, dtype=np.uint8) * 30, 48 * 48).reshape(7, 48, 48)
     order = np.array([3, 0, 6, 1, 5, 2, 4])
     plots.contact_sheet(images[order], order, tmp_path / "sheet.png", title="seven")
@@ -236,15 +203,10 @@ def test_contact_sheet_doubles_the_pixels_and_keeps_the_class_order(tmp_path):
         tile = shown[44 + index * 100 : 44 + index * 100 + 96, 118 : 118 + 96]
         assert abs(int(tile.min()) - index * 30) <= 3
         assert tile.max() - tile.min() == 0, "one flat tile, cut at whole pixels"
-
-
-def test_contact_sheet_names_every_class_and_counts_its_images(tmp_path, saved):
-    labels = np.array([0] * 12 + [2])
-    plots.contact_sheet(faces(13), labels, tmp_path / "sheet.png", title="some", per_class=5)
-    written = texts(saved[0]).splitlines()
+    plots.contact_sheet(faces(13), np.array([0] * 12 + [2]), tmp_path / "sheet.png", title="some", per_class=5)
+    written = texts(saved[1]).splitlines()
     assert [name for name in written if name in CLASSES] == list(CLASSES)
-    assert written[written.index("angry") + 1] == "12"
-    assert written[written.index("disgust") + 1] == "none"
+    assert (written[written.index("angry") + 1], written[written.index("disgust") + 1]) == ("12", "none")
 
 
 def test_mistakes_come_in_rows_of_the_true_class_the_most_confident_first(tmp_path, saved):
@@ -259,12 +221,7 @@ def test_mistakes_come_in_rows_of_the_true_class_the_most_confident_first(tmp_pa
     assert captions == ["disgust 90%", "sad 60%", "neutral 55%"]
     assert [int(shown[92, x]) for x in (166, 266)] == pytest.approx([120, 40], abs=3), "images beside their captions"
     assert {"2 of 3 wrong", "1 of 2 wrong", "0 of 0 wrong"} <= set(texts(saved[0]).splitlines())
-    assert "rendered faces" in texts(saved[0])
-
-
-def test_contact_sheet_of_noise_stays_small(tmp_path):
-    plots.contact_sheet(faces(70), np.repeat(np.arange(7), 10), tmp_path / "sheet.png", title="the worst case")
-    check_png(tmp_path / "sheet.png")
+    assert "\nRows: the true class; red: the predicted class and its probability. rendered" in texts(saved[0])
 
 
 # --- all ---
@@ -278,17 +235,3 @@ def test_a_figure_replaces_the_old_one_and_is_the_same_each_time(tmp_path):
     plots.confusion(np.eye(7), path, title="")
     assert path.read_bytes() == first
     check_png(path)
-
-
-def test_a_figure_that_cannot_be_written_is_the_users_error(tmp_path):
-    with pytest.raises(UserError, match=r"confusion\.png"):
-        plots.confusion(np.eye(7), tmp_path / "missing" / "confusion.png", title="")
-
-
-def test_import_is_late_and_without_pyplot(tmp_path):
-    code = (
-        "import sys, pathlib, plots; assert 'matplotlib' not in sys.modules\n"
-        "plots.confusion([[1]], pathlib.Path(sys.argv[1]), title='', classes=('one',))\n"
-        "assert 'matplotlib.pyplot' not in sys.modules"
-    )
-    subprocess.run([sys.executable, "-c", code, str(tmp_path / "one.png")], cwd=ROOT, check=True, timeout=120)
