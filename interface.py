@@ -171,7 +171,6 @@ def report(trainer: "Trainer", *, promoted: bool) -> None:
     last.pth, which the run no longer needs, is removed. `promoted`: whatever the weights score.
     """
     from dataset import DEMO_NOTE
-    from metrics import table
     from training.promote import promote
     from weights import calibrate
 
@@ -180,8 +179,8 @@ def report(trainer: "Trainer", *, promoted: bool) -> None:
     files = ", ".join(["best.pth", "config.json", "metrics.jsonl", *plot(trainer, temperature, before, after)])
     print("\nbest weights on validation, loss is cross-entropy:")
     print("\n".join(f"  {line}" for line in after.lines()))
+    print("\n".join(after.tables()))
     part = ", deduplicated" if data.split("val").copies.any() else ""
-    print("\n".join([f"recall and confusion{part}:", *table(after.deduplicated)]))
     few = " (too few validation images to fit one)" if temperature == 1 else ""
     print(
         f"temperature {temperature:.3f}{few} divides the logits from now on; calibration error (ECE){part}: "
@@ -210,8 +209,8 @@ def plot(trainer: "Trainer", temperature: float, before: "Scores", after: "Score
     kept = ~val.copies
     name = f"{run.name}: validation{'' if kept.all() else ', deduplicated'}"
     probabilities = predict_logits(model, val, machine=trainer.machine).softmax(1).numpy()[kept]
-    caption = "these faces are rendered, not photographs" if trainer.data.demo else ""
-    scaled = f"temperature {temperature:.3f}. {caption}".strip()
+    caption = "These faces are rendered, not photographs." if trainer.data.demo else ""
+    scaled = f"Temperature {temperature:.3f}. {caption}".strip()
     files = [run / f"{figure}.png" for figure in ("curves", "confusion", "reliability", "mistakes")]
     plots.curves(trainer.history, files[0], title=f"{run.name}: {trainer.loss_name}", caption=caption)
     plots.confusion(after.deduplicated.confusion, files[1], title=name, caption=caption)

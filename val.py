@@ -11,10 +11,9 @@ from config import CLASSES
 from dataset import Split, preprocess
 from errors import UserError
 from losses import Loss
-from metrics import Metrics, measure, summary
+from metrics import Metrics, measure, summary, table
 from model import FaceNet
 from ranks import Ranks
-from readers.decode import SIZE
 from utils import Machine, channels_last
 
 BATCH = 256  # images scored at a time
@@ -37,6 +36,11 @@ class Scores(NamedTuple):
         if self.deduplicated.count == self.official.count:
             return [summary(self.official)]
         return [f"official      {summary(self.official)}", f"deduplicated  {summary(self.deduplicated)}"]
+
+    def tables(self) -> list[str]:
+        """Recall and confusion, deduplicated; the first line says so where some images are copies of train images."""
+        part = "" if self.deduplicated.count == self.official.count else ", deduplicated"
+        return [f"recall and confusion{part}:", *table(self.deduplicated)]
 
 
 class Ensemble(nn.Module):
@@ -78,10 +82,8 @@ def forward(model: FaceNet | Ensemble, images: Tensor, *, machine: Machine, tta:
     The only place that does so; B is up to 256, the model in evaluation mode. With test-time augmentation (`tta`) the
     logits of the `tta_views` are averaged first. A batch is padded to 1, 16, 64 or 256 images: in batches of one size
     an image gives the same logits bit for bit, between sizes they differ by rounding.
-    Raises UserError where logits are not finite, and ValueError for images of another shape or dtype.
+    Raises UserError where logits are not finite.
     """
-    if images.dtype is not torch.uint8 or images.shape[1:] != (SIZE, SIZE):
-        raise ValueError(f"images: (B, {SIZE}, {SIZE}) uint8 are needed, not {tuple(images.shape)} {images.dtype}")
     size = next(size for size in (*SIZES, len(images)) if size >= len(images))
     padded = nn.functional.pad(images, (0, 0, 0, 0, 0, size - len(images)))
     with torch.inference_mode(), machine.autocast():
@@ -117,20 +119,13 @@ def predict_logits(
 
 
 def evaluate(
-    model: FaceNet | Ensemble,
-    split: Split,
-    *,
-    machine: Machine,
-    loss: Loss | None = None,
-    ranks: Ranks | None = None,
-    tta: str = "none",
+    model: FaceNet | Ensemble, split: Split, *, machine: Machine, loss: Loss | None = None, ranks: Ranks | None = None
 ) -> Scores:
     """Score `model` on every image of `split` exactly once, with and without the copies of train images.
 
-    `loss` maps (logits, labels) to nats per image; without it, cross-entropy. Several processes share the work, and
-    all get the same figures.
+    `loss` maps (logits, labels) to nats per image; without it, cross-entropy. All processes get the same figures.
     """
-    logits = predict_logits(model, split, machine=machine, ranks=ranks, tta=tta)
+    logits = predict_logits(model, split, machine=machine, ranks=ranks)
     return score(logits, split.labels, split.copies, loss=loss)
 
 

@@ -172,16 +172,3 @@ def test_an_ensemble_averages_logits_and_then_divides_by_the_mean_temperature():
     both = forward(Ensemble(models), images, machine=MACHINE)
     torch.testing.assert_close(both, each.mean(0) / 1.5, atol=1e-6, rtol=1e-5)
     assert not any(model.training for model in models)
-
-
-# --- Input ---
-
-
-@pytest.mark.parametrize(
-    ("shape", "dtype"),
-    [((2, 48, 48), torch.float32), ((2, 1, 48, 48), torch.uint8), ((2, 64, 64), torch.uint8), ((2,), torch.uint8)],
-)
-def test_images_of_another_kind_are_refused(shape, dtype):
-    images = torch.zeros(shape, dtype=dtype)
-    with pytest.raises(ValueError, match=r"images: \(B, 48, 48\) uint8 are needed, not \(2,"):
-        forward(torch.nn.Identity(), images, machine=MACHINE)
