@@ -9,16 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from config import CLASSES, MODELS, Config
+from config import Config
 from dataset import PREPROCESSING, FaceData
 from errors import UserError
 from model import FaceNet, build_model
 from utils import Machine, read_checkpoint, write_checkpoint
 from val import Ensemble, Scores, fit_temperature, predict_logits, score, tta_views
 
-PATHS = ("data", "cache", "votes", "runs", "pretrained")  # the settings that are paths
 SHIPPED = "final_weights_new.pth"
-FER2013 = "14bc802825ac8905"  # the fingerprint of its PNG and csv forms: older weight files give no name
 
 
 def save_weights(path: Path, model: FaceNet, scores: Scores, *, config: Config, data: FaceData) -> None:
@@ -35,13 +33,16 @@ def weight_file(
     that may have been trained on these images.
     """
     state = {name: value.detach().to("cpu", copy=True) for name, value in model.state_dict().items()}
+    # Of a path the last part only: the folders above it are private
+    names = {name: Path(getattr(config, name)).name for name in ("data", "cache", "votes", "runs", "pretrained")}
+    teachers = ",".join(Path(name.strip()).name for name in config.teachers.split(","))
     return {
         "model": model.name,
         "arguments": model.arguments,
         "state_dict": state,
         "preprocessing": PREPROCESSING,
         "temperature": model.temperature,
-        "config": asdict(config) | names_of_files(config),
+        "config": asdict(config) | names | {"teachers": teachers},
         "metrics": scores.plain(),
         "dataset": {
             "name": data.name,
@@ -54,12 +55,6 @@ def weight_file(
             "train": data.split("train").counts(),
         },
     }
-
-
-def names_of_files(config: Config) -> dict[str, str]:
-    """The settings that are paths, as names of files: the folders above them are private."""
-    names = {name: Path(getattr(config, name)).name for name in PATHS}
-    return names | {"teachers": ",".join(Path(name.strip()).name for name in config.teachers.split(","))}
 
 
 def find_weights(name: str, *, flag: str = "--weights") -> Path:
@@ -89,20 +84,14 @@ def load_weights(path: Path, *, machine: Machine) -> tuple[FaceNet, dict[str, An
     try:
         with torch.device("meta"):  # initialising weights takes longer than reading them
             model = build_model(content["model"], **content["arguments"])
-        kinds = {name: value.dtype for name, value in model.state_dict().items()}
-        state = {name: value.to(kinds.get(name, value.dtype)) for name, value in content["state_dict"].items()}
+        dtypes = {name: value.dtype for name, value in model.state_dict().items()}
+        state = {name: value.to(dtypes.get(name, value.dtype)) for name, value in content["state_dict"].items()}
         model.load_state_dict(state, assign=True)
-        model.temperature = float(content.get("temperature", 1.0))  # older files have none
-        if not model.temperature > 0:
-            raise ValueError(f"its temperature is {model.temperature}")
-        describe(path, content)
-        takes = (model.image_size, model.channels, model.num_classes)
-        if takes != (PREPROCESSING["size"], PREPROCESSING["channels"], len(CLASSES)):
-            raise ValueError(f"it takes another size, number of channels or number of classes: {takes}")
-    except (ValueError, TypeError, LookupError, RuntimeError, AttributeError) as error:
+    except (ValueError, TypeError, LookupError, RuntimeError) as error:
         raise UserError(
             f"{path} does not fit the network {content['model']!r} of this code: {str(error).splitlines()[0]}"
         ) from error
+    model.temperature = content.get("temperature", 1.0)  # older files have none
     return model.eval().to(machine.device, memory_format=machine.layout), content
 
 
@@ -140,15 +129,12 @@ def load_pretrained(model: FaceNet, config: Config, *, machine: Machine) -> None
     path = find_weights(config.pretrained, flag="--pretrained")
     there, _ = load_weights(path, machine=machine)
     if there.name != model.name or there.arguments | {"dropout": 0} != model.arguments | {"dropout": 0}:
-        way = f"give {flags_of(there)}, or weights" if there.name in MODELS else "name weights"
-        raise UserError(f"--pretrained {path}: its network, {there.name}, is another one: {way} of {flags_of(model)}")
+        width = f" --width {there.arguments['width']:g}" if "width" in there.arguments else ""
+        raise UserError(
+            f"--pretrained {path}: its network is another one than {model.name}: give --model {there.name}{width}, or "
+            f"name other weights"
+        )
     model.load_state_dict(there.state_dict())
-
-
-def flags_of(model: FaceNet) -> str:
-    """The flags that build `model`."""
-    width = model.arguments.get("width")
-    return f"--model {model.name}" + (f" --width {width:g}" if width else "")
 
 
 def leakage_notes(path: Path, content: dict[str, Any], data: FaceData, val_fraction: float) -> list[str]:
@@ -170,15 +156,14 @@ def same_validation(content: dict[str, Any], data: FaceData, val_fraction: float
 def same_dataset(content: dict[str, Any], data: FaceData) -> bool:
     """Whether the weights in `content` were trained on `data`; FER2013 is one dataset in all its forms."""
     trained_on = content["dataset"]
-    if data.name == "fer2013":
-        return trained_on.get("name") == "fer2013" or trained_on["fingerprint"] == FER2013
-    return trained_on["fingerprint"] == data.fingerprint
+    both_fer2013 = data.name == trained_on.get("name") == "fer2013"
+    return both_fer2013 or trained_on["fingerprint"] == data.fingerprint
 
 
 def describe(path: Path, content: dict[str, Any], *, tta: str = "none") -> str:
     """One line: file, network, the dataset it was trained on, its validation accuracy, and `tta` if that is used."""
     scores, data = content["metrics"], content["dataset"]
-    name = "fer2013" if data["fingerprint"] == FER2013 else data.get("name") or data["source"]
+    name = data.get("name") or data["source"]  # older files have no name
     part = f", {sum(data['train'])} images of it" if data["limit"] else ""
     official, deduplicated = scores["official"], scores["deduplicated"]
     second = f" ({deduplicated['accuracy']:.4f} deduplicated)" if deduplicated["count"] != official["count"] else ""
