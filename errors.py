@@ -1,5 +1,6 @@
 """What the user can mend: errors and exit statuses; files written whole; run folders. No torch here."""
 
+import errno
 import io
 import json
 import math
@@ -9,9 +10,10 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 OUT_OF_MEMORY = ("not enough memory", "can't allocate memory", "out of memory")  # torch's words for it
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a disk, a quota, a file system's largest file
 
 
 class UserError(Exception):
@@ -19,9 +21,9 @@ class UserError(Exception):
 
 
 def exit_status(run: Callable[..., int], *args: Any) -> int:
-    """What `run(*args)` returns, or 2 for a UserError, printed as `error: ...` on stderr, and 130 for Ctrl-C.
+    """What `run(*args)` returns, or 2 for a UserError, a full disk or memory, printed as `error: ...` on stderr.
 
-    If nobody reads stdout any more (`| head`), it is 141, as in a shell, without a message.
+    130 for Ctrl-C. If nobody reads stdout any more (`| head`), it is 141, as in a shell, without a message.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a name that the terminal cannot show is escaped
@@ -31,29 +33,26 @@ def exit_status(run: Callable[..., int], *args: Any) -> int:
         sys.stdout.flush()
         return status
     except UserError as error:
-        if str(error):  # it is empty where another process reports it
-            print(f"error: {error}", file=sys.stderr)
-        return 2
+        message = str(error)
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and not any(words in str(error) for words in OUT_OF_MEMORY):
             raise
-        details = str(error).partition("\n")[0] or type(error).__name__
-        advice = "use a smaller --batch-size if there is that flag, stop other programs, or use --device cpu"
-        print(f"error: out of memory ({details}): {advice}", file=sys.stderr)
-        return 2
+        message = "out of memory: use a smaller --batch-size, stop other programs, or use --device cpu"
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        discard(sys.stdout)
-        return 141
-
-
-def discard(stream: TextIO) -> None:
-    """Send what `stream` still holds to nowhere: Python writes it at exit, which would fail once more."""
-    null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, stream.fileno())
-    os.close(null)
+    except OSError as error:
+        if error.errno not in (errno.EPIPE, *FULL):
+            raise
+        with open(os.devnull, "w") as null:  # takes what stdout still holds: Python writes it at exit, and fails again
+            os.dup2(null.fileno(), sys.stdout.fileno())
+        if error.errno == errno.EPIPE:
+            return 141
+        message = (
+            f"a file or the output could not be written ({error.strerror}): free some space, or choose another place"
+        )
+    print(f"error: {message}", file=sys.stderr)
+    return 2
 
 
 def cpu_quota(root: str = "/sys/fs/cgroup") -> int:
@@ -69,9 +68,6 @@ def cpu_quota(root: str = "/sys/fs/cgroup") -> int:
     return os.cpu_count() or 1
 
 
-# --- Text ---
-
-
 def counted(count: int, word: str) -> str:
     """The number with its noun: "1 image", "2,000 images"."""
     return f"{count:,} {word}{'' if count == 1 else 's'}"
@@ -85,9 +81,6 @@ def plain(name: str) -> str:
 def quoted(path: Path | str) -> str:
     """`path` as one word of a shell command."""
     return shlex.quote(str(path))
-
-
-# --- Files ---
 
 
 def write_file(path: Path, data: bytes) -> None:
@@ -113,30 +106,25 @@ def write_json(path: Path, values: dict[str, Any]) -> None:
     write_file(path, (json.dumps(values, indent=2) + "\n").encode())
 
 
-# --- Run folders ---
-
-
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Reserve `folder` for this process, until it ends; UserError if another one has it."""
+    """Reserve `folder` for this process, until it ends. Raises UserError if another one has it."""
     try:
         file = open(folder / ".lock", "w")  # noqa: SIM115 (closed below)
+        if os.name == "nt":
+            import msvcrt  # Windows only
+
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl  # everywhere else
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        raise UserError(f"{folder} cannot be written: {error.strerror}") from error
+        raise UserError(
+            f"{folder} is in use by another process, or cannot be written ({error.strerror}); wait for it, or choose "
+            f"another name"
+        ) from error
     with file:
-        try:
-            if os.name == "nt":
-                import msvcrt  # Windows only
-
-                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-            else:
-                import fcntl  # everywhere else
-
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError) as error:
-            raise UserError(f"{folder} is in use by another process; wait for it or choose another name") from error
-        except OSError as error:
-            raise UserError(f"{folder} cannot be locked: {error.strerror}; choose another place with --runs") from error
         yield
 
 
@@ -144,16 +132,14 @@ def new_run_folder(runs: str, name: str) -> Path:
     """The folder runs/name, created now. Raises UserError if it holds a run already or cannot be created."""
     folder = Path(runs) / name
     try:
-        folder.mkdir(parents=True)
-    except FileExistsError as error:
-        if folder.is_dir() and not any(folder.iterdir()):
-            return folder
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be created: {error.strerror}") from error
+    if any(folder.iterdir()):
         raise UserError(
             f"{folder} exists already: choose another name with --run, "
             f"or go on with it: python interface.py --resume {quoted(folder)}"
-        ) from error
-    except OSError as error:
-        raise UserError(f"{folder} cannot be created: {error.strerror}") from error
+        )
     return folder
 
 

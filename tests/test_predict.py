@@ -8,7 +8,6 @@ import os
 import pickle
 import re
 import resource
-import signal
 import subprocess
 import sys
 import threading
@@ -96,8 +95,7 @@ def test_without_paths_and_test_the_zip_is_read(go, tmp_path):
     status, out, _ = go()
     assert status == 0 and len(named(out)) == 7 and named(out)[0] == "test.zip/angry/00.png"
     save_test_set(tmp_path / "test", 3)
-    status, out, _ = go()
-    assert status == 0 and named(out)[0] == "test/angry/00.png" and "test/ is read" in out.splitlines()[1]
+    assert named(go()[1])[0] == "test/angry/00.png"
 
 
 def test_images_folders_and_zips_mix_in_the_order_typed(go, tmp_path):
@@ -110,30 +108,12 @@ def test_images_folders_and_zips_mix_in_the_order_typed(go, tmp_path):
     assert names[1:-2] == sorted(names[1:-2]) and names[1] == "many/angry/00.png"
 
 
-def test_what_systems_leave_in_zips_is_not_read(go, tmp_path):
-    inner = save(tmp_path / "x.png").read_bytes()
-    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
-        archive.writestr("deep/deeper/happy/x.png", inner)
-        archive.writestr("deep/inner.zip", b"PK")
-        for junk in ("__MACOSX/deep/._x.png", "deep/.DS_Store", "deep/Thumbs.db", "desktop.ini"):
-            archive.writestr(junk, b"junk")
-    status, out, err = go("a.zip")
-    assert status == 0 and named(out) == ["a.zip/deep/deeper/happy/x.png"] and "(true happy)" in out
-    assert err == "skipped a.zip/deep/inner.zip: not an image file\n" and "1 image, 1 skipped, 0 notes" in out
-
-
 def test_every_format_is_read(go, tmp_path):
     suffixes = ["jpg", "jpeg", "png", "bmp", "webp", "tif", "tiff", "pgm", "ppm", "gif", "PNG"]
     for suffix in suffixes:
         save(tmp_path / "in" / f"{suffix}.{suffix}", 5)
     out = go("in")[1]
     assert all(re.search(rf"/{suffix}\.{suffix}  surprise 0\.\d{{4}}\n", out) for suffix in suffixes)
-
-
-def test_folders_under_other_names_are_read_and_reported(go, tmp_path):
-    save(tmp_path / "in" / "Happiness" / "a.png", 3)
-    _, out, _ = go("in")
-    assert "in: folder 'Happiness' is read as happy\n" in out and "(true happy)" in out
 
 
 def test_an_image_far_from_a_cropped_face_gets_a_note(go, tmp_path):
@@ -146,21 +126,14 @@ def test_an_image_far_from_a_cropped_face_gets_a_note(go, tmp_path):
     assert out.count("  note: ") == 3 and "6 images, 0 skipped, 3 notes;" in out
 
 
-@pytest.mark.parametrize("typed", ["archive", "archive/train", "archive/train/angry", "archive/train/angry/{}", "."])
-def test_an_accuracy_on_training_images_is_called_no_test(go, tmp_path, monkeypatch, typed):
+@pytest.mark.parametrize(
+    ("typed", "count"), [("archive", 7), ("archive/train/angry", 1), ("archive/train/angry/{}", 1), ("archive/test", 0)]
+)
+def test_an_accuracy_on_training_images_is_called_no_test(go, tmp_path, typed, count):
     write_folders(tmp_path / "archive", train=7, val=0, test=7)
     photo = next((tmp_path / "archive/train/angry").iterdir()).name
-    if typed == ".":
-        monkeypatch.chdir(tmp_path / "archive/train/angry")
-    for flags in ([], ["--quiet"]):
-        _, out, _ = go(typed.format(photo), *flags)
-        count = 7 if typed in ("archive", "archive/train") else 1
-        assert re.search(rf"^note: {count} images? in train/", out, re.M) and "accuracy 1.0000" in out
-
-
-def test_a_test_folder_brings_no_such_note(go, tmp_path):
-    write_folders(tmp_path / "archive", train=7, val=0, test=7)
-    assert "note: " not in go("archive/test")[1]
+    _, out, _ = go(typed.format(photo), "--quiet")
+    assert re.findall(r"^note: (\d+) images? in train/", out, re.M) == [str(count)] * bool(count)
 
 
 # --- What cannot be read ---
@@ -178,15 +151,9 @@ def test_bad_files_are_named_counted_and_skipped(go, tmp_path):
     table = rows(tmp_path / "t.csv")
     assert {row["file"]: row["problem"] for row in table} == problems | {"in/b.png": ""}
     assert [bool(row["prediction"]) for row in table] == [False, True, False, False]
-
-
-def test_strict_makes_a_skipped_file_an_error_after_all_work_is_done(go, tmp_path):
-    save(tmp_path / "a.png")
-    assert go("a.png", "--strict")[0] == 0
-    (tmp_path / "b.png").write_bytes(b"")
-    status, out, err = go("b.png", "a.png", "--strict", "--csv", "t.csv")
-    assert status == 2 and named(out) == ["a.png"] and len(rows(tmp_path / "t.csv")) == 2
-    assert "error: --strict: 1 file skipped" in err
+    status, out, err = go("in", "--strict", "--csv", "strict.csv")  # an error, after all work is done
+    assert status == 2 and named(out) == ["in/b.png"] and "error: --strict: 3 files skipped" in err
+    assert rows(tmp_path / "strict.csv") == table and go("in/b.png", "--strict")[0] == 0
 
 
 def test_nothing_readable_is_an_error(go, tmp_path):
@@ -229,7 +196,16 @@ def test_weights_that_cannot_be_used_leave_no_table(go, tmp_path, weights):
 
 
 @pytest.mark.parametrize(
-    "typo", [["--wieghts", "x"], ["--top-k", "0"], ["--top-k", "8"], ["--csv", "-", "--json", "-"], ["--weights", ""]]
+    "typo",
+    [
+        ["--wieghts", "x"],
+        ["--top-k", "0"],
+        ["--top-k", "8"],
+        ["--weights", ""],
+        ["--csv", "t", "--json", "t"],  # both in one file
+        ["--json", "a.png"],  # over what is read, probably
+        ["--csv", "final_weights_new.pth"],
+    ],
 )
 def test_a_typo_in_a_flag_exits_with_2_and_names_it(typo, capsys):
     with pytest.raises(SystemExit) as stopped:
@@ -246,15 +222,6 @@ def test_top_k_gives_the_best_first(go, tmp_path):
     assert values == sorted(values, reverse=True) and sum(values) == pytest.approx(1, abs=1e-3)
 
 
-def test_quiet_prints_weights_and_summary_only(go, tmp_path):
-    save_test_set(tmp_path / "test", 14, wrong=1)
-    _, out, err = go("--quiet")
-    lines = out.splitlines()
-    assert err == "" and named(out) == [] and len(lines) == 1 + 1 + 8 + 1
-    assert lines[0].startswith("weights ") and lines[1].startswith("accuracy 0.9286 (13 of 14)  macro-F1 0.")
-    assert lines[2].startswith("true class") and lines[-1].startswith("14 images, 0 skipped, 0 notes; ")
-
-
 def test_images_of_unknown_class_are_not_scored(go, tmp_path):
     save(tmp_path / "in" / "contempt" / "b.png", 3)
     _, out, _ = go("in")
@@ -269,22 +236,15 @@ def test_accuracy_is_that_of_the_table_and_of_test_py(go, tmp_path, weights, cap
     place = tmp_path / "archive" / "test"
     for path in sorted((place / "happy").iterdir())[:3]:
         path.rename(place / "sad" / path.name)
-    predicted = go("archive/test", "--quiet", "--csv", "t.csv")[1].splitlines()
-    assert predicted[1].startswith("accuracy 0.9000 (27 of 30)")
+    _, out, err = go("archive/test", "--quiet", "--csv", "t.csv")
+    predicted = out.splitlines()
+    assert err == "" and named(out) == [] and len(predicted) == 1 + 1 + 8 + 1
+    assert predicted[0].startswith("weights ") and predicted[1].startswith("accuracy 0.9000 (27 of 30)")
     assert sum(row["prediction"] == row["true"] for row in rows(tmp_path / "t.csv")) == 27
     status = test_script.main(["--weights", str(weights), "--device", "cpu", "--precision", "fp32"])
     scored = capsys.readouterr().out.splitlines()
     assert status == 0 and scored[-8:] == [f"test  {line}" for line in predicted[2:10]]
     assert f"test  {predicted[1]}" in scored
-
-
-def test_an_image_gives_the_same_alone_and_among_others(go, tmp_path):
-    save_test_set(tmp_path / "test", 13)
-    go("--csv", "all.csv")
-    go("test/sad/11.png", "--csv", "one.csv")
-    (alone,) = rows(tmp_path / "one.csv")
-    (among,) = (row for row in rows(tmp_path / "all.csv") if row["file"] == alone["file"])
-    assert all(float(alone[name]) == pytest.approx(float(among[name]), abs=2e-6) for name in CLASSES)
 
 
 def test_probabilities_are_calibrated_and_of_all_views(go, tmp_path, weights):
@@ -335,16 +295,16 @@ def test_a_table_on_standard_output_is_alone_there(go, tmp_path, form):
 
 
 def test_strange_file_names_do_not_break_lines_or_tables(go, tmp_path):
-    names = ["a\nb.png", "c\rd.png", 'e,"f.png', "=1+1.png", "g\x1b[31m.png", "höhe.png"]
+    names = ["a\nb.png", "c\rd.png", 'e,"f.png', "g\x1b[31m.png", "höhe.png"]
     for name in names:
         save(tmp_path / "in" / name)
     os.rename(save(tmp_path / "in" / "h.png"), os.fsencode(tmp_path / "in") + b"/\xff.png")
-    _, out, _ = go("in", os.fsdecode(b"in/\xff.png"), "--csv", "t.csv", "--json", "t.json")
-    found = {row["file"] for row in rows(tmp_path / "t.csv")}
-    assert found == {f"in/{name}" for name in [*names, "\\xff.png"]}
-    assert {entry["file"] for entry in json.loads((tmp_path / "t.json").read_text())} == found
-    shown = ["a\\nb.png", "c\\rd.png", 'e,"f.png', "=1+1.png", "g\\x1b[31m.png", "höhe.png", "\\xff.png"]
-    assert set(named(out)) == {f"in/{name}" for name in shown}
+    _, out, _ = go("in", "--csv", "t.csv", "--json", "t.json")
+    shown = ["a\\nb.png", "c\\rd.png", 'e,"f.png', "g\\x1b[31m.png", "höhe.png", "\\xff.png"]
+    wanted = [f"in/{name}" for name in shown]
+    assert sorted(named(out)) == sorted(row["file"] for row in rows(tmp_path / "t.csv")) == sorted(wanted)
+    assert {entry["file"] for entry in json.loads((tmp_path / "t.json").read_text())} == set(wanted)
+    assert go(os.fsdecode(b"in/\xff.png"), "--csv", "t.csv")[0] == 0 and len(rows(tmp_path / "t.csv")) == 1
 
 
 @pytest.mark.parametrize("target", ["no/t.csv", ".", "x" * 300, os.devnull])
@@ -355,21 +315,10 @@ def test_a_table_that_cannot_be_written_stops_before_any_work(go, tmp_path, targ
     assert Path(os.devnull).is_char_device()
 
 
-@pytest.mark.parametrize("target", ["a.png", "in/happy/b.png", "./in/happy/b.png", "w.pth", "link.csv"])
-def test_a_table_does_not_replace_what_is_read(go, tmp_path, weights, target):
-    save(tmp_path / "a.png")
-    image = save(tmp_path / "in" / "happy" / "b.png")
-    (tmp_path / "w.pth").write_bytes(weights.read_bytes())
-    (tmp_path / "link.csv").symlink_to("a.png")
-    before = (tmp_path / target).read_bytes()
-    status, out, err = go("a.png", "in", "--json", target, weights="w.pth")
-    assert (status, out) == (2, "") and f"--json {target}: that file is read here" in err
-    assert (tmp_path / target).read_bytes() == before and image.exists()
-
-
 def test_a_table_that_breaks_off_leaves_the_old_one_whole(tmp_path, weights):
     save_test_set(tmp_path / "test", 30)
-    (tmp_path / "t.csv").write_text("the old one")
+    (tmp_path / "old.csv").write_text("the old one")
+    (tmp_path / "t.csv").symlink_to("old.csv")
     limit = 2000  # bytes a file may have: the header and some rows; other files must not be met by it
     environment = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
     done = subprocess.run(
@@ -381,34 +330,9 @@ def test_a_table_that_breaks_off_leaves_the_old_one_whole(tmp_path, weights):
         timeout=300,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
     )
-    assert done.returncode == 2 and "error: --csv t.csv could not be written (File too large)" in done.stderr
+    assert done.returncode == 2 and "could not be written (File too large)" in done.stderr
     assert (tmp_path / "t.csv").read_text() == "the old one"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["t.csv", "test"]
-
-
-@pytest.mark.parametrize("other", ["t.csv", "folder/../t.csv"])
-def test_two_tables_in_one_file_are_refused_before_any_work(tmp_path, monkeypatch, capsys, other):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "folder").mkdir()
-    with pytest.raises(SystemExit) as stopped:
-        predict.main(["a.png", "--csv", "t.csv", "--json", other])
-    assert stopped.value.code == 2 and f"argument --json: {other} is where --csv writes" in capsys.readouterr().err
-
-
-def test_names_that_begin_with_a_dash_come_after_two_dashes(go, tmp_path, weights, capsys):
-    for name in ("-a.png", "b.png", "--csv/c.png"):
-        save(tmp_path / name)
-    flags = ["--weights", str(weights), "--device", "cpu", "--precision", "fp32"]
-    assert predict.main(["b.png", *flags, "--", "-a.png", "--csv"]) == 0
-    assert named(capsys.readouterr().out) == ["b.png", "-a.png", "--csv/c.png"]
-
-
-def test_a_link_stays_a_link(go, tmp_path):
-    save(tmp_path / "a.png")
-    (tmp_path / "real.csv").write_text("old")
-    (tmp_path / "link.csv").symlink_to("real.csv")
-    assert go("a.png", "--csv", "link.csv")[0] == 0
-    assert (tmp_path / "link.csv").is_symlink() and len(rows(tmp_path / "real.csv")) == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["old.csv", "t.csv", "test"]
 
 
 # --- How it ends ---
@@ -427,42 +351,22 @@ def many_images(path: Path, count: int) -> Path:
     return path
 
 
-def started(tmp_path: Path, weights: Path, *flags: str) -> subprocess.Popen:
-    """predict.py on a zip of 2,000 images, when it has printed its first line."""
-    many_images(tmp_path / "test.zip", 2000)
-    pipes = {"text": True, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    process = subprocess.Popen([*RUN, "--weights", str(weights), *flags], cwd=tmp_path, **pipes)
-    assert process.stdout.readline().startswith("weights ")
-    return process
+def test_ctrl_c_keeps_the_rows_so_far(go, tmp_path, monkeypatch):
+    save_test_set(tmp_path / "test", 40)
+    make_rows, batches = predict.make_rows, []
 
+    def press_in_the_third_batch(*args):
+        batches.append(args)
+        if len(batches) == 3:
+            raise KeyboardInterrupt
+        return make_rows(*args)
 
-def test_a_reader_that_leaves_ends_it_quietly(tmp_path, weights):
-    process = started(tmp_path, weights, "--csv", "t.csv")
-    process.stdout.close()
-    assert (process.wait(300), process.stderr.read()) == (141, "")
-    process.stderr.close()
-    assert [path.name for path in tmp_path.iterdir()] == ["test.zip"]
-
-
-def test_ctrl_c_keeps_the_rows_so_far(tmp_path, weights):
-    process = started(tmp_path, weights, "--csv", "t.csv")
-    process.stdout.readline()
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=300)
-    assert process.returncode == 130 and "t.csv.part" in err
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["t.csv.part", "test.zip"]
-    table = rows(tmp_path / "t.csv.part")
-    assert 0 < len(table) < 2000 and all(row["prediction"] in CLASSES for row in table)
-
-
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
-def test_a_full_disk_under_standard_output_is_an_error(tmp_path, weights):
-    save(tmp_path / "a.png")
-    command = [*RUN, "a.png", "--weights", str(weights), "--csv", "-"]
-    with open("/dev/full", "w") as full:
-        done = subprocess.run(command, cwd=tmp_path, stdout=full, stderr=subprocess.PIPE, text=True, timeout=300)
-    assert done.returncode == 2 and "Traceback" not in done.stderr and "Exception" not in done.stderr
-    assert re.search(r"^error: --csv - could not be written \(No space left on device\)", done.stderr)
+    monkeypatch.setattr(predict, "make_rows", press_in_the_third_batch)
+    (tmp_path / "real.csv").write_text("the old one")
+    (tmp_path / "t.csv").symlink_to("real.csv")
+    assert go("--csv", "t.csv", "--json", "t.json")[0] == 130
+    assert len(rows(tmp_path / "real.csv.part")) == len(json.loads((tmp_path / "t.json.part").read_text())) == 16
+    assert (tmp_path / "t.csv").read_text() == "the old one" and not (tmp_path / "t.json").exists()
 
 
 # --- Several processes ---
@@ -513,9 +417,8 @@ def timeless(text: str) -> str:
     return re.sub(r"\d+ images/s on ", "N images/s on ", text)
 
 
-@pytest.mark.parametrize("size", [2, 7])
-@pytest.mark.parametrize("bad", [(), (0, 9, 10, 30), range(8, 24)])
-def test_several_processes_give_what_one_gives(go, go_together, tmp_path, size, bad):
+@pytest.mark.parametrize(("size", "bad"), [(2, (0, 9, 10, 30)), (2, range(8, 24)), (7, ())])
+def test_several_processes_give_what_one_gives(go, go_together, tmp_path, monkeypatch, size, bad):
     save_test_set(tmp_path / "test", 37, wrong=4)
     for index, path in enumerate(sorted((tmp_path / "test").rglob("*.png"))):
         if index in bad:
@@ -525,18 +428,13 @@ def test_several_processes_give_what_one_gives(go, go_together, tmp_path, size, 
     args = ["few.zip", "test", "photo.png", "--top-k", "2", "--csv", "t.csv", "--json", "t.json"]
     alone = go(*args)
     tables = [(tmp_path / name).read_bytes() for name in ("t.csv", "t.json")]
+    decoded, real = Counter(), sources.decode_file
+    monkeypatch.setattr(sources, "decode_file", lambda path: decoded.update([path]) or real(path))
     together = go_together(size, *args)
+    assert len(decoded) == 38 and set(decoded.values()) == {1}  # each image by one process
     assert alone[0] == together[0] == 0 and alone[2] == together[2]
     assert timeless(alone[1]) == timeless(together[1])
     assert [(tmp_path / name).read_bytes() for name in ("t.csv", "t.json")] == tables
-
-
-def test_a_process_decodes_only_its_own_batches(go_together, tmp_path, monkeypatch):
-    save_test_set(tmp_path / "test", 40)
-    decoded, real = Counter(), sources.decode_file
-    monkeypatch.setattr(sources, "decode_file", lambda path: decoded.update([path]) or real(path))
-    assert go_together(3)[0] == 0
-    assert len(decoded) == 40 and set(decoded.values()) == {1}
 
 
 def torchrun(processes: int, *args: str | Path, cwd: Path) -> subprocess.CompletedProcess:
