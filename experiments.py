@@ -1,18 +1,14 @@
 """The study: one residual network against mixtures of experts for groups of emotions, and a report of it.
 
-    python experiments.py --quick
+    python experiments.py --quick                  # trains, scores, writes reports/quick/; stopped, it goes on likewise
+    python experiments.py --render reports/quick   # writes the report again from its results.json
 
-trains a single network, experts for groups of emotions from several groupings, a gate over each, and all of a mixture
-together; and controls: the single network with an expert's schedule and trained on as long as a mixture, wider ones,
-an ensemble, and mixtures with random groups and with experts for all emotions. Every network is scored on the
-validation images after its last epoch, so no epoch is selected. Stages are kept in runs/study-NAME/: a study that was
-stopped goes on with the same command. The report is written to reports/NAME/, its figures beside it as results.json:
-
-    python experiments.py --render reports/NAME
+Trained are a single network, experts for groups of emotions from several groupings, a gate over each, all of a mixture
+together, and controls (docs/mixtures.md). Every network is scored on the validation images after its last epoch, so no
+epoch is selected. Stages are kept in runs/study-NAME/.
 """
 
 import argparse
-import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -59,7 +55,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     names = ("data", "cache", "limit", "device", "precision", "threads", "runs")
     add_flags(parser, names=names, defaults={"limit": "the size's"})
     args = parser.parse_args(argv)
-    args.typed = list(sys.argv[1:] if argv is None else argv)
+    args.command = shlex.join(["python", "experiments.py", *(sys.argv[1:] if argv is None else argv)])
     args.name = args.name or args.preset
     if min(1 if args.seeds is None else args.seeds, *(args.lengths or [1])) < 1:
         parser.error("--seeds and --epochs: 1 or more")
@@ -104,11 +100,11 @@ def run(args: argparse.Namespace) -> int:
     check(data)
     stages = Stages(folder / "stages", data, machine, count=size.stages(wanted))
     print(f"{stages.count} stages, kept in {folder}; the report goes to {out}", flush=True)
-    for path, flag in ((folder, "--runs"), (out, "--out")):
+    for path in (folder, out):  # now, not after hours
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"{path} cannot be made ({error.strerror}); name another folder with {flag}") from error
+            raise UserError(f"{path} cannot be made ({error.strerror}): give another --runs or --out") from error
     with locked(folder):
         study = StudyRun(size, wanted, stages)
         try:
@@ -117,7 +113,7 @@ def run(args: argparse.Namespace) -> int:
             print(f"stopped after {stages.done} of {stages.count} stages; nothing is lost, the same command goes on")
             return 130
         print("every stage is trained: writing the report", flush=True)
-        results = study.results(args.name, command=command(args.typed), why=why(size, data))
+        results = study.results(args.name, command=args.command, why=why(size, data))
     save_results(results, out / FILE)
     print(f"the report is {write_report(read_results(out / FILE), out)}")
     if data.demo:
@@ -149,12 +145,6 @@ def why(size: Any, data: "FaceData") -> str:
         ),
     }
     return ", ".join(reason for reason, holds in reasons.items() if holds)
-
-
-def command(typed: Sequence[str]) -> str:
-    """The command with the words `typed`, without the folders above its files."""
-    words = (re.sub(r"^(--[\w-]+=)?.*/", r"\1", word.rstrip("/")) for word in typed)
-    return shlex.join(["python", "experiments.py", *words])
 
 
 if __name__ == "__main__":

@@ -12,12 +12,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from sklearn.decomposition import PCA
+from sklearn.manifold import TSNE
+from sklearn.neighbors import NearestNeighbors
 
 from config import Config
 from dataset import stratified_rows
 from model import Expert, FaceNet, MixtureOfExperts, build_model
 from study.groupings import Grouping, by_confusion, names, random_like
-from study.results import Configuration, Inside, Study, project, same_class_neighbours
+from study.results import Configuration, Inside, Study
 from study.stages import Stages, extract_features, macs
 from utils import count_params, versions
 from val import Ensemble, predict_logits
@@ -25,6 +28,9 @@ from val import Ensemble, predict_logits
 FINE = 1 / 3  # of the recipe's learning rate: for a network that begins with trained weights
 FINER = 1 / 15  # of the recipe's learning rate: for a whole mixture
 SHOWN = 1000  # validation images in the scatter plots, about
+COMPONENTS = 50  # features are reduced to these before t-SNE, against noise (Van der Maaten and Hinton, 2008)
+PERPLEXITY = 30  # of t-SNE; its authors' range is 5 to 50
+NEIGHBOURS = 10  # of an image, by its features
 NOTES = {
     "clusters": "grouped by confusions on the images that are scored",
     "random": "random groups, with the sizes of the clusters; others with each seed",
@@ -217,8 +223,8 @@ class StudyRun:
         kept.predicted.append(self.logits(Ensemble(models)).argmax(1).numpy())
         kept.stages.append(stages)
         if isinstance(model := models[0], MixtureOfExperts):
-            gate = partial(lambda model, x: model.log_gate(x).exp(), model)
-            kept.gates.append(extract_features(model, self.val.images, machine=machine, what=gate))
+            gate = extract_features(model, self.val.images, machine=machine, what=lambda x: model.log_gate(x).exp())
+            kept.gates.append(gate)
             if model.top_k:  # the chosen expert's multiply-adds alone
                 each = [macs(expert) for expert in model.experts]
                 products += round(sum(each) * model.top_k / len(each)) - sum(each)
@@ -297,3 +303,22 @@ def copy_weights(model: FaceNet, single: FaceNet, group: Sequence[int] | None = 
             bias = torch.cat([bias[own], bias[others].mean(0, keepdim=True) + math.log(len(others))])
         given |= {"classifier.weight": weight, "classifier.bias": bias}
     model.load_state_dict(model.state_dict() | given)
+
+
+# --- What is shown of the features ---
+
+
+def project(features: np.ndarray) -> tuple[np.ndarray, list[float], np.ndarray]:
+    """Features (M, D) by their two principal components (M, 2), these' shares of the variance, and by t-SNE (M, 2)."""
+    pca = PCA(min(COMPONENTS, *features.shape), svd_solver="full")
+    parts = pca.fit_transform(features.astype(np.float64))
+    perplexity = min(PERPLEXITY, (len(parts) - 1) / 3)
+    tsne = TSNE(perplexity=perplexity, init="pca", learning_rate="auto", random_state=0)
+    return parts[:, :2], pca.explained_variance_ratio_[:2].tolist(), tsne.fit_transform(parts.astype(np.float32))
+
+
+def same_class_neighbours(features: np.ndarray, labels: np.ndarray) -> float:
+    """The share of an image's NEIGHBOURS nearest by features (M, D) that have its label, mean over the images."""
+    found = NearestNeighbors(n_neighbors=min(NEIGHBOURS, len(features) - 1)).fit(features.astype(np.float64))
+    near = found.kneighbors(return_distance=False)  # of each image, itself left out
+    return float((labels[near] == labels[:, None]).mean())

@@ -4,16 +4,20 @@ from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from textwrap import fill
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
 
 from config import CLASSES
 from plots import BLUE, FAINT, GREEN, GREY, INK, ORANGE, bare, column, epoch_axis, ink_on, write_png
 
 DPI = 100
 # Colour and marker by the role of a configuration
-LOOKS = {"base": (INK, "o"), "mixture": (BLUE, "s"), "control": (ORANGE, "^"), "control mixture": (GREEN, "D")}
+LOOKS = {"mixture": (BLUE, "s"), "control": (ORANGE, "^"), "control mixture": (GREEN, "D")}
 # Okabe and Ito's colours without the yellow, which is hard to see on white; a marker beside the colour
 CLASS_LOOKS = tuple(
     zip(("#000000", "#e69f00", "#56b4e9", "#009e73", "#0072b2", "#d55e00", "#cc79a7"), "oD^sPvX", strict=True)
@@ -29,19 +33,15 @@ def gains(
 ) -> None:
     """Write a PNG with a row per configuration: its gain over the base with the 95 % interval over images.
 
-    `values` are (K, 3) mean, low and high in points; `seeds` (K, S) the gain of each seed, marked where S is above 1;
-    `looks` names one of LOOKS for each.
+    `values` are (K, 3) mean, low and high in points; `seeds` (K, S) the gain of each seed; `looks` names one of LOOKS.
     """
-    from matplotlib.figure import Figure
-
     figure = Figure(figsize=(9, 1.6 + 0.27 * len(names)), dpi=DPI, layout="constrained")
     axes = figure.subplots()
     for row, (look, (mean, low, high)) in enumerate(zip(looks, values, strict=True)):
         colour, marker = LOOKS[look]
         axes.plot([low, high], [row, row], color=colour, linewidth=1.8)
         axes.plot([mean], [row], color=colour, marker=marker, markersize=6.5)
-        if seeds.shape[1] > 1:
-            axes.plot(seeds[row], [row] * seeds.shape[1], "|", color=colour, markersize=9, markeredgewidth=1)
+        axes.plot(seeds[row], [row] * seeds.shape[1], "|", color=colour, markersize=9, markeredgewidth=1)
     axes.set_yticks(range(len(names)), names, fontsize=9, color=INK)
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.set_xlabel(f"accuracy above the {base} (points, deduplicated)", color=INK)
@@ -49,20 +49,13 @@ def gains(
     axes.grid(axis="x", color=FAINT, linewidth=0.6)
     bare(axes)
     handles = [
-        _handle(color=colour, marker=marker, linewidth=0, label=look)
+        Line2D([], [], color=colour, marker=marker, linewidth=0, label=look)
         for look, (colour, marker) in LOOKS.items()
         if look in looks
     ]
-    handles += [_handle(color=GREY, marker="|", linewidth=0, label="one seed")] if seeds.shape[1] > 1 else []
+    handles.append(Line2D([], [], color=GREY, marker="|", linewidth=0, label="one seed"))
     figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=9, frameon=False)
     write_png(figure, path)
-
-
-def _handle(**style: Any) -> Any:
-    """A line that is in a legend only."""
-    from matplotlib.lines import Line2D
-
-    return Line2D([], [], **style)
 
 
 def stage_curves(models: Sequence[tuple[str, Sequence[list[dict]]]], path: Path) -> None:
@@ -71,8 +64,6 @@ def stage_curves(models: Sequence[tuple[str, Sequence[list[dict]]]], path: Path)
     `models` holds a name and, for each seed, a list of stages: {"stage", "epochs"}, an epoch as a row of metrics.jsonl
     (losses in nats per image, accuracies as fractions, None leaves a gap). Every seed has a line of its own.
     """
-    from matplotlib.figure import Figure
-
     figure = Figure(figsize=(12, 0.5 + 3.6 * len(models)), dpi=DPI, layout="constrained")
     parts = figure.subfigures(len(models), 1, squeeze=False)[:, 0]
     for part, (name, seeds) in zip(parts, models, strict=True):
@@ -81,19 +72,18 @@ def stage_curves(models: Sequence[tuple[str, Sequence[list[dict]]]], path: Path)
         starts = np.concatenate([[0], np.cumsum(lengths)])
         stages = ",  ".join(f"{number} {stage['stage']}" for number, stage in enumerate(seeds[0], 1))
         part.supxlabel(fill(f"stages:  {stages}", 140, break_on_hyphens=False), fontsize=9, color=GREY)
-        for axes, key, scale, label in zip(
-            part.subplots(1, 2), ("loss", "accuracy"), (1, 100), ("loss (nats per image)", "accuracy (%)"), strict=True
-        ):
-            keys = {f"train_{key}": BLUE, f"val_{key}_deduplicated": ORANGE}
-            _stage_lines(axes, seeds, starts, keys, scale)
-            axes.set_ylabel(label, color=INK)
-    handles = [_handle(color=BLUE, label="train"), _handle(color=ORANGE, label="val (deduplicated)")]
+        loss, accuracy = part.subplots(1, 2)
+        _stage_lines(loss, seeds, starts, "loss", 1)
+        loss.set_ylabel("loss (nats per image)", color=INK)
+        _stage_lines(accuracy, seeds, starts, "accuracy", 100)
+        accuracy.set_ylabel("accuracy (%)", color=INK)
+    handles = [Line2D([], [], color=BLUE, label="train"), Line2D([], [], color=ORANGE, label="val (deduplicated)")]
     figure.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=9, frameon=False)
     write_png(figure, path)
 
 
-def _stage_lines(axes, seeds, starts: np.ndarray, colours: dict[str, str], scale: float) -> None:
-    """Plot each key in its colour, for every seed and stage; the stages side by side, numbered above."""
+def _stage_lines(axes: Axes, seeds: Sequence[list[dict]], starts: np.ndarray, what: str, scale: float) -> None:
+    """Plot the loss or accuracy of train and val, for every seed and stage; the stages side by side, numbered above."""
     for number, (start, end) in enumerate(pairwise(starts)):
         axes.axvspan(start + 0.5, end + 0.5, color="#f3f4f6" if number % 2 else "white", zorder=0, linewidth=0)
         place = {"xycoords": ("data", "axes fraction"), "ha": "center", "va": "bottom", "fontsize": 8, "color": GREY}
@@ -101,7 +91,7 @@ def _stage_lines(axes, seeds, starts: np.ndarray, colours: dict[str, str], scale
         for stages in seeds:
             epochs = stages[number]["epochs"]
             look = {"linewidth": 1.3, "alpha": 0.75, "marker": "o" if len(epochs) < 4 else None, "markersize": 3}
-            for key, colour in colours.items():
+            for key, colour in ((f"train_{what}", BLUE), (f"val_{what}_deduplicated", ORANGE)):
                 axes.plot(start + 1 + np.arange(len(epochs)), scale * column(epochs, key), color=colour, **look)
     epoch_axis(axes, 1, starts[-1], label="epoch, counted over all stages")
 
@@ -111,20 +101,15 @@ def confusions(first: np.ndarray, second: np.ndarray, path: Path, *, names: tupl
 
     Both are (C, C) shares in [0, 1] of the true class (row) named as a class (column).
     """
-    from matplotlib.figure import Figure
-
     figure = Figure(figsize=(16.5, 5.9), dpi=DPI, layout="constrained")
     gap = 100 * (second - first)
-    most = max(1.0, float(np.abs(gap).max()))
-    for axes, title, values, limits, form in zip(
-        figure.subplots(1, 3),
-        [*(f"{name}\n(% of the true class)" for name in names), "second less first\n(points; blue is more)"],
-        (100 * first, 100 * second, gap),
-        ((0, 100), (0, 100), (-most, most)),
-        ("{:.1f}", "{:.1f}", "{:+.1f}"),
-        strict=True,
-    ):
-        _cells(axes, values, limits, form)
+    parts = [
+        (f"{names[0]}\n(% of the true class)", 100 * first, 100),
+        (f"{names[1]}\n(% of the true class)", 100 * second, 100),
+        ("second less first\n(points; blue is more)", gap, max(1.0, float(np.abs(gap).max()))),
+    ]
+    for axes, (title, values, most) in zip(figure.subplots(1, 3), parts, strict=True):
+        _cells(axes, values, most)
         axes.set_title(title, fontsize=11, color=INK)
         axes.set_xticks(range(len(CLASSES)), CLASSES, fontsize=9, color=INK)
         axes.set_yticks(range(len(CLASSES)), CLASSES, fontsize=9, color=INK)
@@ -133,10 +118,11 @@ def confusions(first: np.ndarray, second: np.ndarray, path: Path, *, names: tupl
     write_png(figure, path)
 
 
-def _cells(axes, values: np.ndarray, limits: tuple[float, float], form: str) -> None:
-    """Fill `axes` with (R, C) numbers as coloured cells with the number in each; below zero is orange."""
+def _cells(axes: Axes, values: np.ndarray, most: float) -> None:
+    """Fill `axes` with (R, C) numbers up to `most` as coloured cells with the number in each; below zero is orange."""
+    form = "{:+.1f}" if (values < 0).any() else "{:.1f}"
     ends = np.array([[0.78, 0.30, 0.02], [0.03, 0.27, 0.55]])
-    depth = np.clip(np.abs(values) / max(map(abs, limits)), 0, 1)[..., None]
+    depth = np.clip(np.abs(values) / most, 0, 1)[..., None]
     colours = 1 - depth * (1 - ends[(values >= 0).astype(int)])
     axes.imshow(colours, aspect="equal")
     for row, place in np.ndindex(*values.shape):
@@ -161,8 +147,6 @@ class Panel(NamedTuple):
 
 def feature_maps(panels: Sequence[Panel], path: Path) -> None:
     """Write a PNG with a column per panel: features by their two principal components, and by t-SNE below."""
-    from matplotlib.figure import Figure
-
     figure = Figure(figsize=(5.2 * len(panels), 10.6), dpi=DPI, layout="constrained")
     for panel, (above, below) in zip(panels, figure.subplots(2, len(panels), squeeze=False).T, strict=True):
         looks = [{"color": colour, "marker": marker} for colour, marker in panel.looks]
@@ -179,7 +163,7 @@ def feature_maps(panels: Sequence[Panel], path: Path) -> None:
         below.set_xlabel("t-SNE 1 (no unit)", fontsize=9, color=INK)
         below.set_ylabel("t-SNE 2 (no unit)", fontsize=9, color=INK)
         handles = [
-            _handle(linewidth=0, markersize=5, label=fill(name, 26), **look)
+            Line2D([], [], linewidth=0, markersize=5, label=fill(name, 26), **look)
             for name, look in zip(panel.names, looks, strict=False)
         ]
         place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.07), "ncols": 2}
@@ -196,26 +180,14 @@ def gate_use(
     `per_class` (C, E) are mean weights over the images of each class. All in [0, 1]. Cells of an expert's own classes
     have a frame.
     """
-    from matplotlib.figure import Figure
-    from matplotlib.patches import Rectangle
-
     count = len(groups)
     rows = np.arange(count)
     figure = Figure(figsize=(11.5, 5.6), dpi=DPI, layout="constrained")
     bars, cells = figure.subplots(1, 2, width_ratios=(1, 1.5))
-    for shift, values, colour, label in (
-        (-0.17, load, BLUE, "mean weight"),
-        (0.17, chosen, ORANGE, "images with the most weight there"),
-    ):
-        found = bars.barh(rows + shift, 100 * values, height=0.32, color=colour, label=label)
-        bars.bar_label(
-            found,
-            fmt="%.1f",
-            padding=4,
-            fontsize=9,
-            color=INK,
-            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6},
-        )
+    bars.barh(rows - 0.17, 100 * load, height=0.32, color=BLUE, label="mean weight")
+    bars.barh(rows + 0.17, 100 * chosen, height=0.32, color=ORANGE, label="images with the most weight there")
+    for found in bars.containers:
+        bars.bar_label(found, fmt="%.1f", padding=4, fontsize=9, color=INK)
     bars.axvline(100 / count, color=GREY, linewidth=0.9, linestyle=(0, (3, 2)), label="even load")
     bars.set_xlim(0, max(20.0, 118 * max(load.max(), chosen.max(), 1 / count)))
     bars.set_yticks(rows, [fill(name, 18) for name in names], fontsize=9)
@@ -223,7 +195,7 @@ def gate_use(
     bars.set_xlabel("% of the weight, % of the images", color=INK)
     bare(bars)
     bars.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=1, fontsize=9, frameon=False)
-    _cells(cells, 100 * per_class, (0, 100), "{:.1f}")
+    _cells(cells, 100 * per_class, 100)
     for place, group in enumerate(groups):
         for name in group:
             corner = (place - 0.47, CLASSES.index(name) - 0.47)

@@ -26,17 +26,12 @@ class Gap(NamedTuple):
         return self.images.sign if self.p < LEVEL else 0
 
     @property
-    def seeds_agree(self) -> bool:
-        """Whether the interval over seeds leaves out zero, on the same side. Without width it shows nothing."""
-        if not self.seeds or not self.seeds[1]:
-            return False
-        mean, half = self.seeds
-        return (mean - half > 0) - (mean + half < 0) == self.sign != 0
-
-    @property
     def shown(self) -> int:
-        """The sign, where the seeds agree, or where there is only one."""
-        return self.sign if self.seeds is None or self.seeds_agree else 0
+        """The sign, where the interval over seeds agrees, if there are several. One without width shows nothing."""
+        if self.seeds is None:
+            return self.sign
+        mean, half = self.seeds
+        return self.sign if half and self.sign * mean > half else 0
 
     def verdict(self, more: str = "better", less: str = "worse") -> str:
         if not self.sign:
@@ -84,9 +79,6 @@ class Gate(NamedTuple):
     least: float  # the smallest mean weight of an expert with any seed
     own: float  # weight on the experts that have the true class
     blind: float  # the same if every image had the mean weights of its seed
-    missed: float  # share of images whose expert with the most weight lacks the true class
-    right_own: float  # accuracy where that expert has the true class
-    right_other: float  # accuracy where it lacks it
 
 
 class Findings(NamedTuple):
@@ -104,24 +96,22 @@ class Findings(NamedTuple):
 
 def find(study: Study) -> Findings:
     """The Findings of `study`."""
-    base, best = study.base, study.best
-    others = [one for one in study.configurations if one is not base]
-    gains = iter(compare(study, [(one, base) for one in others]))
-    scores = [score(study, one, next(gains).gap if one in others else None) for one in study.configurations]
-    by_name = {one.of.name: one for one in scores}
+    base, best, others = study.base, study.best, study.configurations[1:]
+    gains = [None, *(one.gap for one in compare(study, [(one, base) for one in others]))]
+    scores = [score(study, one, gain) for one, gain in zip(study.configurations, gains, strict=True)]
     controls = [one for one in others if one.control and one.variant in ("", best.variant) and one is not best]
     variants = [
         (first, second)
-        for first in study.configurations
-        for second in study.configurations
+        for first in others
+        for second in others
         if first.grouping == second.grouping != "" and first.variant == "together" != second.variant
     ]
     rival = next((one for one in others if one.name == "schedule"), base)
     return Findings(
         study=study,
         scores=scores,
-        base=by_name[base.name],
-        best=by_name[best.name],
+        base=scores[0],
+        best=next(one for one in scores if one.of is best),
         controls=compare(study, [(best, one) for one in controls]),
         variants=compare(study, variants),
         rival=rival,
@@ -185,7 +175,6 @@ def look_at_gate(study: Study) -> Gate:
     has = np.array([[name in group for group in best.groups[0]] for name in CLASSES])  # (C, E)
     shares = np.bincount(study.true, minlength=len(CLASSES)) / len(study.true)
     load = np.einsum("c,sce->se", shares, means)
-    own, hits = has[study.true[None], chosen], study.hits(best)[seeds]
     return Gate(
         load=load.mean(0),
         chosen=np.bincount(chosen.ravel(), minlength=has.shape[1]) / chosen.size,
@@ -193,9 +182,6 @@ def look_at_gate(study: Study) -> Gate:
         least=float(load.min()),
         own=float(np.einsum("c,sce,ce->s", shares, means, has).mean()),
         blind=float(np.einsum("c,se,ce->s", shares, load, has).mean()),
-        missed=float((~own).mean()),
-        right_own=float(hits[own].mean()) if own.any() else np.nan,
-        right_other=float(hits[~own].mean()) if not own.all() else np.nan,
     )
 
 

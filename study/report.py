@@ -4,21 +4,20 @@ from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from config import CLASSES
 from errors import write_file
 from study import figures
 from study.findings import Findings, Gap, confusion_shares, find
 from study.results import Configuration, Study
-from study.stats import LEVEL, mean_sd
+from study.stats import mean_sd
 
-FIRST_ROWS = ("single", "schedule", "longer", "ensemble")  # of the table at the top; then mixtures
+FIRST_ROWS = ("single", "ensemble", "schedule", "longer")  # of the table at the top; then mixtures
 
 
 def write_report(study: Study, out: Path) -> Path:
     """Write report.md and five PNG files into the folder `out`; the path of report.md. Raises UserError."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined  # late: only here
-
     found = find(study)
     plot_all(found, out)
     loader = FileSystemLoader(Path(__file__).parent)
@@ -30,19 +29,15 @@ def write_report(study: Study, out: Path) -> Path:
         found._asdict()
         | {"about": study.about, "answer": answer(found), "first": first_rows(found), "classes": CLASSES}
     )
-    path = out / "report.md"
-    write_file(path, text.encode())
-    return path
+    write_file(out / "report.md", text.encode())
+    return out / "report.md"
 
 
 def first_rows(found: Findings) -> list[str]:
     """The names of the configurations in the table at the top."""
-    best = found.best.of
-    plain = [
-        one.name for one in found.study.configurations if (one.grouping, one.variant) == ("all-classes", best.variant)
-    ]
-    names = {one.of.name for one in found.scores}
-    return list(dict.fromkeys([*(name for name in FIRST_ROWS if name in names), *plain, best.name]))
+    best, there = found.best.of, found.study.configurations
+    plain = [one.name for one in there if (one.grouping, one.variant) == ("all-classes", best.variant)]
+    return list(dict.fromkeys([*(one.name for one in there if one.name in FIRST_ROWS), *plain, best.name]))
 
 
 def answer(found: Findings) -> str:
@@ -62,20 +57,15 @@ def answer(found: Findings) -> str:
 
 
 def p_text(p: float) -> str:
-    """A p-value in two or four digits, so that one below 0.05 looks so."""
+    """A p-value in two or four digits."""
     if p < 0.0001:
         return "< 0.0001"
-    if p < LEVEL and round(p, 4) >= LEVEL:
-        return f"< {LEVEL}"
     return f"{p:.4f}" if p < 0.1 else f"{p:.2f}"
 
 
 def amount(value: float) -> str:
-    """A large number in three digits: 308k, 2.71M."""
-    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= size:
-            return f"{value / size:.3g}{letter}" if value < 999.5 * size else f"{value / size:.0f}{letter}"
-    return f"{value:.0f}"
+    """A large number in millions."""
+    return f"{value / 1e6:,.2f}M"
 
 
 def gap_text(gap: Gap, digits: int = 2) -> str:
@@ -116,9 +106,9 @@ def plot_all(found: Findings, out: Path) -> None:
     study, base, best = found.study, found.base.of, found.best.of
     inside = [study.inside[one.name] for one in (base, best)]
     others = [one for one in found.scores if one.gain]
-    looks = [look(study, one.of) for one in others]
-    values, means = np.array([one.gain.images for one in others]), np.array([one.accuracy for one in others])
-    titles, seeds = [one.of.title for one in others], means - np.array(found.base.accuracy)
+    titles, looks = [one.of.title for one in others], [look(study, one.of) for one in others]
+    values = np.array([one.gain.images for one in others])
+    seeds = np.array([one.accuracy for one in others]) - found.base.accuracy
     figures.gains(titles, looks, values, seeds, out / "gains.png", base=base.title)
     shares = [confusion_shares(study, one) for one in (base, best)]
     figures.confusions(*shares, out / "confusion.png", names=(base.title, best.title))

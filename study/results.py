@@ -11,9 +11,6 @@ from config import CLASSES
 from errors import UserError, write_file
 
 FILE = "results.json"
-COMPONENTS = 50  # features are reduced to these before t-SNE, against noise (Van der Maaten and Hinton, 2008)
-PERPLEXITY = 30  # of t-SNE; its authors' range is 5 to 50
-NEIGHBOURS = 10  # of an image, by its features
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,10 +30,6 @@ class Configuration:
     variant: str = ""  # of a mixture: "gate alone", "together" or "top-1"
     groups: list[list[list[str]]] = field(default_factory=list)  # of the experts, for each seed
     note: str = ""
-
-    @property
-    def epochs(self) -> int:
-        return int(sum(epochs for epochs, _ in self.schedule))
 
     @property
     def experts(self) -> list[str]:
@@ -75,10 +68,6 @@ class Study:
     inside: dict[str, Inside] = field(default_factory=dict)  # of `base` and `best`
 
     @property
-    def seeds(self) -> int:
-        return self.about["seeds"]
-
-    @property
     def base(self) -> Configuration:
         return self.configurations[0]
 
@@ -105,35 +94,6 @@ class Study:
     def hits(self, one: Configuration) -> np.ndarray:
         """(S, images) bool, whether each seed's network is right, deduplicated."""
         return self.named(one) == self.true
-
-
-# --- Features ---
-
-
-def project(features: np.ndarray) -> tuple[np.ndarray, list[float], np.ndarray]:
-    """Features (M, D) by their two principal components (M, 2), these' shares of the variance, and by t-SNE (M, 2)."""
-    from sklearn.decomposition import PCA  # late: it takes a second
-    from sklearn.manifold import TSNE
-
-    features = features.astype(np.float64)
-    if not features.var(0).sum() > 0:
-        return np.zeros((len(features), 2)), [0.0, 0.0], np.zeros((len(features), 2))
-    pca = PCA(min(COMPONENTS, *features.shape), svd_solver="full")
-    parts = pca.fit_transform(features)
-    perplexity = min(PERPLEXITY, (len(parts) - 1) / 3)
-    tsne = TSNE(perplexity=perplexity, init="pca", learning_rate="auto", random_state=0)
-    return parts[:, :2], pca.explained_variance_ratio_[:2].tolist(), tsne.fit_transform(parts.astype(np.float32))
-
-
-def same_class_neighbours(features: np.ndarray, labels: np.ndarray) -> float:
-    """The share of an image's NEIGHBOURS nearest by features (M, D) that have its label, mean over the images."""
-    features = features.astype(np.float64) - features.mean(0)
-    squares = (features**2).sum(1)
-    distances = squares[:, None] + squares - 2 * features @ features.T
-    np.fill_diagonal(distances, np.inf)
-    count = min(NEIGHBOURS, len(features) - 1)
-    near = np.argpartition(distances, count - 1, axis=1)[:, :count]
-    return float((labels[near] == labels[:, None]).mean())
 
 
 # --- The file ---
@@ -171,19 +131,19 @@ def read_results(path: Path) -> Study:
     """The study in a file of `save_results`. Raises UserError where it is missing, damaged or another file."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        inside = {
-            name: Inside(
-                **one
-                | {key: np.array(one[key]) for key in ("pca", "tsne", "gate")}
-                | {"chosen": from_digits(one["chosen"])}
-            )
-            for name, one in values["inside"].items()
-        }
-        configurations = [
-            Configuration(**one | {"predicted": from_digits(one["predicted"])}) for one in values["configurations"]
-        ]
-        labels, copies = from_digits(values["labels"])[0], from_digits(values["copies"])[0].astype(bool)
-        return Study(values["about"], labels, copies, np.array(values["rows"]), configurations, inside)
+        inside, configurations = values["inside"], values["configurations"]
+        for one in inside.values():
+            one |= {key: np.array(one[key]) for key in ("pca", "tsne", "gate")} | {"chosen": from_digits(one["chosen"])}
+        for one in configurations:
+            one["predicted"] = from_digits(one["predicted"])
+        return Study(
+            about=values["about"],
+            labels=from_digits(values["labels"])[0],
+            copies=from_digits(values["copies"])[0].astype(bool),
+            rows=np.array(values["rows"]),
+            configurations=[Configuration(**one) for one in configurations],
+            inside={name: Inside(**one) for name, one in inside.items()},
+        )
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise UserError(
             f"{path} cannot be read as the results of a study ({error}); run experiments.py to make it, or name "

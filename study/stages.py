@@ -10,14 +10,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from config import PLACE_FIELDS, Config
 from dataset import FaceData, preprocess
 from errors import UserError, counted, write_json
 from model import FaceNet
-from train import fit
-from training.state import read_last
+from train import duration, fit
+from training.state import read_history, read_last
 from utils import Machine, channels_last, seed_everything
 from val import BATCH, evaluate
 from weights import load_weights, save_weights
@@ -35,7 +36,6 @@ class Stages:
     data: FaceData
     machine: Machine
     count: int
-    say: Callable[[str], None] = print
     done: int = 0
     histories: dict[str, list[dict[str, Any]]] = field(default_factory=dict)  # by name, the rows of metrics.jsonl
     machines: list[str] = field(default_factory=list)  # that stages were trained on, each once
@@ -44,59 +44,44 @@ class Stages:
     def train(self, name: str, make: Callable[[], FaceNet], config: Config) -> FaceNet:
         """The network of `make`, trained by `config`, as it is after the last epoch; in evaluation mode.
 
-        A stage that was stopped goes on. Raises UserError for a folder that holds another stage or is damaged, and
-        Stopped after Ctrl-C: if that came at the very end, the stage is kept as finished.
+        A stage that was stopped goes on. Raises UserError for a folder that holds another stage, and Stopped after
+        Ctrl-C: if that came at the very end, the stage is kept as finished.
         """
         run, config = self.folder / name, replace(config, runs=str(self.folder), run=name)
         final, note = run / "final.pth", f"stage {self.done + 1} of {self.count}: {name}"
         seed_everything(config.seed)
         model = make().to(self.machine.device, memory_format=self.machine.layout)
-        machines = self.begin(run, model, config)
+        self.begin(run, model, config)
         if final.exists():
-            self.say(f"{note} is finished")
+            print(f"{note} is finished")
         else:
             last = read_last(run)[1] if (run / "last.pth").exists() else None
-            goes_on = ", goes on" if last else ""
-            self.say(f"{note}, {counted(config.epochs, 'epoch')}{goes_on}{self.left()}")
+            left = np.mean(self.seconds) * (self.count - self.done) if self.seconds else 0
+            goes_on, left = ", goes on" if last else "", f"; about {duration(left)} left" if left else ""
+            print(f"{note}, {counted(config.epochs, 'epoch')}{goes_on}{left}", flush=True)
             start = time.monotonic()
             trainer = fit(model, self.data, config, run=run, machine=self.machine, resume=last)
             if trainer.done:
                 scores = evaluate(trainer.eval_model, self.data.split("val"), machine=self.machine)
                 save_weights(final, trainer.eval_model, scores, config=config, data=self.data)
-            if trainer.stopped or not trainer.done:
+            if trainer.stopped:
                 raise Stopped
             self.seconds.append(time.monotonic() - start)
         self.done += 1
-        self.machines += [machine for machine in machines if machine not in self.machines]
         for other in ("last.pth", "best.pth"):  # the last epoch is what counts
             (run / other).unlink(missing_ok=True)
-        try:
-            self.histories[name] = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-            return load_weights(final, machine=self.machine)[0]
-        except (OSError, ValueError, UserError) as error:
-            raise UserError(f"{run} is damaged ({error}): remove it, and the stage is trained anew") from error
+        self.histories[name] = read_history(run)
+        return load_weights(final, machine=self.machine)[0]
 
-    def left(self) -> str:
-        """The time left, from the mean of the stages so far; nothing before the first has ended."""
-        if not self.seconds:
-            return ""
-        minutes = np.mean(self.seconds) * (self.count - self.done) / 60
-        if minutes >= 120:
-            return f"; about {minutes / 60:.1f} hours left"
-        return f"; about {counted(max(1, round(minutes)), 'minute')} left"
-
-    def begin(self, run: Path, model: FaceNet, config: Config) -> list[str]:
-        """Write stage.json, what the stage is made of, into `run`; the machines that trained it.
+    def begin(self, run: Path, model: FaceNet, config: Config) -> None:
+        """Write stage.json, what the stage is made of and the machines that trained it, into `run`.
 
         Raises UserError where `run` is made of something else, such as other hyperparameters or data.
         """
-        path, finished, mark, machines = run / "stage.json", run / "final.pth", self.mark(model, config), []
-        if path.exists() or finished.exists():
-            try:
-                there = json.loads(path.read_text(encoding="utf-8"))
-                machines = there["machines"]
-            except (OSError, ValueError, LookupError, TypeError) as error:
-                raise UserError(f"{path} is missing or damaged ({error}): remove {run}") from error
+        path, mark, machines, here = run / "stage.json", self.mark(model, config), [], str(self.machine)
+        if path.exists():
+            there = json.loads(path.read_text(encoding="utf-8"))
+            machines = there["machines"]
             # A hyperparameter that the code did not have then had what is its default now
             before = {key: there.get(key, getattr(Config(), key, None)) for key in mark}
             if other := [f"{key} {before[key]}, now {mark[key]}" for key in mark if before[key] != mark[key]]:
@@ -104,14 +89,11 @@ class Stages:
                     f"{run} holds a stage of another study ({'; '.join(other)}): name this study differently with "
                     f"--name, or remove the folder"
                 )
-        if not finished.exists():
-            machines += [str(self.machine)] if str(self.machine) not in machines else []
-            try:
-                run.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise UserError(f"{run} cannot be made: {error.strerror}") from error
+        if not (run / "final.pth").exists():
+            machines = list(dict.fromkeys([*machines, here]))
+            run.mkdir(parents=True, exist_ok=True)
             write_json(path, mark | {"machines": machines})
-        return machines
+        self.machines = list(dict.fromkeys([*self.machines, *machines]))
 
     def mark(self, model: FaceNet, config: Config) -> dict[str, Any]:
         """What a stage is made of: hyperparameters, data, network, the weights it begins with, and the arithmetic."""
@@ -143,20 +125,9 @@ def extract_features(
 
 
 def macs(model: FaceNet) -> int:
-    """Multiply-adds of the convolutions and linear layers for one image of the network's size."""
-    total = 0
-
-    def count(layer: nn.Module, _: Any, out: Tensor) -> None:
-        nonlocal total
-        total += layer.weight[0].numel() * out[0].numel()
-
-    layers = [layer for layer in model.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
-    hooks = [layer.register_forward_hook(count) for layer in layers]
-    training, device = model.training, next(model.parameters()).device
+    """Multiply-adds for one image of the network's size; torch counts each as two operations."""
+    image = torch.zeros(1, model.channels, model.image_size, model.image_size, device=next(model.parameters()).device)
     model.eval()
-    with torch.inference_mode():
-        model(torch.zeros(1, model.channels, model.image_size, model.image_size, device=device))
-    model.train(training)
-    for hook in hooks:
-        hook.remove()
-    return total
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        model(image)
+    return counter.get_total_flops() // 2

