@@ -1,6 +1,6 @@
 """The faces as arrays: found, decoded once, cached in one canonical order, and split.
 
-`python dataset.py` prints what is found and writes a sheet of faces.
+`split_rows` says how the splits are made. `python dataset.py` prints what is found and writes a sheet of faces.
 """
 
 import hashlib
@@ -8,10 +8,10 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -24,7 +24,10 @@ from readers.cache import SPLITS, Cache, cached
 from readers.decode import MAX_FACE_RATIO, MAX_FACE_SIDE, SIZE, BadImage, Decoded, decode_file
 from readers.layout import Item, check_all_classes, class_folders, is_image_name, is_junk
 from readers.sources import Source, open_dataset
-from readers.votes import Votes, agreement, match, most_voted, read_votes, shares
+from readers.votes import Votes, match, most_voted, read_votes, shares
+
+if TYPE_CHECKING:
+    from torchvision.datasets import ImageFolder
 
 DEMO_IDENTITIES, DEMO_VAL_IDENTITIES = 400, 100  # 2,800 and 700 rendered faces: minutes on two cores
 # Official images per class of FER2013: a dataset with these counts is FER2013, in whatever form people have it
@@ -33,6 +36,7 @@ VAL_SEED = 2013  # of the sampled validation part: the same for every run, so th
 # Zips of FER2013 that are not called as expected: as other tools save it, or as a browser names the second copy
 ALIKE = re.compile(r".*(archive|fer[-_ ]?2013).*\.zip", re.IGNORECASE)
 PLACES = ("archive", "archive.zip", "fer2013.csv", "icml_face_data.csv", "fer2013.tar.gz")
+SHEET = Path("contact_sheet.png")
 GET_FER2013 = (
     "Get FER2013 as archive.zip from https://www.kaggle.com/datasets/msambare/fer2013 "
     "and put it, zipped or unpacked as archive/, into this folder."
@@ -51,40 +55,26 @@ def preprocess(images: Tensor) -> Tensor:
 PREPROCESSING = {"size": SIZE, "channels": 1, "scale": 1 / 127.5, "offset": -1.0}  # as kept in weight files
 
 
-def __getattr__(name: str) -> Any:
-    """`EmotionFolder`, made when it is first asked for: torchvision takes a second to import."""
-    if name != "EmotionFolder":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from torchvision.datasets import ImageFolder
+def EmotionFolder(root: str | Path, **transforms: Callable | None) -> "ImageFolder":
+    """A torchvision ImageFolder of one folder per class: ((48, 48) uint8 tensor, label), for a DataLoader of your own.
 
-    class EmotionFolder(ImageFolder):
-        """Images in one folder per class, as ((48, 48) uint8 tensor, label), for a DataLoader of your own.
+    Labels are indices into CLASSES, whatever order the folders have on disk; letter case and synonyms are mapped,
+    hidden and junk files are left out, as in training. `transforms` are `transform` and `target_transform`.
+    Raises UserError for a folder that is no class and for a class without images. Taking a bad file out of it raises
+    BadImage with the file's name. `load` does not use it: without torchvision it starts a second earlier.
+    """
+    from torchvision.datasets import ImageFolder  # late: it takes a second
 
-        Labels are indices into CLASSES, whatever order the folders have on disk; letter case and synonyms are mapped,
-        hidden and junk files are left out. `readers.sources` finds files and classes by the same rules (without it:
-        torchvision takes a second to import). `transforms`: `transform` and `target_transform`, as torchvision's.
-        Raises UserError for a folder that is no class and, unless `allow_empty`, for a class without images.
-        Taking a bad file out of it raises BadImage with the file's name.
-        """
+    def wanted(path: str) -> bool:
+        return is_image_name(path) and not is_junk(Path(path).relative_to(root).as_posix())
 
-        def __init__(self, root: str | Path, *, allow_empty: bool = False, **transforms: Callable | None) -> None:
-            wanted = {"loader": load_image, "is_valid_file": self._is_wanted, "allow_empty": True}
-            super().__init__(str(root), **wanted, **transforms)
-            if not allow_empty:
-                check_all_classes(str(root), self.targets, self.class_to_idx)
-            self.class_to_idx = {name: index for index, name in enumerate(CLASSES)}  # it was folder -> index
-
-        def find_classes(self, directory: str) -> tuple[list[str], dict[str, int]]:
-            if not os.path.isdir(directory):
-                raise UserError(f"{directory}: no such folder. Expected one with {', '.join(CLASSES)} in it.")
-            there = [entry for entry in os.listdir(directory) if os.path.isdir(os.path.join(directory, entry))]
-            return list(CLASSES), class_folders(directory, (folder for folder in there if not is_junk(folder)))
-
-        def _is_wanted(self, path: str) -> bool:
-            return is_image_name(path) and not is_junk(os.path.relpath(path, self.root).replace(os.sep, "/"))
-
-    EmotionFolder.__qualname__ = name  # a DataLoader's workers find it by this
-    return globals().setdefault(name, EmotionFolder)
+    folder = ImageFolder(root, **transforms, loader=load_image, is_valid_file=wanted, allow_empty=True)
+    labels = class_folders(str(root), (name for name in folder.classes if not is_junk(name)))
+    folder.samples = [(path, labels[folder.classes[at]]) for path, at in folder.samples]
+    folder.targets = [label for _, label in folder.samples]
+    folder.classes, folder.class_to_idx = list(CLASSES), {name: index for index, name in enumerate(CLASSES)}
+    check_all_classes(str(root), folder.targets)
+    return folder
 
 
 def load_image(path: str | Path) -> Tensor:
@@ -96,9 +86,9 @@ def load_image(path: str | Path) -> Tensor:
 
 
 class Rows:
-    """The images at some rows of a mapped array (N, 48, 48), read when they are asked for, as from an array."""
+    """The images at some rows of a mapped array (N, 48, 48), or of Rows; read when they are asked for."""
 
-    def __init__(self, images: np.ndarray, rows: np.ndarray) -> None:
+    def __init__(self, images: "np.ndarray | Rows", rows: np.ndarray) -> None:
         self.images, self.rows = images, rows
         self.nbytes = len(rows) * images[:1].nbytes
 
@@ -107,9 +97,6 @@ class Rows:
 
     def __getitem__(self, at: Any) -> np.ndarray:
         return self.images[self.rows[at]]
-
-    def take(self, rows: np.ndarray) -> "Rows":
-        return Rows(self.images, self.rows[rows])
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return np.asarray(self.images[self.rows], dtype)
@@ -124,7 +111,7 @@ class Split:
     """
 
     name: str
-    images: np.ndarray | Rows
+    images: Rows | np.ndarray
     labels: np.ndarray
     digests: np.ndarray
     copies: np.ndarray
@@ -139,8 +126,8 @@ class Split:
 
     def take(self, rows: np.ndarray) -> "Split":
         """The images at `rows` (a sorted index), as a split of the same name."""
-        images = self.images.take(rows) if isinstance(self.images, Rows) else Rows(self.images, rows)
         votes = None if self.votes is None else self.votes[rows]
+        images = Rows(self.images, rows)
         return Split(self.name, images, self.labels[rows], self.digests[rows], self.copies[rows], votes)
 
     def targets(self) -> np.ndarray | None:
@@ -148,16 +135,8 @@ class Split:
         return None if self.votes is None else shares(self.votes, self.labels)
 
     def most_voted(self) -> np.ndarray:
-        """The emotion (N,) int64 with the most votes of the seven; -1 for a tie, and where there are none.
-
-        Raises UserError for a split without votes, or without any such image.
-        """
-        if self.votes is None:
-            raise UserError(f"the {self.name} split has no votes; name a file of FER+ votes with --votes")
-        voted = most_voted(self.votes)
-        if voted.max(initial=-1) < 0:
-            raise UserError(f"no image of the {self.name} split has a single most-voted emotion; leave out --votes")
-        return voted
+        """The emotion (N,) int64 with the most votes of the seven; -1 for a tie, and where there are none."""
+        return most_voted(self.votes)
 
 
 @dataclass(frozen=True)
@@ -173,8 +152,6 @@ class FaceData:
     source: str
     fingerprint: str
     sampled_val: bool = False
-    unreadable: list[str] = field(default_factory=list)
-    unreadable_count: int = 0
     notes: list[str] = field(default_factory=list)
     votes: str = ""
 
@@ -183,16 +160,13 @@ class FaceData:
         return self.name == "demo"
 
     def split(self, name: str) -> Split:
-        """The split called `name`. Raises UserError, with what there is, where the dataset lacks it."""
+        """The split called `name`. Raises UserError where the dataset lacks it; there is always train and val."""
         if name not in self.splits:
-            raise UserError(
-                f"{self.source} has no {name} split; use one of: "
-                + ", ".join(f"--split {there}" for there in self.splits if there != "train")
-            )
+            raise UserError(f"{self.source} has no {name} split; use --split val")
         return self.splits[name]
 
     def describe(self) -> list[str]:
-        """Lines about what was found: source, splits, counts per class, copies, unreadable files."""
+        """Lines about what was found: source, splits, counts per class, copies."""
         form = f"fer2013 ({self.source})" if self.name == "fer2013" else self.source
         lines = [f"data: {form}, fingerprint {self.fingerprint}", *self.notes]
         width = max(map(len, CLASSES)) + 1
@@ -201,12 +175,10 @@ class FaceData:
             label = f"{name} (sampled)" if name == "val" and self.sampled_val else name
             lines.append(f"  {label:<14}" + "".join(f"{count:>{width}}" for count in (*split.counts(), len(split))))
         copies = {name: int(split.copies.sum()) for name, split in self.splits.items()}
-        lines += [f"  {count} of the {name} images are in train too" for name, count in copies.items() if count]
-        if self.unreadable_count:
-            lines.append(
-                f"  skipped files: {self.unreadable_count}" + " (the first ten)" * (self.unreadable_count > 10)
-            )
-        return [*lines, *(f"    {plain(name)}" for name in self.unreadable[:10])]
+        return [
+            *lines,
+            *(f"  {count} of the {name} images are in train too" for name, count in copies.items() if count),
+        ]
 
 
 # --- Finding ---
@@ -215,28 +187,25 @@ class FaceData:
 def load(config: Config) -> FaceData:
     """The dataset that `config.data` names, or the first one found in this folder, or the rendered faces.
 
-    Decodes on the first call and reads the cache afterwards. Raises UserError for a dataset that
-    cannot be read, lacks a class in train, or has an empty split; and for votes that are not of this dataset.
+    Decodes on the first call and reads the cache afterwards. Raises UserError for a dataset that cannot be read or
+    lacks a class in train, and for votes that are not of this dataset.
     """
-    where, notes = find(config)
+    where, note = find(config)
     source = demo_source() if where == "demo" else open_dataset(Path(where))
-    if config.votes and source.rendered:
-        raise UserError(f"--votes {config.votes}: rendered faces have none; name FER2013 with --data. {GET_FER2013}")
     votes = read_votes(Path(config.votes)) if config.votes else None
-    data = assemble(config, source, cached(source, Path(config.cache)), votes=votes)
-    return replace(data, notes=[*notes, *data.notes])
+    return assemble(config, source, cached(source, Path(config.cache)), votes=votes, notes=[note] if note else [])
 
 
-def find(config: Config) -> tuple[str, list[str]]:
-    """What `load` reads, and a line where one of several was chosen: a path, or "demo" (a folder of that name: ./demo).
+def find(config: Config) -> tuple[str, str]:
+    """What `load` reads, a path or "demo" (a folder of that name: ./demo), and a note where one of several was chosen.
 
     Raises UserError where nothing has a name that is looked for, but something in this folder looks like a dataset.
     """
     if config.data:
-        return config.data, []
+        return config.data, ""
     if there := [place for place in PLACES if os.path.exists(place)]:
         others = ", ".join(there[1:])
-        return there[0], [f"{there[0]} is read, not {others}, which is here too: --data chooses"] if others else []
+        return there[0], others and f"{there[0]} is read, not {others}, which is here too: --data chooses"
     alike = sorted(name for name in os.listdir() if ALIKE.fullmatch(name))
     if os.path.isdir("train"):
         alike.append(".")
@@ -245,7 +214,7 @@ def find(config: Config) -> tuple[str, list[str]]:
             f"no dataset here has one of the names that are looked for ({', '.join(PLACES)}), but this looks like one: "
             f"give --data {quoted(alike[0])}, or --data demo for the rendered faces"
         )
-    return "demo", []
+    return "demo", ""
 
 
 def demo_source() -> Source:
@@ -268,73 +237,74 @@ def demo_source() -> Source:
 # --- Splitting ---
 
 
-def assemble(config: Config, source: Source, cache: Cache, *, votes: Votes | None = None) -> FaceData:
+def assemble(
+    config: Config, source: Source, cache: Cache, *, votes: Votes | None = None, notes: Sequence[str] = ()
+) -> FaceData:
     """The FaceData over a whole cache: validation sampled where there is none, copies marked, limit applied."""
     index, meta = cache.index, cache.meta
     labels, digests = np.ascontiguousarray(index["labels"]), np.ascontiguousarray(index["digests"])
-    notes = [*meta["notes"], *(f"folder {name!r} is read as {to}" for name, to in meta["renamed"].items())]
+    notes = [*notes, *meta["notes"], *(f"folder {name!r} is read as {to}" for name, to in meta["renamed"].items())]
+    if meta["skipped"]:
+        notes.append(f"skipped files: {meta['skipped']}, the first of them:")
+        notes += [f"  {plain(name)}" for name in meta["unreadable"]]
     if uncropped := meta["uncropped"]:
-        share = f"{uncropped / len(labels):.1%} of the images ({uncropped:,} of {len(labels):,})"
         notes.append(
-            f"note: {share} look uncropped: a side above {MAX_FACE_SIDE} pixels, or above {MAX_FACE_RATIO} times the "
-            f"other. Each is squashed to {SIZE}x{SIZE} as a whole: crop them to the faces"
+            f"note: {uncropped / len(labels):.1%} of the images ({uncropped:,} of {len(labels):,}) look uncropped: a "
+            f"side above {MAX_FACE_SIDE} pixels, or above {MAX_FACE_RATIO} times the other. Each is squashed to "
+            f"{SIZE}x{SIZE} as a whole: crop them to the faces"
         )
-    rows, sampled = split_rows(config, source, cache)
     given, mark = None, ""
     if votes:
-        given = match(votes, index, kind=meta["origins"], source=str(source.path))
+        given, note = match(votes, index, source=str(source.path))
+        notes.append(note)
         seen = index["splits"] != SPLITS.index("test")  # as for the fingerprint
         mark = hashlib.blake2b(given[seen].tobytes(), digest_size=8).hexdigest()
-        count, agreed = agreement(given, labels)
-        notes.append(
-            f"votes: {votes.name}, {count:,} images have some of the seven; "
-            f"the label is (one of) the most-voted for {agreed:.1%} of them"
-        )
+    rows, sampled = split_rows(config, source, cache)
     splits = {}
     for name, at in rows.items():
         copies = np.isin(digests[at], digests[rows["train"]]) & (name != "train")
-        images = cache.images[at] if isinstance(at, slice) else Rows(cache.images, at)
-        splits[name] = Split(name, images, labels[at], digests[at], copies, None if given is None else given[at])
+        own = None if given is None else given[at]
+        splits[name] = Split(name, Rows(cache.images, at), labels[at], digests[at], copies, own)
     if splits["val"].copies.all():
         raise UserError(f"{source.path}: every validation image is in train too; validate on other images")
-    name = Path(os.path.abspath(source.path)).name
-    if name in ("demo", "fer2013"):  # a folder of other faces that is called so
-        name += "/"
-    if source.rendered:
-        name = "demo"
-    if all(splits[part].counts() == counts for part, counts in FER2013.items()):
-        name = "fer2013"
+    name = name_of(source, splits)
     if config.limit and config.limit < len(splits["train"]):
         splits["train"] = splits["train"].take(stratified_rows(splits["train"].labels, config.limit))
-    facts = (meta["fingerprint"], sampled, meta["unreadable"], meta["unreadable_count"], notes, mark)
-    return FaceData(splits, name, str(source.path), *facts)
+    return FaceData(splits, name, str(source.path), meta["fingerprint"], sampled, notes, mark)
 
 
-def split_rows(config: Config, source: Source, cache: Cache) -> tuple[dict[str, slice | np.ndarray], bool]:
-    """The rows of each split that is there, and whether validation was sampled from train.
+def name_of(source: Source, splits: dict[str, Split]) -> str:
+    """The name of a dataset, as in `FaceData`."""
+    if all(splits[part].counts() == counts for part, counts in FER2013.items()):
+        return "fer2013"
+    if source.rendered:
+        return "demo"
+    name = Path(os.path.abspath(source.path)).name
+    return f"{name}/" if name in ("demo", "fer2013") else name  # a folder of other faces that is called so
 
-    Raises UserError where a split or a class has no image.
+
+def split_rows(config: Config, source: Source, cache: Cache) -> tuple[dict[str, np.ndarray], bool]:
+    """The rows of each split that is there, and whether validation was sampled.
+
+    The whole rule: validation is a folder val/ if there is one; else the PublicTest_* files of test/ or the rows of
+    Usage PublicTest, as FER2013 has them; else a tenth of each class of train, always the same. Test is what else is in
+    test/. The first two are settled by names, in readers/layout.py and readers/tables.py; the third is sampled here.
+    Raises UserError where train lacks a class, or has no two different images of any to sample from.
     """
-    labels, ends = cache.index["labels"], np.searchsorted(cache.index["splits"], np.arange(len(SPLITS) + 1))
-    rows: dict[str, slice | np.ndarray] = {name: slice(*ends[at : at + 2]) for at, name in enumerate(SPLITS)}
-    sizes = dict(zip(SPLITS, np.diff(ends).tolist(), strict=True))
-    if not sizes["train"]:
-        raise UserError(f"{source.path}: the train split is empty")
-    if lost := [name for name in cache.meta["asked"] if not sizes[name]]:
-        raise UserError(f"{source.path}: not one image of {', '.join(lost)} could be read: mend or remove them")
-    sampled = not sizes["val"]
-    if sampled:  # from train, which comes first in the cache
-        chosen = sample_validation(labels[rows["train"]], cache.index["digests"][rows["train"]], config.val_fraction)
-        rows["val"], rows["train"] = np.flatnonzero(chosen), np.flatnonzero(~chosen)
-        if not len(rows["val"]):
+    index = cache.index
+    rows = {name: np.flatnonzero(index["splits"] == number) for number, name in enumerate(SPLITS)}
+    train = index[rows["train"]]
+    check_all_classes(f"{source.path}: train", train["labels"])
+    sampled = not len(rows["val"])
+    if sampled:
+        chosen = sample_validation(train["labels"], train["digests"], config.val_fraction)
+        rows["val"], rows["train"] = rows["train"][chosen], rows["train"][~chosen]
+        if not chosen.any():
             raise UserError(
                 f"{source.path}: there is no validation part, and no class has two different images to sample one "
                 f"from; add images, or a val/ folder"
             )
-    counts = np.bincount(labels[rows["train"]], minlength=len(CLASSES))
-    if missing := [name for name, count in zip(CLASSES, counts, strict=True) if not count]:
-        raise UserError(f"{source.path}: train has no readable image of {', '.join(missing)}; add some")
-    return {name: at for name, at in rows.items() if sizes[name] or name == "val"}, sampled
+    return {name: at for name, at in rows.items() if len(at)}, sampled
 
 
 def sample_validation(labels: np.ndarray, digests: np.ndarray, fraction: float) -> np.ndarray:
@@ -371,28 +341,20 @@ def stratified_rows(labels: np.ndarray, limit: int) -> np.ndarray:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = Parser("dataset.py", "Print what dataset is found here, and write a sheet of its faces.")
-    parser.add_argument("--sheet", default="contact_sheet.png", metavar="FILE", help="the PNG file of the sheet")
+    parser = Parser("dataset.py", f"Print what dataset is found here, and write a sheet of its faces, {SHEET}.")
     add_flags(parser, ("data", "cache", "val_fraction", "limit", "votes"))
-    args = parser.resolve(parser.parse_args(argv))
-    return exit_status(show, args.config, Path(args.sheet))
+    return exit_status(show, parser.resolve(parser.parse_args(argv)).config)
 
 
-def show(config: Config, sheet: Path) -> int:
+def show(config: Config) -> int:
     """Print what `load` finds and write a sheet with ten faces of each class from train."""
     import plots  # late: only here
 
-    if sheet.suffix.lower() != ".png":
-        raise UserError(f"--sheet {sheet}: the sheet is a PNG; name a .png file")
     data = load(config)
-    print("\n".join(data.describe()))
-    if data.demo:
-        print(DEMO_NOTE)
+    print("\n".join([*data.describe(), *([DEMO_NOTE] if data.demo else [])]))
     train = data.split("train")
-    rng = np.random.default_rng(config.seed)
-    rows = np.concatenate([rng.permutation(np.flatnonzero(train.labels == c))[:10] for c in range(len(CLASSES))])
-    plots.contact_sheet(train.images[rows], train.labels[rows], sheet, title=f"{data.source}: train")
-    print(f"{sheet} shows {len(rows)} of its faces")
+    plots.contact_sheet(train.images, train.labels, SHEET, title=f"{data.source}: train")
+    print(f"{SHEET} shows some of its faces")
     return 0
 
 

@@ -193,7 +193,7 @@ def _sheet(images, rows, counts, path: Path, *, title: str, caption: str = "", b
     from matplotlib.figure import Figure
 
     scale, gap, left, top = 2, 4, 118, 44
-    tile = images.shape[1] * scale
+    tile = images[0].shape[0] * scale
     width, step = left + columns * (tile + gap) + gap, tile + gap + (15 if below else 0)
     height = top + len(rows) * step + gap + (18 if caption else 0)
     canvas = np.full((height, width), 255, dtype=np.uint8)

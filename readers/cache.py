@@ -7,8 +7,6 @@ for each image; meta.json, whose first line is a digest of the others. A dataset
 import hashlib
 import json
 import os
-import re
-import secrets
 import shutil
 import time
 from contextlib import suppress
@@ -24,10 +22,10 @@ from readers.sources import Source
 from readers.votes import file_key
 
 SPLITS = ("train", "val", "test")
-CACHE_VERSION = 7  # raised when decoding, the order or the files change
+CACHE_VERSION = 8  # raised when decoding, the order or the files change
 STRAY_SECONDS = 86_400.0  # a half-written cache this old belongs to no running process
 BATCH = 4096  # images decoded or put in order at a time, 9 MB
-NAMED = 1000  # unreadable files whose names are kept
+NAMED = 10  # unreadable files whose names are kept
 DIGEST = np.dtype([("high", ">u8"), ("low", ">u8")])  # 16 bytes of BLAKE2b over an image's 48x48 pixels
 MARKED = {"splits": np.dtype(np.int8), "labels": np.dtype(np.int64), "digests": DIGEST}  # what the fingerprint is of
 # `origins`: of a table the number of an image's data row, from 0; of files their `votes.file_key`
@@ -49,66 +47,63 @@ def cached(source: Source, root: Path) -> Cache:
     Raises UserError where nothing can be read or written.
     """
     folder = root / f"{source.key()[:24]}-{CACHE_VERSION}"
-    return open_cache(folder) or build_cache(source, folder)
+    cache = open_cache(folder)
+    if not cache:
+        build_cache(source, folder)
+        cache = open_cache(folder)
+    if not cache:
+        raise UserError(f"{folder} was written and can't be read back: try again, or give another --cache")
+    return cache
 
 
 def open_cache(folder: Path) -> Cache | None:
-    """Return the cache in `folder`; None where it is missing, half-written, damaged or foreign."""
+    """Return the cache in `folder`; None where it is missing, damaged or foreign."""
     try:
         digest, _, text = (folder / "meta.json").read_text(encoding="utf-8").partition("\n")
         index = np.fromfile(folder / "index.bin", INDEX)
         if digest != digest_of(text.encode() + index.tobytes()).hex():
             return None
-        images = np.memmap(folder / "images.bin", np.uint8, "r", shape=(len(index), SIZE, SIZE))
-        rows = np.linspace(0, len(index) - 1, 16).astype(int)  # a look at some tells a file of zeros
-        whole = all(digest_of(images[row].tobytes()) == index["digests"][row].tobytes() for row in rows)
-        whole = whole and images.nbytes == os.path.getsize(folder / "images.bin")
-        return Cache(images, index, json.loads(text)) if whole else None
+        images = np.memmap(folder / "images.bin", np.uint8, "r").reshape(len(index), SIZE, SIZE)
     except (OSError, ValueError):
         return None
+    rows = np.linspace(0, len(index) - 1, 16).astype(int)  # a look at some tells a file of zeros
+    whole = all(digest_of(images[row].tobytes()) == index["digests"][row].tobytes() for row in rows)
+    return Cache(images, index, json.loads(text)) if whole else None
 
 
-def build_cache(source: Source, folder: Path) -> Cache:
+def build_cache(source: Source, folder: Path) -> None:
     """Decode every image of `source` into `folder`, which appears whole or not at all; older caches of it go.
 
     Memory does not grow with the pixels: they go to disk as they come and are then put in order.
     """
+    half = folder.with_name(f"{folder.name}.half-{os.getpid()}")
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        for stray in folder.parent.glob("half-*"):  # of a decoding that was killed
-            ours = re.fullmatch("half-[0-9a-f]{16}", stray.name)  # the folder may have other people's files too
-            if ours and time.time() - stray.stat().st_mtime > STRAY_SECONDS:
-                shutil.rmtree(stray, ignore_errors=True)
-        half = folder.parent / f"half-{secrets.token_hex(8)}"  # mkdtemp's would be closed to other users
-        half.mkdir()
+        half.mkdir(parents=True, exist_ok=True)
         try:
             write_cache(source, half)
-            if there := open_cache(folder):  # another process was quicker
-                return there
-            shutil.rmtree(folder, ignore_errors=True)
-            os.replace(half, folder)
+            if not open_cache(folder):  # another process may have been quicker
+                shutil.rmtree(folder, ignore_errors=True)
+                os.replace(half, folder)
         finally:
             shutil.rmtree(half, ignore_errors=True)
-        drop_others(folder, os.path.abspath(source.path))
+        drop_others(folder, source)
     except OSError as error:
         raise UserError(
             f"the decoded images could not be written to {folder.parent} ({error.strerror}); "
             f"free some space or name another folder with --cache"
         ) from error
-    if cache := open_cache(folder):
-        return cache
-    raise UserError(f"{folder} was changed by another process while it was written: try again, or give another --cache")
 
 
-def drop_others(folder: Path, source: str) -> None:
-    """Remove the caches beside `folder` that were made of the same `source`: it has changed, or the code has."""
-    for other in folder.parent.iterdir():
-        if other == folder or not re.fullmatch(r"[0-9a-f]{24}-\d+", other.name):
-            continue
-        with suppress(OSError):
-            text = (other / "meta.json").read_text(encoding="utf-8", errors="replace")
-            made_of = re.search(r'"source": ("(?:[^"\\]|\\.)*")', text)
-            if made_of and os.path.abspath(json.loads(made_of[1])) == source:
+def drop_others(folder: Path, source: Source) -> None:
+    """Remove the caches beside `folder` of the same `source`, which has changed, and what killed processes left."""
+    for other in folder.parent.glob("*-*"):
+        with suppress(OSError, ValueError, KeyError):  # a folder of other people has no meta.json of this form
+            if ".half-" in other.name:
+                goes = time.time() - other.stat().st_mtime > STRAY_SECONDS
+            else:
+                meta = json.loads((other / "meta.json").read_text(encoding="utf-8").partition("\n")[2])
+                goes = other != folder and meta["source"] == os.path.abspath(source.path)
+            if goes:
                 shutil.rmtree(other, ignore_errors=True)
 
 
@@ -124,15 +119,8 @@ def write_cache(source: Source, half: Path) -> None:
             unsorted[order[start : start + BATCH]].tofile(file)
     del unsorted
     (half / "raw.bin").unlink()
-    text = json.dumps(
-        {
-            "source": os.path.abspath(source.path),
-            "fingerprint": fingerprint(index),
-            "renamed": source.renamed,
-            "notes": source.notes,
-            **found,
-        }
-    )
+    about = {"source": os.path.abspath(source.path), "renamed": source.renamed, "notes": source.notes}
+    text = json.dumps({**about, "fingerprint": fingerprint(index), **found})
     (half / "meta.json").write_text(f"{digest_of(text.encode() + index.tobytes()).hex()}\n{text}", encoding="utf-8")
 
 
@@ -140,35 +128,29 @@ def decode_all(source: Source, raw: Path) -> tuple[np.ndarray, dict[str, Any]]:
     """Write the pixels of `source` to the file `raw` in its own order; their rows of INDEX, and facts for the meta."""
     from tqdm import tqdm  # late: only the first run over a dataset decodes
 
-    parts, bad, bad_count, uncropped, asked, number = [], [], 0, 0, set(), 0
+    parts, bad, uncropped, number = [], [], 0, 0
     bar = tqdm(total=source.total, desc="decoding", unit=" images", disable=None, leave=False)
     with open(raw, "wb") as file, bar:
         for items, pixels, found in decode_batches(cut(source.items(), BATCH)):
             pixels.tofile(file)
-            problems = [
-                f"{item.name}: {size}" for item, size in zip(items, found, strict=True) if isinstance(size, str)
-            ]
-            bad, bad_count = [*bad, *problems][:NAMED], bad_count + len(problems)
-            asked |= {item.split or "train" for item in items}
-            uncropped += sum(looks_uncropped(*size) for size in found if not isinstance(size, str))
-            good = [(at, item) for at, item in enumerate(items, number) if not isinstance(found[at - number], str)]
-            number += len(items)
+            good = []
+            for item, size in zip(items, found, strict=True):
+                if isinstance(size, str):
+                    bad.append(f"{item.name}: {size}")
+                else:
+                    uncropped += looks_uncropped(*size)
+                    origin = number if source.kind == "table" else file_key(item.label, item.name)
+                    good.append((SPLITS.index(item.split or "train"), item.label, origin))
+                number += 1
             index = np.empty(len(good), INDEX)
-            index["splits"] = [SPLITS.index(item.split or "train") for _, item in good]
-            index["labels"] = [item.label for _, item in good]
+            index[["splits", "labels", "origins"]] = good
             index["digests"] = np.frombuffer(b"".join(digest_of(image.tobytes()) for image in pixels), DIGEST)
-            index["origins"] = [at if source.kind == "table" else file_key(item.label, item.name) for at, item in good]
             parts.append(index)
             bar.update(len(items))
-    if bad_count == number:
+    if len(bad) == number:
         raise UserError(f"{source.path}: not one image could be read" + (f" (the first: {bad[0]})" if bad else ""))
-    return np.concatenate(parts, dtype=INDEX), {  # without the type it would be of native byte order
-        "unreadable": bad,
-        "unreadable_count": bad_count,
-        "uncropped": uncropped,
-        "asked": sorted(asked),
-        "origins": "rows" if source.kind == "table" else "files",
-    }
+    facts = {"unreadable": bad[:NAMED], "skipped": len(bad), "uncropped": uncropped}
+    return np.concatenate(parts, dtype=INDEX), facts  # without the type it would be of native byte order
 
 
 def digest_of(data: bytes) -> bytes:

@@ -50,14 +50,14 @@ class Layout:
     training: int = 0
 
 
-def class_index(folder_name: str) -> int | None:
-    """Return the index in CLASSES of the class that a folder's name means, None if it is no class.
+def class_index(folder_name: str) -> int:
+    """Return the index in CLASSES of the class that a folder's name means, -1 if it is no class.
 
     Letter case does not count, and the usual synonyms are known (`SYNONYMS`).
     """
     name = folder_name.strip().casefold()
     name = SYNONYMS.get(name, name)
-    return CLASSES.index(name) if name in CLASSES else None
+    return CLASSES.index(name) if name in CLASSES else -1
 
 
 def is_junk(name: str) -> bool:
@@ -73,7 +73,7 @@ def is_image_name(name: str) -> bool:
 def class_folders(where: str, folders: Iterable[str]) -> dict[str, int]:
     """Return folder name -> class index; raises UserError naming the folders that are no class."""
     indices = {name: class_index(name) for name in sorted(folders)}
-    if unknown := [name for name, index in indices.items() if index is None]:
+    if unknown := [name for name, index in indices.items() if index < 0]:
         raise UserError(
             f"{where} has folders that are no class: {first_of(unknown)}. Allowed are {', '.join(CLASSES)} "
             f"(also {', '.join(SYNONYMS)}; letter case does not count). Rename or remove the others."
@@ -81,24 +81,18 @@ def class_folders(where: str, folders: Iterable[str]) -> dict[str, int]:
     return indices
 
 
-def check_all_classes(where: str, labels: Iterable[int], folders: Iterable[str]) -> None:
-    """Raise UserError if a class is not among `labels`, and whether its folder is missing or empty."""
-    present, with_folder = set(labels), {class_index(name) for name in folders}
-    lacking = [
-        f"{name} ({'its folder is empty' if index in with_folder else 'no such folder'})"
-        for index, name in enumerate(CLASSES)
-        if index not in present
-    ]
-    if lacking:
+def check_all_classes(where: str, labels: Collection[int]) -> None:
+    """Raise UserError if a class is not among `labels`."""
+    if lacking := [name for index, name in enumerate(CLASSES) if index not in labels]:
         raise UserError(
-            f"{where} has no images of: {', '.join(lacking)}. A class without images can't be learned; add some."
+            f"{where} has no readable images of: {', '.join(lacking)}. A class without any can't be learned; add some."
         )
 
 
 def renamed_folders(folders: Iterable[str]) -> dict[str, str]:
     """Return folder name -> class for those that are a class under another spelling."""
     indices = {name: class_index(name) for name in sorted(folders)}
-    return {name: CLASSES[index] for name, index in indices.items() if index is not None and CLASSES[index] != name}
+    return {name: CLASSES[index] for name, index in indices.items() if index >= 0 and CLASSES[index] != name}
 
 
 def first_of(names: Collection[str], limit: int = 5) -> str:
@@ -110,15 +104,13 @@ def first_of(names: Collection[str], limit: int = 5) -> str:
 # --- Datasets ---
 
 
-def training_layout(where: str, files: Iterable[str], folders: Iterable[str]) -> Layout:
+def training_layout(where: str, files: Iterable[str]) -> Layout:
     """Return split and class of every file of a training set, given relative names with "/".
 
-    `folders` are the folders known by themselves: they tell empty ones from missing ones.
-    Raises UserError if there are no class folders, if a folder in a split is no class, if train lacks one, or if
-    another split is empty.
+    Raises UserError if there are no class folders, if a folder in a split is no class, or if train lacks one.
     """
     files = sorted(name for name in files if not is_junk(name))
-    folders = {name for name in folders if not is_junk(name)}
+    folders = set()
     for name in files:
         while (name := name.rpartition("/")[0]) and name not in folders:
             folders.add(name)
@@ -129,18 +121,13 @@ def training_layout(where: str, files: Iterable[str], folders: Iterable[str]) ->
     if "train" not in splits.values():
         splits = {"": "train"}
     items = [_training_item(name, root, splits) for name in files]
-    used: set[str] = set()
-    for folder, split in splits.items():
+    used = set()
+    for folder in splits:
         top = f"{root}{folder}/" if folder else root
-        place = f"{where}: {top}" if top else where
         names = _inside(top, folders)
-        class_folders(place, names)
+        class_folders(f"{where}: {top}" if top else where, names)
         used |= names
-        labels = {item.label for item in items if item.split == split and not item.problem}
-        if split == "train":
-            check_all_classes(place, labels, names)
-        elif not labels:
-            raise UserError(f"{place} is there but has no images: fill it, or remove it to do without")
+    check_all_classes(f"{where}: train", {item.label for item in items if item.split == "train" and not item.problem})
     items, notes = _settle_public_test(items)
     return Layout(items, renamed_folders(used), notes)
 
@@ -157,7 +144,7 @@ def _find_root(where: str, files: Collection[str], folders: Collection[str]) -> 
     while True:
         inside = _inside(root, folders)
         known = {name.casefold() for name in inside} & SPLITS.keys()
-        if "train" in known or any(class_index(name) is not None for name in inside):
+        if "train" in known or any(class_index(name) >= 0 for name in inside):
             return root, ""
         tables = [name for name in _inside(root, files) if name.casefold() in CSV_NAMES]
         if len(tables) == 1:
@@ -183,8 +170,7 @@ def _training_item(name: str, root: str, splits: dict[str, str]) -> Item:
         return Item(name, problem="not in train/, val/ or test/")
     if len(parts) < 3:
         return Item(name, problem="not in a class folder")
-    index = class_index(parts[1])
-    return Item(name, splits[parts[0]], -1 if index is None else index)
+    return Item(name, splits[parts[0]], class_index(parts[1]))
 
 
 def _settle_public_test(items: list[Item]) -> tuple[list[Item], list[str]]:
@@ -205,26 +191,20 @@ def _settle_public_test(items: list[Item]) -> tuple[list[Item], list[str]]:
 # --- Inputs to predict ---
 
 
-def in_train(folders: Sequence[str]) -> bool:
-    """Return whether what is below these `folders` is training data: the innermost one named as a split decides."""
-    splits = [SPLITS[name.casefold()] for name in folders if name.casefold() in SPLITS]
-    return splits[-1:] == ["train"]
-
-
 def input_layout(files: Iterable[str], *, around: Sequence[str] = ("",)) -> Layout:
     """Return every file with the class that the folder directly around it names, -1 if it names none.
 
-    `around` are the names of the folders around the files at the top, from the outermost to the innermost.
+    `around` are the names of the folders around the files at the top, from the outermost to the innermost. Training
+    images are those in a class folder of train/; of several folders named as splits the innermost decides.
     """
-    items, training, labels = [], 0, {}
+    items, training, used = [], 0, set()
     for name in sorted(name for name in files if not is_junk(name)):
         if not is_image_name(name):
             items.append(Item(name, problem="not an image file"))
             continue
         *above, folder = (*around, *name.split("/")[:-1])
-        if folder not in labels:
-            index = class_index(folder)
-            labels[folder] = -1 if index is None else index
-        items.append(Item(name, label=labels[folder]))
-        training += labels[folder] >= 0 and in_train(above)
-    return Layout(items, renamed_folders(labels), training=training)
+        items.append(Item(name, label=class_index(folder)))
+        used.add(folder)
+        splits = [SPLITS[name.casefold()] for name in above if name.casefold() in SPLITS]
+        training += items[-1].label >= 0 and splits[-1:] == ["train"]
+    return Layout(items, renamed_folders(used), training=training)

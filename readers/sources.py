@@ -11,29 +11,19 @@ anywhere: what it claims is checked before it is believed, and no entry is read 
 
 import hashlib
 import os
-import stat
-import struct
-import weakref
+import posixpath
+import re
 import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 from errors import UserError
-from readers.decode import EXTENSIONS, MAX_BYTES, BadImage, Decoded, decode, decode_file
-from readers.layout import (
-    RENDERED_MARK,
-    Item,
-    Layout,
-    in_train,
-    input_layout,
-    is_image_name,
-    is_junk,
-    training_layout,
-)
+from readers.decode import DAMAGE, EXTENSIONS, MAX_BYTES, BadImage, Decoded, decode, decode_file
+from readers.layout import RENDERED_MARK, Item, Layout, input_layout, is_image_name, is_junk, training_layout
 from readers.tables import open_table, read_rows
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
@@ -42,19 +32,14 @@ MAX_TOTAL = 256 * 2**30  # bytes in a zip, uncompressed
 # zipfile inflates these in steps of bounded size. From bzip2 and LZMA it takes whatever comes out of a step, and
 # 1 kB of bzip2 can give 1 GB.
 METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-# What zipfile raises on damaged archives: structure and checksums, the file itself, short fields, negative positions,
-# names that are no UTF-8, absurd sizes, encryption and features it lacks.
-ZIP_ERRORS = (
-    *(zipfile.BadZipFile, zlib.error, OSError, EOFError, struct.error),
-    *(ValueError, OverflowError, RuntimeError, MemoryError),
-)
+UNSAFE_NAME = re.compile(r"/|[A-Za-z]:|\.\.(/|$)")  # absolute, or leading out of the zip
 
 
 @dataclass(slots=True)
 class Source:
     """Images in one file or folder.
 
-    `kind` is "folder", "zip", "table" or "image". `key()` is a hex digest that changes when the content does; no image
+    `kind` is "files", "table" or "image". `key()` is a hex digest that changes when the content does; no image
     is decoded for it. `items()` gives every image once, sorted by name (tables: in the order of rows); it raises
     UserError if a table breaks off: half a dataset must not pass for a whole one. `total` is None if only reading would
     tell. `renamed`: folder -> class, where they differ. `rendered`: faces that demo/ wrote. `training`: how many inputs
@@ -77,13 +62,14 @@ def open_dataset(path: Path) -> Source:
 
     Raises UserError if it is missing, of no known form, or if a class folder is unknown, missing or empty.
     """
-    name = _existing(path).name.lower()
-    if path.is_dir():
-        return _open_folder(path, training=True)
-    if name.endswith(".zip"):
-        return _open_zip(path, training=True)
-    if name.endswith((".csv", *TAR_SUFFIXES)):
-        return _table(path, partial(_digest_file, path), lambda: open_table(path))
+    listed = _list(path)
+    if listed:
+        layout = training_layout(str(path), listed.files)
+        if layout.csv:
+            return _table(path, listed.key, partial(listed.open_table, layout.csv))
+        return _files(path, listed, layout)
+    if path.name.lower().endswith((".csv", *TAR_SUFFIXES)):
+        return _table(path, partial(_digest_file, path), partial(open_table, path))
     raise UserError(f"{path}: not a dataset. Accepted are a folder, .zip, .csv, {', '.join(TAR_SUFFIXES)}.")
 
 
@@ -93,34 +79,40 @@ def open_inputs(path: Path) -> Source:
     The label is the class that the folder directly around a file names, -1 if it names none; the split is "".
     Raises UserError if it is missing, of no known form, or has no files.
     """
-    _existing(path)
-    if path.is_dir():
-        return _open_folder(path, training=False)
-    if path.name.lower().endswith(".zip"):
-        return _open_zip(path, training=False)
+    listed = _list(path)
+    if listed:
+        return _files(path, listed, input_layout(listed.files, around=listed.around))
     if not is_image_name(path.name):
         raise UserError(f"{path}: not an image. Accepted are a folder, .zip, {', '.join(sorted(EXTENSIONS))}.")
-    above = path.resolve().parts[-3:-1]
-    (item,) = input_layout(["x.png"], around=above).items  # whatever the file is called, it was asked for by name
-    item.name, item.load = _printable(path.name), partial(decode_file, path)
-    training = int(item.label >= 0 and in_train(above[:-1]))
-    return Source(path, "image", partial(_digest_file, path), lambda: [item], total=1, training=training)
+    layout = input_layout([path.name], around=path.resolve().parts[-3:-1])
+    for item in layout.items:
+        item.load = partial(decode_file, path)
+    return Source(path, "image", partial(_digest_file, path), lambda: layout.items, 1, training=layout.training)
 
 
-def _existing(path: Path) -> Path:
-    if not os.path.exists(path):  # Path.exists raises for a name that is too long
+def _list(path: Path) -> "_Folder | _Zip | None":
+    """Return the files in a folder or zip, None for other files. Raises UserError if there is nothing to read."""
+    if not (os.path.isfile(path) or os.path.isdir(path)):  # Path's own raise for a name that is too long
         raise UserError(f"{path}: no such file or folder.")
-    if not (path.is_file() or path.is_dir()):
-        raise UserError(f"{path}: neither a file nor a folder.")
-    return path
+    if not os.access(path, os.R_OK):
+        raise UserError(f"{path}: may not be read by you. Change its permissions.")
+    if path.is_dir():
+        return _Folder(path)
+    return _Zip(path) if path.name.lower().endswith(".zip") else None
 
 
-def _from_layout(path: Path, kind: str, layout: Layout, key: Callable[[], str]) -> Source:
-    items = sorted(layout.items, key=lambda item: item.name)
+def _files(path: Path, listed: "_Folder | _Zip", layout: Layout) -> Source:
+    items = sorted([*layout.items, *listed.refused], key=lambda item: item.name)
     if not items:
         raise UserError(f"{path}: has no files. Accepted are images ({', '.join(sorted(EXTENSIONS))}).")
-    found = {"renamed": layout.renamed, "notes": layout.notes, "training": layout.training}
-    return Source(path, kind, key, lambda: items, len(items), **found)
+    for item in items:
+        if not item.problem:
+            item.load = partial(listed.load, item.name)
+    marked = any(posixpath.basename(name) == RENDERED_MARK for name in listed.files)
+    marked = marked or os.path.isfile(path / ".." / RENDERED_MARK)  # `path` may be a split of rendered faces
+    return Source(
+        path, "files", listed.key, lambda: items, len(items), layout.renamed, layout.notes, marked, layout.training
+    )
 
 
 def _table(path: Path, key: Callable[[], str], opened: Callable) -> Source:
@@ -143,186 +135,98 @@ def _digest_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _printable(name: str) -> str:
-    """Return a file's name with bytes that are no UTF-8 written as \\xff: such a name could not be printed."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
+class _Folder:
+    """What is below a folder, links followed: `files` by relative names with "/", without junk.
 
-
-# --- Folders ---
-
-
-def _open_folder(path: Path, *, training: bool) -> Source:
-    files, folders, refused = _walk(path)
-    if training:
-        for name, problem in refused.items():  # half a dataset must not pass for a whole one
-            raise UserError(f"{path / name}: {problem}.")
-        layout = training_layout(str(path), files, folders)
-        if layout.csv:
-            return replace(open_dataset(files[layout.csv]), path=path)
-    else:
-        layout = input_layout(files, around=path.resolve().parts[-2:])
-        layout.items += [Item(f"{name}/", problem=problem) for name, problem in refused.items()]
-    for item in layout.items:
-        if not item.problem:
-            item.load = partial(decode_file, files[item.name])
-    source = _from_layout(path, "folder", layout, lambda: _digest("folder", *map(_stamp, files, files.values())))
-    around = Path(os.path.abspath(path)).parent  # of a split of them
-    marked = (path, around, *(path / name for name in folders))
-    source.rendered = any(os.path.isfile(folder / RENDERED_MARK) for folder in marked)
-    return source
-
-
-def _stamp(name: str, path: Path) -> str:
-    """Return what changes when a file does: its name, size and time."""
-    with suppress(OSError):  # a link to nowhere, or removed by now: reading it will say so
-        status = path.stat()
-        return f"{name}\0{status.st_size}\0{status.st_mtime_ns}"
-    return name
-
-
-def _walk(top: Path) -> tuple[dict[str, Path], set[str], dict[str, str]]:
-    """Return what is below `top`, without junk, by relative names with "/", in the order of names.
-
-    That is the files, the folders, and what is wrong with each folder that can't be listed. Links are followed, but
-    not round in a circle. Raises UserError where `top` itself can't be listed.
+    `refused` are the folders that can't be listed, `around` the names of the folders around.
     """
-    files, folders, refused = {}, set(), {}
-    waiting = [("", top, (os.path.realpath(top),))]
-    while waiting:
-        inside, folder, above = waiting.pop()
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.files, self.refused = path, {}, []
+        self.around = path.resolve().parts[-2:]
+        for folder, inside, names in os.walk(path, followlinks=True, onerror=self._refuse):
+            inside[:] = [name for name in inside if not is_junk(name)]
+            here = Path(folder).relative_to(path).as_posix()
+            for name in names:
+                if not is_junk(name) or name == RENDERED_MARK:
+                    printable = os.fsencode(f"{here}/{name}").decode("utf-8", "backslashreplace")
+                    self.files[printable.removeprefix("./")] = Path(folder, name)
+
+    def _refuse(self, error: OSError) -> None:
+        name = Path(error.filename).relative_to(self.path).as_posix()
+        self.refused.append(Item(f"{name}/", problem=f"can't be listed ({error.strerror})"))
+
+    def key(self) -> str:
+        """Return what changes when the name, size or time of a file does."""
+        stamps = ["folder"]
+        for name, file in sorted(self.files.items()):
+            stamps.append(name)
+            with suppress(OSError):  # a link to nowhere, or removed by now: reading it will say so
+                status = file.stat()
+                stamps[-1] += f"\0{status.st_size}\0{status.st_mtime_ns}"
+        return _digest(*stamps)
+
+    def load(self, name: str) -> Decoded:
+        return decode_file(self.files[name])
+
+    def open_table(self, name: str) -> AbstractContextManager[tuple[BinaryIO, str]]:
+        return open_table(self.files[name])
+
+
+class _Zip:
+    """What is in a zip: `files` by names with "/"; `refused` are entries with unsafe names.
+
+    Raises UserError if it is damaged, no zip, or above the limits.
+    """
+
+    def __init__(self, path: Path) -> None:
         try:
-            found = list(os.scandir(folder))
-        except OSError as error:
-            problem = f"can't be listed ({error.strerror})"
-            if not inside:
-                raise UserError(f"{folder}: {problem}.") from error
-            refused[inside.rstrip("/")] = problem
-            continue
-        for entry in found:
-            name = inside + _printable(entry.name)
-            if is_junk(_printable(entry.name)):
-                continue
-            if not os.path.isdir(entry.path):  # unlike entry.is_dir it raises nothing for a link round in a circle
-                files[name] = Path(entry.path)
-            elif (target := os.path.realpath(entry.path)) not in above:
-                folders.add(name)
-                waiting.append((f"{name}/", Path(entry.path), (*above, target)))
-    return dict(sorted(files.items())), folders, refused
-
-
-# --- Zips ---
-
-
-def _open_zip(path: Path, *, training: bool) -> Source:
-    archive = _read_directory(path)
-    files, refused, folders = _list_zip(archive, path)
-
-    def key() -> str:
-        return _digest("zip", *(f"{info.filename}\0{info.file_size}\0{info.CRC}" for info in archive.infolist()))
-
-    if training:
-        layout = training_layout(str(path), files, folders)
-        if layout.csv:
-            return _table(path, key, lambda: _open_entry(archive, files[layout.csv], path))
-    else:
+            self.archive = zipfile.ZipFile(path)
+        except DAMAGE as error:
+            raise UserError(f"{path}: truncated or not a zip ({error}). Download it again.") from error
+        infos = self.archive.infolist()
+        total = sum(info.file_size for info in infos)
+        if len(infos) > MAX_ENTRIES or total > MAX_TOTAL:
+            limits = f"{MAX_ENTRIES} entries or {MAX_TOTAL} bytes uncompressed"
+            raise UserError(f"{path}: above the limit of {limits} ({len(infos)}, {total}). Split the zip.")
         # train.zip may have class folders in it, but the name of a zip is no class
-        layout = input_layout(files, around=(*path.resolve().with_suffix("").parts[-2:], ""))
-    for item in layout.items:
-        if not item.problem:
-            item.problem = _locked(files[item.name])
-            item.load = partial(_load_entry, archive, files[item.name])
-    layout.items += [Item(name, problem=reason) for name, reason in refused.items()]
-    source = _from_layout(path, "zip", layout, key)
-    source.rendered = any(name.rpartition("/")[2] == RENDERED_MARK for name in files)
-    return source
+        self.path, self.files, self.refused = path, {}, []
+        self.around = (*path.resolve().with_suffix("").parts[-2:], "")
+        for info in infos:
+            name = posixpath.normpath(
+                info.filename.replace("\\", "/")
+            )  # some tools write backslashes, or "./" in front
+            if UNSAFE_NAME.match(name):
+                self.refused.append(Item(name, problem="unsafe name (absolute, or leading out of the zip)"))
+            elif not info.filename.endswith(("/", "\\")):
+                self.files[name] = info  # of entries with one name the last counts, as it would after unpacking
 
+    def key(self) -> str:
+        infos = self.archive.infolist()
+        return _digest("zip", *(f"{info.filename}\0{info.file_size}\0{info.CRC}" for info in infos))
 
-def _read_directory(path: Path) -> zipfile.ZipFile:
-    """Return the zip at `path`, which any number of threads may read; it is closed when nobody has it any more.
+    def load(self, name: str) -> Decoded:
+        size = self.files[name].file_size
+        if size > MAX_BYTES:
+            raise BadImage(f"above the limit of {MAX_BYTES // 2**20} MiB")
+        try:
+            with self._open(name) as file:
+                data = file.read(size)  # without a size, whatever a bomb gives is inflated at once
+        except DAMAGE as error:
+            raise BadImage(f"can't be read from the zip ({str(error) or type(error).__name__})") from error
+        return decode(data)
 
-    Raises UserError if it can't be read, is truncated or is no zip.
-    """
-    try:
-        # A file of our own, not the path: zipfile counts the users of its own file without a lock, and closes it
-        # when it believes the last one gone.
-        file = path.open("rb")
-        archive = zipfile.ZipFile(file)
-    except OSError as error:
-        raise UserError(f"{path}: can't be read ({error.strerror}).") from error
-    except ZIP_ERRORS as error:
-        file.close()
-        raise UserError(f"{path}: truncated or not a zip ({error}). Download it again.") from error
-    weakref.finalize(archive, file.close)
-    return archive
+    @contextmanager
+    def open_table(self, name: str) -> Iterator[tuple[BinaryIO, str]]:
+        try:
+            file = self._open(name)
+        except DAMAGE as error:
+            raise UserError(f"{self.path}: {name} can't be read ({error}). Unpack the zip, give the folder.") from error
+        with file:
+            yield file, name
 
-
-def _list_zip(archive: zipfile.ZipFile, path: Path) -> tuple[dict[str, zipfile.ZipInfo], dict[str, str], set[str]]:
-    """Return the files of a zip, those refused with the reason, and the folders, by names with "/".
-
-    Of entries with the same name the last counts, as it would after unpacking.
-    Raises UserError above `MAX_ENTRIES` entries or `MAX_TOTAL` bytes uncompressed.
-    """
-    infos = archive.infolist()
-    if len(infos) > MAX_ENTRIES:
-        raise UserError(f"{path}: {len(infos)} entries are above the limit of {MAX_ENTRIES}. Split the zip.")
-    total = sum(info.file_size for info in infos)
-    if total > MAX_TOTAL:
-        raise UserError(f"{path}: {total} bytes uncompressed are above the limit of {MAX_TOTAL}. Split the zip.")
-    files, refused, folders = {}, {}, set()
-    for info in infos:
-        written = info.filename.replace("\\", "/")
-        # "./train//angry/x.png" is written by some tools for "train/angry/x.png".
-        name = "/".join(part for part in written.split("/") if part not in ("", "."))
-        files.pop(name, None)
-        refused.pop(name, None)
-        if reason := _unsafe(written, info):
-            refused[name] = reason
-        elif not written.endswith("/"):
-            files[name] = info
-        elif name:
-            folders.add(name)
-    return files, refused, folders
-
-
-def _unsafe(name: str, info: zipfile.ZipInfo) -> str:
-    """Return why an entry is refused by its name or kind, "" if it is not."""
-    if name.startswith("/") or (name[1:2] == ":" and name[0].isalpha()) or ".." in name.split("/"):
-        return "unsafe name (absolute, or leading out of the zip)"
-    kind = stat.S_IFMT(info.external_attr >> 16)
-    if kind == stat.S_IFLNK:
-        return "a link"
-    return "" if kind in (0, stat.S_IFREG, stat.S_IFDIR) else "not a regular file"
-
-
-def _locked(info: zipfile.ZipInfo) -> str:
-    """Return why an entry can't be opened, by its header; "" if it can."""
-    if info.flag_bits & 0x1:
-        return "encrypted"
-    if info.compress_type not in METHODS:
-        return f"compressed by method {info.compress_type} (only stored and deflated entries are read)"
-    return (
-        f"{info.file_size} bytes is above the limit of {MAX_BYTES // 2**20} MiB" if info.file_size > MAX_BYTES else ""
-    )
-
-
-def _load_entry(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Decoded:
-    try:
-        with archive.open(info) as file:
-            data = file.read(info.file_size)  # without a size, whatever a bomb gives is inflated at once
-    except ZIP_ERRORS as error:
-        words = " ".join(str(error).split())[:80] or type(error).__name__
-        raise BadImage(f"damaged in the zip ({words})") from error
-    return decode(data)
-
-
-@contextmanager
-def _open_entry(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) -> Iterator:
-    """Give one entry as a stream, and its name; raises UserError if it is locked or damaged."""
-    if info.flag_bits & 0x1 or info.compress_type not in METHODS:
-        raise UserError(f"{path}: {info.filename} can't be read: {_locked(info)}. Unpack the zip, and give the folder.")
-    try:
-        file = archive.open(info)
-    except ZIP_ERRORS as error:
-        raise UserError(f"{path}: {info.filename} is damaged ({error}). Download the zip again.") from error
-    with file:
-        yield file, info.filename
+    def _open(self, name: str) -> BinaryIO:
+        info = self.files[name]
+        if info.compress_type not in METHODS:
+            raise NotImplementedError(f"compression method {info.compress_type}; stored and deflated are read")
+        return self.archive.open(info)

@@ -7,7 +7,6 @@ ferplus_votes.csv names the files of the folder form. Of FER+'s ten columns only
 import csv
 import hashlib
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from errors import UserError, plain
 from readers.layout import class_index
 
 EMOTIONS = ("anger", "disgust", "fear", "happiness", "sadness", "surprise", "neutral")  # in the order of CLASSES
-MAX_ROWS = 1_000_000
+MAX_VOTES = 1e6  # on an image, for one emotion
 # Of a dataset's images, the share that must have a row: of FER2013's own 99 % have one, of other data none.
 LEAST_FOUND = 0.5
 # Of the images with votes, the share whose label must be among the most-voted: in FER2013 65 %, by chance about 20 %.
@@ -30,11 +29,10 @@ TAKES = "--votes takes Microsoft's fer2013new.csv, or ferplus_votes.csv"
 class Votes:
     """A file of votes: `counts` (M, 7) float32 in the order of CLASSES, for the images whose origin is `keys` (M,).
 
-    `kind` "rows": of a table, the number of the row, from 0. "files": the file's `file_key`.
+    An origin is a file's `file_key`, or the number of its row in a table, from 0.
     """
 
     name: str
-    kind: str
     counts: np.ndarray
     keys: np.ndarray
 
@@ -57,84 +55,59 @@ def read_votes(path: Path) -> Votes:
     keys, counts = [], []
     try:
         with open(path, encoding="utf-8-sig", errors="replace", newline="") as file:
-            rows = csv.reader(file)
-            try:
-                header = [column.strip().casefold() for column in next(rows, [])]
-                read = _file_row if "file" in header else _table_row
-                for row in rows:
-                    if not row:
-                        continue
-                    if len(row) != len(header) or len(keys) == MAX_ROWS:
-                        raise ValueError(f"{len(row)} fields of {len(header)}, or more than {MAX_ROWS:,} rows")
-                    keys.append(read(dict(zip(header, row, strict=True)), len(keys), counts))
-            except (KeyError, ValueError, csv.Error) as error:
-                what = f"no column {error}" if isinstance(error, KeyError) else str(error)
-                raise UserError(f"{path}, line {rows.line_num}: {what}; {TAKES}") from error
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: can't be read ({getattr(error, 'strerror', None) or error}); {TAKES}") from error
+            rows = csv.DictReader(file, restval="")
+            by_name = "file" in (rows.fieldnames or [])
+            for row in rows:
+                votes = [float(row[emotion]) for emotion in EMOTIONS]
+                if not all(0 <= count < MAX_VOTES for count in votes):
+                    raise ValueError(f"{votes} are not numbers of votes")
+                if by_name:
+                    keys.append(_key_of_file(row["file"]))
+                else:
+                    keys.append(len(keys))
+                    if not row["Image name"]:  # FER+ removed the image
+                        votes = [0.0] * len(EMOTIONS)
+                counts.append(votes)
+    except OSError as error:
+        raise UserError(f"{path}: can't be read ({error.strerror}); {TAKES}") from error
+    except (KeyError, ValueError, csv.Error) as error:
+        what = f"no column {error}" if isinstance(error, KeyError) else str(error)
+        raise UserError(f"{path}, line {rows.line_num}: {what}; {TAKES}") from error
     table = np.array(counts, np.float32).reshape(-1, len(CLASSES))
     if not table.any():
         raise UserError(f"{path} has no vote for any of {', '.join(EMOTIONS)}; {TAKES}")
-    return Votes(plain(path.name), "files" if "file" in header else "rows", table, np.array(keys, np.uint64))
+    return Votes(plain(path.name), table, np.array(keys, np.uint64))
 
 
-def _numbers(row: dict[str, str]) -> Iterator[float]:
-    for emotion in EMOTIONS:
-        if not 0 <= (count := float(row[emotion])) < 1e6:
-            raise ValueError(f"{row[emotion][:20]!r} is no number of votes")
-        yield count
-
-
-def _table_row(row: dict[str, str], number: int, counts: list[list[float]]) -> int:
-    numbers = list(_numbers(row))
-    counts.append(numbers if row["image name"].strip() else [0.0] * len(EMOTIONS))  # FER+ removed the image
-    return number
-
-
-def _file_row(row: dict[str, str], number: int, counts: list[list[float]]) -> int:
-    counts.append(list(_numbers(row)))
-    *_, folder, file = ("", *row["file"].strip().split("/"))
+def _key_of_file(name: str) -> int:
+    folder = os.path.basename(os.path.dirname(name))
     label = class_index(folder)
-    if label is None:
-        raise ValueError(
-            f"{row['file'][:200]!r} is in no folder of a class; expected is train/angry/Training_00008.png"
-        )
-    return file_key(label, file)
+    if label < 0:
+        raise ValueError(f"{name!r} is in no folder of a class; expected is train/angry/Training_00008.png")
+    return file_key(label, name)
 
 
-def match(votes: Votes, index: np.ndarray, *, kind: str, source: str) -> np.ndarray:
-    """Return the votes (N, 7) float32 on each image of a dataset, in its order; zeros where an image has none.
+def match(votes: Votes, index: np.ndarray, *, source: str) -> tuple[np.ndarray, str]:
+    """Return the votes (N, 7) float32 on each image of a dataset, in its order, zeros where it has none; and a note.
 
-    `index` (N,) is a cache's, `kind` its meta's "origins"; `source` is named in messages.
-    Raises UserError where these votes are not of this dataset.
+    `index` (N,) is a cache's, `source` is named in messages. Raises UserError where the votes are of another dataset.
     """
-    if votes.kind != kind:
-        fault, cure, other = {
-            "rows": ("for the rows of a table, and this dataset is files", "fer2013.csv", "ferplus_votes.csv"),
-            "files": ("for files, and this dataset is a table", "the archive of files", "fer2013new.csv"),
-        }[votes.kind]
-        raise UserError(
-            f"{source}: the votes in {votes.name} are {fault}: name {cure} with --data, or {other} with --votes"
-        )
     order = np.argsort(votes.keys)
     at = order[np.searchsorted(votes.keys, index["origins"], sorter=order).clip(max=len(order) - 1)]
     found = votes.keys[at] == index["origins"]
     given = np.where(found[:, None], votes.counts[at], np.float32(0))
-    count, agreed = agreement(given, index["labels"])
+    some = np.flatnonzero(given.any(1))
+    agreed = (given[some, index["labels"][some]] == given[some].max(1)).sum() / max(len(some), 1)
+    about = (
+        f"{len(some):,} images have some of the seven; the label is (one of) the most-voted for {agreed:.1%} of them"
+    )
     if found.mean() < LEAST_FOUND or agreed < LEAST_AGREED:
         raise UserError(
-            f"{source}: {votes.name} has a row for {found.mean():.1%} of its images, and of the {count:,} with votes "
-            f"{agreed:.1%} have a label that is among the most-voted (in FER2013 99% and 65%): these votes are not of "
-            f"these images, or in another order. Name the dataset they belong to with --data, or leave out --votes"
+            f"{source}: {votes.name} has a row for {found.mean():.1%} of its images, {about} (in FER2013 99% and 65%). "
+            f"These votes are not of these images, or in another order: fer2013new.csv belongs to fer2013.csv, "
+            f"ferplus_votes.csv to the archive of files. Name that with --data, or leave out --votes"
         )
-    return given
-
-
-def agreement(given: np.ndarray, labels: np.ndarray) -> tuple[int, float]:
-    """Return how many images have votes, of `given` (N, 7), and for which share the label is among the most-voted."""
-    some = np.flatnonzero(given.any(1))
-    agreed = given[some, labels[some]] == given[some].max(1)
-    return len(some), float(agreed.mean()) if len(some) else 0.0
+    return given, f"votes: {votes.name}, {about}"
 
 
 def shares(votes: np.ndarray, labels: np.ndarray) -> np.ndarray:

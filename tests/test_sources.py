@@ -3,15 +3,11 @@
 import io
 import os
 import re
-import stat
 import struct
 import tarfile
-import threading
-import time
 import tracemalloc
 import zipfile
 from collections import Counter
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +19,8 @@ from PIL import Image
 from config import CLASSES
 from errors import UserError
 from readers import decode, sources, tables
-from readers.decode import CHUNK, cut, decode_batches
-from readers.layout import Item, class_index
+from readers.decode import cut, decode_batches
+from readers.layout import class_index
 from readers.sources import open_dataset, open_inputs
 
 
@@ -101,35 +97,29 @@ def refused(path, opener=open_dataset) -> str:
 
 
 def test_class_names_synonyms_and_letter_case():
-    for names in (CLASSES, [name.upper() for name in CLASSES]):
-        assert [class_index(name) for name in names] == list(range(7))
     words = ["Anger", "disgusted", "fearful", "happiness", "sadness", "surprised", " Neutral "]
-    assert [class_index(name) for name in words] == list(range(7))
-    assert [class_index(name) for name in ("contempt", "", "0", "angry2")] == [None] * 4
+    for names in (CLASSES, [name.upper() for name in CLASSES], words):
+        assert [class_index(name) for name in names] == list(range(7))
+    assert [class_index(name) for name in ("contempt", "", "0", "angry2")] == [-1] * 4
 
 
 def test_splits_labels_pixels_and_order(make):
-    path = make({**other_files("PublicTest"), **other_files("PrivateTest"), **train_files()})
-    source = open_dataset(path)
+    source = open_dataset(make({**other_files("PublicTest"), **other_files("PrivateTest"), **train_files()}))
     found = read(source)
     names = [name for name, *_ in found]
     assert names == sorted(names) and len(found) == source.total == 21
     assert splits(source) == {"train": 7, "val": 7, "test": 7}
     assert all(np.array_equal(pixels, pixels_of(label)) for _, _, label, pixels, _ in found)
     assert ("test/sad/PublicTest_4.png", "val", 4) in [image[:3] for image in found]
-    assert (source.path, source.notes, source.renamed) == (path, [], {})
+    assert (source.notes, source.renamed) == ([], {})
 
 
-def test_with_val_the_public_test_images_are_left_out(make):
-    files = {**train_files(), **other_files("PublicTest"), **other_files("PrivateTest"), **other_files("x", "val")}
-    source = open_dataset(make(files))
+@pytest.mark.parametrize("name", ["val", "Validation"])
+def test_with_val_the_public_test_images_are_left_out(make, name):
+    files = {**train_files("Train"), **other_files("PublicTest"), **other_files("PrivateTest")}
+    source = open_dataset(make({**files, **other_files("x", name)}))
     assert splits(source) == {"train": 7, "val": 7, "test": 7} and source.total == 21
     assert "7 PublicTest_* images in test/ are left out" in source.notes[0]
-
-
-@pytest.mark.parametrize("name", ["val", "valid", "Validation"])
-def test_other_names_of_val(make, name):
-    assert splits(open_dataset(make({**train_files("Train"), **other_files("x", name)}))) == {"train": 7, "val": 7}
 
 
 @pytest.mark.parametrize("folder", ["", "archive/train", "a/b/c/train", "archive"])
@@ -144,22 +134,22 @@ def test_junk_is_left_out_without_a_word(make):
     assert source.total == 7 and problems(source) == {}
 
 
-def test_files_that_are_not_training_images_are_named(make):
-    extra = ["LICENSE.txt", "train/angry/notes.txt", "train/loose.png", "other/a.png", "inner.zip", "root.png"]
-    assert problems(open_dataset(make({**train_files(), **dict.fromkeys(extra, PNGS[0])}))) == {
+def test_files_that_are_no_training_images_are_named(make):
+    extra = ["LICENSE.txt", "train/angry/notes.txt", "train/loose.png", "other/a.png", "root.png"]
+    bad = {"cut.png": PNGS[0][:100], "empty.png": b"", "text.jpg": b"text", "small.pgm": b"P5 8 1 255 " + bytes(8)}
+    files = {**train_files(), **dict.fromkeys(extra, PNGS[0]), **{f"train/sad/{name}": bad[name] for name in bad}}
+    found = problems(open_dataset(make(files)))
+    assert found.pop("train/sad/cut.png").startswith("damaged (")
+    assert found == {
         "LICENSE.txt": "not an image file",
         "train/angry/notes.txt": "not an image file",
-        "inner.zip": "not an image file",
         "train/loose.png": "not in a class folder",
         "other/a.png": "not in train/, val/ or test/",
         "root.png": "not in train/, val/ or test/",
+        "train/sad/empty.png": "0 bytes",
+        "train/sad/text.jpg": "not an image",
+        "train/sad/small.pgm": "8x1 is too small (8x8 at least)",
     }
-
-
-@pytest.mark.parametrize(("folder", "problem"), [("archive/train", "not in train/"), ("", "not in a class folder")])
-def test_files_beside_the_folders_are_named(make, folder, problem):
-    (name, found) = problems(open_dataset(make({**train_files(folder), "beside.png": PNGS[0]}))).popitem()
-    assert name == "beside.png" and found.startswith(problem)
 
 
 def test_renamed_folders_are_reported(make):
@@ -173,194 +163,98 @@ def test_renamed_folders_are_reported(make):
 def test_an_unknown_class_folder_is_refused(make, folder):
     message = refused(make({**train_files(), f"{folder}/a.png": PNGS[0]}))
     assert f"{folder.split('/')[0]}/ has folders that are no class: 'contempt'. Allowed are angry" in message
-    assert "Rename or remove" in message
 
 
-def test_a_class_that_is_absent_or_empty_is_named(tmp_path):
+def test_a_class_without_images_is_named_in_train_only(make):
     files = {name: data for name, data in train_files().items() if "sad" not in name and "fear" not in name}
-    folder = write_folder(tmp_path / "data", {**files, "train/sad/readme.txt": b""})
-    archive = write_zip(tmp_path / "a.zip", {**files, "train/sad/": b""})
-    for path in (folder, archive):
-        assert "train/ has no images of: fear (no such folder), sad (its folder is empty)" in refused(path)
-    more = write_folder(tmp_path / "more", {**train_files(), "val/sad/a.png": PNGS[0]})
-    assert splits(open_dataset(more))["val"] == 1  # a class may lack in val and test
-
-
-def test_another_layout_is_refused_with_what_was_found(make):
-    message = refused(make({"images/1.png": PNGS[0], "labels.txt": b"", "more/2.png": PNGS[0]}))
-    assert "expected train/ with a folder for each class (angry, " in message
-    assert message.endswith("found 'images', 'labels.txt', 'more'.")
+    assert "no readable images of: fear, sad" in refused(make({**files, "train/sad/readme.txt": b""}))
+    assert splits(open_dataset(make({**train_files(), "val/sad/a.png": PNGS[0]})))["val"] == 1
 
 
 @pytest.mark.parametrize(
     ("names", "end"),
     [
+        ([], "found nothing."),
+        (["images/1.png", "labels.txt", "more/2.png"], "found 'images', 'labels.txt', 'more'."),
         ([f"x{index}.png" for index in range(9)], "'x0.png', 'x1.png', 'x2.png', 'x3.png', 'x4.png' and 4 more."),
         (["a/b/1.png"], "found '1.png' in a/b/."),
         (list(other_files("PublicTest")), "found 'test'."),  # test alone does not pass for training data
+        (["fer2013.csv", "icml_face_data.csv"], "found 'fer2013.csv', 'icml_face_data.csv'."),
     ],
 )
-def test_what_was_found_is_short_and_tells_where(make, names, end):
-    assert refused(make(dict.fromkeys(names, PNGS[0]))).endswith(end)
+def test_another_layout_is_refused_with_what_was_found(make, names, end):
+    message = refused(make(dict.fromkeys(names, PNGS[0])))
+    assert "expected train/ with a folder for each class (angry, " in message and message.endswith(end)
 
 
-def test_nothing_in_it(tmp_path):
-    (tmp_path / "data").mkdir()
-    for path in (tmp_path / "data", write_zip(tmp_path / "a.zip", {})):
-        assert refused(path).endswith("found nothing.")
-        assert "has no files. Accepted are images (.bmp" in refused(path, open_inputs)
-
-
-def test_a_bad_image_is_named_with_its_problem(make):
-    bad = {"cut.png": PNGS[0][:100], "empty.png": b"", "text.jpg": b"text", "small.pgm": b"P5 8 1 255 " + bytes(8)}
-    assert problems(open_dataset(make({**train_files(), **{f"train/angry/{name}": bad[name] for name in bad}}))) == {
-        "train/angry/cut.png": "truncated",
-        "train/angry/empty.png": "0 bytes",
-        "train/angry/text.jpg": "not an image",
-        "train/angry/small.pgm": "8x1 is too small (8x8 at least)",
-    }
-
-
-# --- Many images ---
-
-
-def test_the_number_of_threads_does_not_matter(make, monkeypatch):
-    monkeypatch.setattr(decode, "SLOW_SECONDS", 0)  # else such small images are decoded without threads
+def test_slow_images_are_decoded_by_threads_with_the_same_result(make, monkeypatch):
     files = {f"train/{name}/{index}.png": PNGS[index % 7] for name in CLASSES for index in range(40)}
     source = open_dataset(make({**files, "train/sad/bad.png": b""}))
     whole = [(*image[:3], image[3] is None or image[3].tobytes(), image[4]) for image in read(source)]
     assert len(whole) == source.total == 281
-    for workers in (0, 2, 5):
-        found = [(*image[:3], image[3] is None or image[3].tobytes(), image[4]) for image in read(source, workers)]
-        assert found == whole
-
-
-def test_little_is_read_ahead_and_threads_end_when_the_reader_stops():
-    loaded, names = [], []
-
-    def slow(number):
-        time.sleep(0.001)
-        loaded.append(number)
-        names.append(threading.current_thread().name)
-        return decode.decode(PNGS[0])
-
-    items = [Item(str(n), load=partial(slow, n)) for n in range(100 * CHUNK)]
-    stream = decode_batches(cut(items, CHUNK), 2)
-    next(stream)
-    stream.close()
-    assert any(name.startswith("decode") for name in names)
-    assert len(loaded) <= 6 * CHUNK
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("decode")]
-
-
-def test_an_item_with_a_problem_is_not_loaded():
-    items = [
-        Item("a", problem="encrypted"),
-        Item("b", load=lambda: decode.decode(PNGS[3])),
-        Item("c", problem="a link"),
-    ]
-    (batch,) = decode_batches([items], 1)
-    assert batch.found == ["encrypted", (48, 48), "a link"] and np.array_equal(batch.pixels, [pixels_of(3)])
-
-
-# --- Keys ---
+    monkeypatch.setattr(decode, "SLOW_SECONDS", 0)
+    threaded = [(*image[:3], image[3] is None or image[3].tobytes(), image[4]) for image in read(source, 5)]
+    assert threaded == whole
 
 
 def test_the_key_follows_the_content(make, tmp_path):
     path = make(train_files())
-    before = open_dataset(path).key()
-    assert re.fullmatch("[0-9a-f]{64}", before) and open_dataset(path).key() == before
-    assert open_dataset(make({**train_files(), "train/sad/more.png": PNGS[0]})).key() != before
-
-
-def test_the_key_of_a_folder_follows_times_and_that_of_a_zip_checksums(tmp_path):
-    folder = write_folder(tmp_path / "data", train_files())
-    key = open_dataset(folder).key()
-    os.utime(folder / "train/sad/Training_4.png", ns=(1, 1))
-    assert open_dataset(folder).key() != key
-    changed = {**train_files(), "train/sad/Training_4.png": PNGS[4][:-1] + b"x"}
-    first, second, third = (
-        open_dataset(write_zip(tmp_path / f"{name}.zip", files)).key()
-        for name, files in (("a", train_files()), ("b", train_files()), ("c", changed))
-    )
-    assert first == second != third and first != key
+    key = open_dataset(path).key()
+    assert open_dataset(path).key() == key
+    if path.is_dir():
+        os.utime(path / "train/sad/Training_4.png", ns=(1, 1))
+    else:
+        path = make({**train_files(), "train/sad/Training_4.png": PNGS[4][:-1] + b"x"})
+    changed = open_dataset(path).key()
+    assert len({key, changed, open_dataset(make({**train_files(), "train/sad/more.png": PNGS[0]})).key()}) == 3
 
 
 # --- Files and folders that can't be used ---
 
 
-def test_a_missing_path_and_an_unknown_suffix(tmp_path):
+def test_a_missing_path_an_unknown_suffix_and_nothing_in_it(make, tmp_path):
     (tmp_path / "a.rar").write_bytes(b"")
     for opener in (open_dataset, open_inputs):
         assert refused(tmp_path / "none.zip", opener).endswith("none.zip: no such file or folder.")
+        assert refused(tmp_path / ("x" * 300), opener).endswith("no such file or folder.")
         assert "a.rar: not a" in refused(tmp_path / "a.rar", opener)
+    assert "has no files. Accepted are images (.bmp" in refused(make({}), open_inputs)
 
 
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes on this system")
-def test_a_pipe_is_not_waited_for(tmp_path):
-    os.mkfifo(tmp_path / "a.zip")
-    assert refused(tmp_path / "a.zip").endswith("a.zip: neither a file nor a folder.")
-    folder = write_folder(tmp_path / "data", train_files())
-    os.mkfifo(folder / "train/sad/pipe.png")
-    assert problems(open_dataset(folder)) == {"train/sad/pipe.png": "not a regular file"}
-
-
-def test_links_are_followed_but_not_in_circles(tmp_path):
+def test_links_are_followed_and_a_link_to_nowhere_is_named(tmp_path):
     folder = write_folder(tmp_path / "data", {**train_files(), "elsewhere.png": PNGS[0]})
-    (folder / "train/sad/up").symlink_to(folder)
     (folder / "train/sad/link.png").symlink_to(folder / "elsewhere.png")
-    (folder / "train/sad/nowhere.png").symlink_to(folder / "gone.png")
+    for name, target in (("nowhere", "gone.png"), ("circle", "circle.png"), ("long", "x" * 300)):
+        (folder / f"train/sad/{name}.png").symlink_to(target)
     (folder / "val").symlink_to(folder / "train")
     source = open_dataset(folder)
-    assert splits(source)["train"] == 8 and splits(source)["val"] == 8
-    assert problems(source)["train/sad/nowhere.png"] == "cannot be read (No such file or directory)"
-    assert source.key() == open_dataset(folder).key()
+    assert splits(source) == {"train": 8, "val": 8} and source.key() == open_dataset(folder).key()
+    found = problems(source)
+    assert found["train/sad/nowhere.png"] == "cannot be read (No such file or directory)" and len(found) == 7
 
 
-@pytest.mark.parametrize("target", ["link.png", "fine.png/inside", "x" * 300])
-def test_a_link_to_what_cannot_be_is_named(tmp_path, target):
-    folder = write_folder(tmp_path / "data", {**train_files(), "train/sad/fine.png": PNGS[0]})
-    (folder / "train/sad/link.png").symlink_to(target)
-    for source in (open_dataset(folder), open_inputs(folder)):
-        ((name, problem),) = problems(source).items()
-        assert name == "train/sad/link.png" and problem.startswith("cannot be read (")
-
-
-def test_a_folder_inside_that_cannot_be_listed_stops_training_and_not_prediction(tmp_path, monkeypatch):
+def test_what_may_not_be_read_is_named(tmp_path, monkeypatch):
     folder, scandir = write_folder(tmp_path / "data", train_files()), os.scandir
 
     def forbidden(path):
         if os.path.basename(path) == "sad":
-            raise PermissionError(13, "Permission denied")
+            raise PermissionError(13, "Permission denied", str(path))
         return scandir(path)
 
-    monkeypatch.setattr(sources.os, "scandir", forbidden)
-    assert refused(folder) == f"{folder / 'train' / 'sad'}: can't be listed (Permission denied)."
+    monkeypatch.setattr(os, "scandir", forbidden)
     assert problems(open_inputs(folder)) == {"train/sad/": "can't be listed (Permission denied)"}
-    assert open_inputs(folder).total == len(CLASSES)  # the other six, and the folder
-
-
-@pytest.mark.parametrize("name", ["a.zip", "a.csv", "a.tar"])
-def test_a_file_that_may_not_be_read(tmp_path, monkeypatch, name):
-    path = write_zip(tmp_path / name, {})
-
-    def forbidden(*_, **__):
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr(type(path), "open", forbidden)
-    monkeypatch.setattr(tarfile, "open", forbidden)
-    assert "Permission denied" in refused(path)
+    assert "no readable images of: sad" in refused(folder)
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    assert "may not be read" in refused(folder)
 
 
 @pytest.mark.skipif(os.name == "nt" or os.uname().sysname == "Darwin", reason="names are always Unicode here")
-def test_names_that_are_no_utf8_can_be_printed_and_read(tmp_path):
-    (tmp_path / "sad").mkdir()
+def test_names_that_are_no_utf8_are_read(tmp_path):
     file = tmp_path / "sad" / os.fsdecode(b"\xff\xe4.png")
+    file.parent.mkdir()
     file.write_bytes(PNGS[0])
     for path in (tmp_path / "sad", file):
-        assert [(name, label, problem) for name, _, label, _, problem in read(open_inputs(path))] == [
-            (r"\xff\xe4.png", 4, "")
-        ]
+        assert [(label, problem) for *_, label, _, problem in read(open_inputs(path))] == [(4, "")]
 
 
 # --- Zips: damage and malice ---
@@ -368,10 +262,9 @@ def test_names_that_are_no_utf8_can_be_printed_and_read(tmp_path):
 
 def test_a_zip_that_is_truncated_or_none(tmp_path):
     path = write_zip(tmp_path / "a.zip", train_files())
-    path.write_bytes(path.read_bytes()[:-30])
-    assert re.search(r"a\.zip: truncated or not a zip \(.*\)\. Download it again\.$", refused(path))
-    path.write_bytes(b"<html>please log in</html>")
-    assert "a.zip: truncated or not a zip (File is not a zip file)" in refused(path)
+    for data in (path.read_bytes()[:-30], b"<html>please log in</html>"):
+        path.write_bytes(data)
+        assert re.search(r"a\.zip: truncated or not a zip \(.*\)\. Download it again\.$", refused(path))
 
 
 @pytest.mark.parametrize("name", ["../../evil.png", "/etc/evil.png", "C:\\evil.png", "train\\..\\..\\evil.png"])
@@ -379,18 +272,6 @@ def test_names_that_lead_out_of_the_zip(tmp_path, name):
     source = open_dataset(write_zip(tmp_path / "a.zip", {**train_files(), name: PNGS[0]}))
     assert list(problems(source).values()) == ["unsafe name (absolute, or leading out of the zip)"]
     assert source.total == 8 and list(tmp_path.iterdir()) == [tmp_path / "a.zip"]
-    alone = open_inputs(write_zip(tmp_path / "b.zip", {name: PNGS[0]}))
-    assert alone.total == 1 and problems(alone)
-
-
-@pytest.mark.parametrize(("kind", "problem"), [(stat.S_IFLNK, "a link"), (stat.S_IFIFO, "not a regular file")])
-def test_links_and_devices_in_a_zip(tmp_path, kind, problem):
-    path = write_zip(tmp_path / "a.zip", train_files())
-    with zipfile.ZipFile(path, "a") as archive:
-        info = zipfile.ZipInfo("train/sad/link.png")
-        info.create_system, info.external_attr = 3, (kind | 0o777) << 16
-        archive.writestr(info, "/etc/passwd")
-    assert problems(open_dataset(path)) == {"train/sad/link.png": problem}
 
 
 def patch_entry(path, name: str, *, flags=0, method=None, size=None) -> None:
@@ -411,19 +292,19 @@ def patch_entry(path, name: str, *, flags=0, method=None, size=None) -> None:
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        ({"flags": 1}, "encrypted"),
-        ({"flags": 0x20}, "damaged in the zip (compressed patched data"),
-        ({"method": 99}, "compressed by method 99 (only stored and deflated entries are read)"),
-        ({"method": zipfile.ZIP_BZIP2}, "compressed by method 12"),  # has no bound
-        ({"method": zipfile.ZIP_LZMA}, "compressed by method 14"),
-        ({"size": 1_000_000_000}, "1000000000 bytes is above the limit of 64 MiB"),
+        ({"flags": 1}, "is encrypted"),
+        ({"flags": 0x20}, "compressed patched data"),
+        ({"method": 99}, "compression method 99"),
+        ({"method": zipfile.ZIP_BZIP2}, "compression method 12"),  # has no bound
+        ({"method": zipfile.ZIP_LZMA}, "compression method 14"),
+        ({"size": 1_000_000_000}, "above the limit of 64 MiB"),
     ],
 )
 def test_an_entry_that_is_not_read_is_named_with_the_reason(tmp_path, change, problem):
     path = write_zip(tmp_path / "a.zip", {**train_files(), "train/sad/x.png": PNGS[0]})
     patch_entry(path, "train/sad/x.png", **change)
     ((name, found),) = problems(open_dataset(path)).items()
-    assert name == "train/sad/x.png" and found.startswith(problem)
+    assert name == "train/sad/x.png" and problem in found
 
 
 def test_a_zip_bomb_is_not_inflated_past_its_claimed_size(tmp_path):
@@ -435,20 +316,13 @@ def test_a_zip_bomb_is_not_inflated_past_its_claimed_size(tmp_path):
     (problem,) = problems(open_dataset(path)).values()
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert problem.startswith("damaged in the zip (Bad CRC-32") and peak < 3 * 2**20
-
-
-def test_a_changed_entry_is_found_by_its_checksum(tmp_path):
-    path = write_zip(tmp_path / "a.zip", train_files())
-    path.write_bytes(path.read_bytes().replace(PNGS[4], PNGS[4][:-20] + b"x" * 20))
-    ((name, problem),) = problems(open_dataset(path)).items()
-    assert name == "train/sad/Training_4.png" and problem.startswith("damaged in the zip (Bad CRC-32")
+    assert "Bad CRC-32" in problem and peak < 3 * 2**20
 
 
 @pytest.mark.parametrize(("limit", "value"), [("MAX_ENTRIES", 6), ("MAX_TOTAL", 1000)])
 def test_too_many_entries_or_bytes(tmp_path, monkeypatch, limit, value):
     monkeypatch.setattr(sources, limit, value)
-    assert refused(write_zip(tmp_path / "a.zip", train_files())).endswith(f"above the limit of {value}. Split the zip.")
+    assert "above the limit" in refused(write_zip(tmp_path / "a.zip", train_files()))
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
@@ -462,7 +336,7 @@ def test_of_entries_with_one_name_the_last_counts(tmp_path):
 
 def test_names_written_with_dots_or_backslashes(tmp_path):
     for name, written in (
-        ("a.zip", {name.replace("/", "\\"): data for name, data in train_files().items()}),
+        ("a.zip", {"train\\": b"", **{name.replace("/", "\\"): data for name, data in train_files().items()}}),
         ("b.zip", {"./": b"", **{f"./{name}": data for name, data in train_files("train/").items()}}),
     ):
         assert [image[0] for image in read(open_dataset(write_zip(tmp_path / name, written)))] == sorted(train_files())
@@ -538,26 +412,8 @@ def test_every_form_gives_the_same_images(tmp_path):
     assert read(open_dataset(tmp_path / "fer2013.csv"))[0][0] == "fer2013.csv row 2"
 
 
-def test_a_table_in_a_folder_named_from_here(tmp_path, monkeypatch):
-    write_folder(tmp_path, {"archive/deeper/fer2013.csv": table(ROWS)})
-    monkeypatch.chdir(tmp_path)
-    for name in ("archive", "archive/deeper"):
-        assert splits(open_dataset(Path(name))) == {"train": 7, "val": 7, "test": 7}
-
-
-def test_class_folders_come_before_a_table_and_two_tables_are_one_too_many(make):
+def test_class_folders_come_before_a_table(make):
     assert splits(open_dataset(make({**train_files(), "fer2013.csv": table(ROWS)}))) == {"train": 7}
-
-
-def test_two_tables_are_one_too_many(make):
-    message = refused(make({"fer2013.csv": table(ROWS), "icml_face_data.csv": table(ROWS)}))
-    assert message.endswith("found 'fer2013.csv', 'icml_face_data.csv'.")
-
-
-def test_quotes_blank_lines_and_spaces(tmp_path):
-    _, pixels, usage = row(3)
-    (tmp_path / "a.csv").write_text(f'"emotion","pixels","Usage"\n\n 3 ," {pixels} ", {usage} \n\n')
-    assert [image[:3] for image in read(open_dataset(tmp_path / "a.csv"))] == [("a.csv row 3", "train", 3)]
 
 
 def test_bad_rows_are_named_with_their_problem(tmp_path):
@@ -565,25 +421,25 @@ def test_bad_rows_are_named_with_their_problem(tmp_path):
     numbers = pixels.split()
     bad = {
         "2303 pixels where 2304 are expected": [label, " ".join(numbers[:-1]), usage],
-        "0 pixels where 2304 are expected": [label, "", usage],
         "pixel 'x' is not a number from 0 to 255": [label, " ".join(["x", *numbers[1:]]), usage],
         "pixel '256' is not a number from 0 to 255": [label, " ".join(["256", *numbers[1:]]), usage],
-        "pixel '-1' is not a number from 0 to 255": [label, " ".join(["-1", *numbers[1:]]), usage],
         "unknown emotion '7' (0 to 6)": ["7", pixels, usage],
         "unknown emotion 'happy' (0 to 6)": ["happy", pixels, usage],
         "unknown Usage 'Test' (Training, PublicTest or PrivateTest)": [label, pixels, "Test"],
         "2 fields where 3 are expected": [label, pixels],
     }
-    (tmp_path / "a.csv").write_bytes(table([row(), *bad.values(), row()]))
-    wanted = {f"a.csv row {number}": problem for number, problem in enumerate(bad, 3)}
-    assert problems(open_dataset(tmp_path / "a.csv")) == wanted
+    good = [" 3 ", f'" {pixels} "', f" {usage} "]  # quotes, spaces and blank lines do not matter
+    (tmp_path / "a.csv").write_bytes(table([good, *bad.values(), [], row()], '"emotion","pixels","Usage"'))
+    source = open_dataset(tmp_path / "a.csv")
+    assert problems(source) == {f"a.csv row {number}": problem for number, problem in enumerate(bad, 3)}
+    found = [image[:3] for image in read(source) if not image[4]]
+    assert found == [("a.csv row 2", "train", 3), ("a.csv row 11", "train", 0)]
 
 
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (table(ROWS, "emotion,pixels"), "has no column Usage. Expected are emotion, pixels and Usage, in any order;"),
-        (table(ROWS, "a,b"), "has no column emotion and no column pixels and no column Usage. Expected"),
+        (table(ROWS, "emotion,pixels"), "has no column Usage. Expected are emotion, pixels and Usage"),
         (b"", "found nothing."),
         (np.random.default_rng(0).bytes(5000), "a.csv"),
         (b"emotion,pixels,Usage\n" + b"0 " * tables.MAX_LINE, "line 2: above 100000 characters"),  # not read to its end
@@ -596,39 +452,23 @@ def test_a_table_that_is_none_is_refused(tmp_path, data, message):
         list(open_dataset(tmp_path / "a.csv").items())
 
 
-def test_too_many_rows_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(tables, "MAX_ROWS", 9)
-    (tmp_path / "a.csv").write_bytes(table(ROWS))
-    with pytest.raises(UserError, match="more than 9 rows"):
-        list(open_dataset(tmp_path / "a.csv").items())
-
-
 def test_a_locked_or_damaged_table_in_a_zip(tmp_path):
     path = write_zip(tmp_path / "a.zip", {"fer2013.csv": table(ROWS)})
     whole = path.read_bytes()
     patch_entry(path, "fer2013.csv", flags=1)
-    assert refused(path).endswith("fer2013.csv can't be read: encrypted. Unpack the zip, and give the folder.")
-    path.write_bytes(whole)
-    patch_entry(path, "fer2013.csv", flags=0x20)
-    assert "fer2013.csv is damaged (compressed patched data" in refused(path)
+    assert "fer2013.csv can't be read (" in refused(path) and "is encrypted" in refused(path)
     path.write_bytes(whole.replace(b"PublicTest", b"publicTest"))
     with pytest.raises(UserError, match=r"fer2013\.csv, line \d+: truncated or damaged \(Bad CRC-32"):
         list(open_dataset(path).items())
 
 
-def test_a_tar_without_the_table_or_that_is_none(tmp_path):
-    path = write_tar(tmp_path / "a.tar.gz", {"fer2013/README": b"hello", "fer2013/other.csv": table(ROWS)})
-    assert refused(path).endswith("a.tar.gz: has no fer2013.csv and no icml_face_data.csv.")
-    path.write_bytes(b"<html>please log in</html>" * 50)
-    assert "a.tar.gz: truncated or not a tar archive (" in refused(path)
-
-
-@pytest.mark.parametrize(("limit", "value"), [("MAX_MEMBERS", 1), ("MAX_PASSED", 4)])
-def test_a_tar_is_not_searched_without_end(tmp_path, monkeypatch, limit, value):
-    path = write_tar(tmp_path / "a.tar.gz", {"a": b"hello", "b": b"", "fer2013.csv": table(ROWS)})
+def test_a_tar_without_the_table_or_that_is_none(tmp_path, monkeypatch):
+    path = write_tar(tmp_path / "a.tar.gz", {"fer2013/README": b"hello", "fer2013/fer2013.csv": table(ROWS)})
     assert splits(open_dataset(path))
-    monkeypatch.setattr(tables, limit, value)
-    assert "a.tar.gz: no fer2013.csv and no icml_face_data.csv among its first" in refused(path)
+    monkeypatch.setattr(tables, "MAX_MEMBERS", 1)
+    assert "a.tar.gz: has no fer2013.csv and no icml_face_data.csv among its first 1 files" in refused(path)
+    path.write_bytes(b"<html>please log in</html>" * 50)
+    assert "a.tar.gz: can't be read, truncated or not a tar archive (" in refused(path)
 
 
 def test_a_truncated_tar_is_not_taken_for_a_whole_one(tmp_path):
@@ -648,41 +488,31 @@ def test_a_truncated_tar_is_not_taken_for_a_whole_one(tmp_path):
 # --- Inputs to predict ---
 
 
-def test_inputs_of_a_folder_or_zip(make):
-    files = {"a/Happiness/1.png": PNGS[0], "a/2.PNG": PNGS[1], "contempt/3.png": PNGS[2]}
+def test_inputs_of_a_folder_or_zip(make, monkeypatch):
+    monkeypatch.setattr(decode, "MAX_BYTES", 2**20)
+    files = {"a/Happiness/1.png": PNGS[0], "a/2.PNG": PNGS[1], "contempt/3.png": PNGS[2] + bytes(2**20)}
     source = open_inputs(make({**files, "b/notes.txt": b"", ".x.png": b"", "inner.zip": PNGS[0]}))
     assert [(name, split, label, problem) for name, split, label, _, problem in read(source)] == [
         ("a/2.PNG", "", -1, ""),
         ("a/Happiness/1.png", "", 3, ""),
         ("b/notes.txt", "", -1, "not an image file"),
-        ("contempt/3.png", "", -1, ""),
+        ("contempt/3.png", "", -1, "above the limit of 1 MiB"),
         ("inner.zip", "", -1, "not an image file"),
     ]
     assert source.renamed == {"Happiness": "happy"} and source.total == 5
 
 
-def test_training_images_among_the_inputs_are_counted(make):
-    files = {"data/Train/sad/1.png": PNGS[0], "data/val/sad/2.png": PNGS[1], "data/train/3.png": PNGS[2]}
-    assert open_inputs(make({**files, "train/test/sad/4.png": PNGS[0]})).training == 1  # the nearest split decides
-
-
 @pytest.mark.parametrize(
-    "given", ["archive/train", "archive/train/sad", "archive/train/sad/1.png", "link", "train.zip"]
+    "given", ["archive/train", "archive/train/sad", "archive/train/sad/1.png", "link", "train.zip", "."]
 )
-def test_training_images_are_known_by_the_folders_above_the_path_too(tmp_path, monkeypatch, given):
+def test_training_images_are_counted_by_the_nearest_split_around_them(tmp_path, monkeypatch, given):
     write_folder(tmp_path, {"archive/train/sad/1.png": PNGS[0], "archive/test/sad/1.png": PNGS[0]})
+    write_folder(tmp_path, {"train/test/sad/1.png": PNGS[0], "train/1.png": PNGS[0]})
     write_zip(tmp_path / "train.zip", {"sad/1.png": PNGS[0]})
     (tmp_path / "link").symlink_to(tmp_path / "archive/train")
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.chdir(tmp_path / "archive/train/sad" if given == "." else tmp_path)
     assert open_inputs(Path(given)).training == 1
-    assert not open_inputs(Path("archive/test/sad")).training
-
-
-@pytest.mark.parametrize("given", [".", "sad", "sad/1.png"])
-def test_training_images_are_known_inside_train(tmp_path, monkeypatch, given):
-    write_folder(tmp_path, {"archive/train/sad/1.png": PNGS[0]})
-    monkeypatch.chdir(tmp_path / "archive/train")
-    assert open_inputs(Path(given)).training == 1
+    assert not open_inputs(tmp_path / "archive/test/sad").training and not open_inputs(tmp_path / "train").training
 
 
 @pytest.mark.parametrize("given", ["Fear", "Fear/1.png", "."])
@@ -690,9 +520,3 @@ def test_a_class_folder_or_a_file_in_it_has_its_class(tmp_path, monkeypatch, giv
     write_folder(tmp_path, {"Fear/1.png": PNGS[0]})
     monkeypatch.chdir(tmp_path / "Fear" if given == "." else tmp_path)
     assert [image[:3] for image in read(open_inputs(Path(given)))] == [("1.png", "", 2)]
-
-
-def test_an_image_above_the_byte_limit_in_a_folder(tmp_path, monkeypatch):
-    monkeypatch.setattr(decode, "MAX_BYTES", 2**20)
-    folder = write_folder(tmp_path / "data", {"1.png": PNGS[0] + bytes(2**20)})
-    assert problems(open_inputs(folder)) == {"1.png": "above the limit of 1 MiB"}
