@@ -1,7 +1,7 @@
-"""From the bytes of image files to 48x48 grey pixels.
+"""From the bytes of image files to 48x48 grey pixels, or to a photo's colours.
 
-Every image, in training and in prediction, comes through `decode`: all are made grey and shrunk by the same
-arithmetic. Whatever a file contains, `decode` returns pixels or raises `BadImage`.
+Every image, in training and in prediction, comes through `decode`, or is a photo that `decode_rgb` reads and
+`faces.crop` cuts. Whatever a file contains, both return pixels or raise `BadImage`.
 """
 
 import io
@@ -16,7 +16,7 @@ import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -75,18 +75,38 @@ def decode(data: bytes) -> Decoded:
     48x48 with antialiasing, after EXIF rotation. 48x48 8-bit grey comes through bit for bit.
     Raises BadImage, and nothing else, for a file that is damaged, too large or too small, or no image.
     """
-    if not data:
+    with _opened(data) as image:
+        size = image.size
+        return Decoded(_pixels(image), *size)
+
+
+def decode_rgb(source: bytes | Path | Image.Image) -> np.ndarray:
+    """Return a photo as (H, W, 3) uint8 RGB pixels in its full size, turned as its EXIF says.
+
+    `source` is a file, the bytes of one, or a Pillow image, which stays as it is. Formats, limits, and what becomes
+    of transparency and of 16 bits are as in `decode`. Raises BadImage, and nothing else.
+    """
+    with _opened(read_file(source) if isinstance(source, Path) else source) as image:
+        image.load()
+        return np.array(_colours(_upright(image)))
+
+
+@contextmanager
+def _opened(source: bytes | Image.Image) -> Iterator[Image.Image]:
+    """Open an image (of a Pillow image, a copy); BadImage for what it is, and for what Pillow raises meanwhile."""
+    if isinstance(source, bytes) and not source:
         raise BadImage("0 bytes")
-    if len(data) > MAX_BYTES:
+    if isinstance(source, bytes) and len(source) > MAX_BYTES:
         raise BadImage(f"above the limit of {MAX_BYTES // 2**20} MiB")
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        image = Image.open(io.BytesIO(source), formats=FORMATS) if isinstance(source, bytes) else source.copy()
+        with image:
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise BadImage(f"{width}x{height} pixels is above the limit of {MAX_PIXELS // 10**6} megapixels")
             if min(width, height) < MIN_SIDE:
                 raise BadImage(f"{width}x{height} is too small ({MIN_SIDE}x{MIN_SIDE} at least)")
-            return Decoded(_pixels(image), width, height)
+            yield image
     except UnidentifiedImageError as error:
         raise BadImage("not an image") from error
     except Image.DecompressionBombError as error:
@@ -97,11 +117,16 @@ def decode(data: bytes) -> Decoded:
 
 def decode_file(path: Path) -> Decoded:
     """Return the image in a file; raises BadImage."""
+    return decode(read_file(path))
+
+
+def read_file(path: Path) -> bytes:
+    """Return the bytes of an image file; at most one more than `MAX_BYTES`. Raises BadImage."""
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             raise BadImage("not a regular file")  # reading a pipe would wait for ever
         with path.open("rb") as file:
-            return decode(file.read(MAX_BYTES + 1))
+            return file.read(MAX_BYTES + 1)
     except OSError as error:
         raise BadImage(f"cannot be read ({error.strerror})") from error
 
@@ -117,12 +142,30 @@ def _pixels(image: Image.Image) -> np.ndarray:
         # libjpeg gives luma itself, and large photos already shrunk, to no less than twice our size.
         image.draft("L", (2 * SIZE, 2 * SIZE))
     image.load()
+    return squash(_grey(_upright(image)))
+
+
+def squash(grey: Image.Image) -> np.ndarray:
+    """Return a whole image of mode "L" as (48, 48) uint8, antialiased; 48x48 pixels come through bit for bit."""
+    return np.array(grey if grey.size == (SIZE, SIZE) else grey.resize((SIZE, SIZE), Image.Resampling.BILINEAR))
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turn `image` in place as its EXIF says, and return it."""
     with suppress(*DAMAGE):  # the pixels are good: a damaged note about them is no reason to drop them
         ImageOps.exif_transpose(image, in_place=True)
-    grey = _grey(image)
-    if grey.size != (SIZE, SIZE):
-        grey = grey.resize((SIZE, SIZE), Image.Resampling.BILINEAR)
-    return np.array(grey)
+    return image
+
+
+def _colours(image: Image.Image) -> Image.Image:
+    if image.mode.startswith(("I", "F")):
+        return _grey(image).convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGB", image.size, "white")
+        white.paste(image, mask=image.getchannel("A"))
+        return white
+    return image.convert("RGB")
 
 
 def _grey(image: Image.Image) -> Image.Image:

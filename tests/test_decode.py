@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 
 from helpers import REPO
 from readers import decode as module
-from readers.decode import BadImage, decode, decode_file, looks_uncropped
+from readers.decode import BadImage, decode, decode_file, decode_rgb, looks_uncropped
 
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 256, (48, 48), dtype=np.uint8)
@@ -325,3 +325,34 @@ def test_threads_print_nothing_about_damaged_files_and_need_no_torch(tmp_path):
     command = [sys.executable, "-c", NOISY, str(tmp_path)]
     done = subprocess.run(command, cwd=REPO, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "[]\n", "")
+
+
+# --- Photos ---
+
+
+def test_a_photo_keeps_size_and_colours_whatever_it_comes_as(tmp_path):
+    data = encoded(COLOUR, "PNG")
+    (tmp_path / "photo.png").write_bytes(data)
+    for source in (data, tmp_path / "photo.png", Image.fromarray(COLOUR)):
+        assert np.array_equal(decode_rgb(source), COLOUR)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_photo_is_turned_as_its_exif_says(orientation):
+    data = encoded(COLOUR, "PNG", exif=exif(orientation))
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))))
+    image = Image.open(io.BytesIO(data))
+    assert np.array_equal(decode_rgb(data), expected) and np.array_equal(decode_rgb(image), expected)
+    assert image.size == (70, 60)  # the caller's image stays as it is
+
+
+def test_a_photo_of_grey_transparent_or_deep_pixels():
+    assert np.array_equal(decode_rgb(encoded(GREY, "PNG")), np.repeat(GREY[:, :, None], 3, axis=2))
+    assert (decode_rgb(encoded(Image.new("RGBA", (20, 20), (10, 20, 30, 0)), "PNG")) == 255).all()
+    assert (decode_rgb(encoded(np.full((20, 20), 0x8000, np.uint16), "PNG")) == 128).all()
+
+
+@pytest.mark.parametrize("source", [b"", b"no image", encoded(COLOUR, "PNG")[:900], Image.new("1", (20_000, 9_000))])
+def test_a_bad_photo_is_a_bad_image(source):
+    with pytest.raises(BadImage):
+        decode_rgb(source)

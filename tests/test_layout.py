@@ -17,7 +17,7 @@ FLOORS = (
     {"metrics", "model"},
     {"cli", "losses", "utils"},
     {"plots", "ranks", "readers"},
-    {"demo"},
+    {"demo", "faces"},
     {"dataset"},
     {"val"},
     {"weights"},
@@ -29,11 +29,19 @@ FLOORS = (
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 APART = ("dataset", "model")  # neither reaches the other, not even through a third
 SCRIPTS = ("interface", "test", "predict", "experiments")
-HEAVY = {"torch", "torchvision", "matplotlib"}  # a second or more: `--help` answers without them
+HEAVY = {"torch", "torchvision", "matplotlib", "cv2"}  # a second or more: `--help` answers without them
 FACE_NAME = re.compile(r"(Training|PublicTest|PrivateTest)_\d+\.(png|jpe?g)", re.IGNORECASE)
 MEGABYTE = 1_000_000
 LONGEST = 400  # lines of a file
-TORCH_FREE = ("config", "cli", "errors", "metrics", "ranks", "readers")  # what a prediction without torch needs
+TORCH_FREE = (
+    "config",
+    "cli",
+    "errors",
+    "metrics",
+    "ranks",
+    "readers",
+    "faces",
+)  # what a prediction without torch needs
 
 
 def room(path: Path) -> str:

