@@ -10,6 +10,7 @@ neither shows it on every image.
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -71,13 +72,11 @@ def _paint(strokes: list[Stroke], backdrop: float, pose: Sequence[float]) -> np.
     x = x * (1 - 0.3 * yaw**2) + yaw * 5 * depth * (1 - np.minimum((x / 20) ** 2, 1))
     cos, sin = scale * np.cos(turn), scale * np.sin(turn)
     placed = zooms * (SIZE / 2 + np.array([dx + cos * x - sin * y, dy + sin * x + cos * y]))
-    numbers, start = placed.T.ravel().tolist(), 0
     layers = [Image.new("L", (SIZE * zoom, SIZE * zoom), 128) for zoom in ZOOM]
     layers[LINE].paste(int(backdrop), (0, 0, *layers[LINE].size))
     brushes = [ImageDraw.Draw(layer) for layer in layers]
-    for stroke, count in zip(strokes, counts, strict=True):
-        points = numbers[start : start + 2 * count]
-        start += 2 * count
+    for stroke, own in zip(strokes, np.split(placed.T, np.cumsum(counts)[:-1]), strict=True):
+        points = own.ravel().tolist()
         tone = int(min(max(128 + 1.28 * stroke.tone if stroke.layer else stroke.tone, 0), 255))
         if stroke.width:
             width = max(round(stroke.width * ZOOM[stroke.layer] * scale), 1)
@@ -128,21 +127,18 @@ def _expression(emotion: str, rng: np.random.Generator) -> tuple[Upper, Mouth]:
 
 def _face(who: Identity, emotion: str, rng: np.random.Generator, *, one_mouth: bool) -> np.ndarray:
     up, mouth = _expression(emotion, rng)
-    if one_mouth:
-        mouth = AT_REST
+    mouth = AT_REST if one_mouth else mouth
     stronger, favoured = rng.normal(0, 1, 2)  # sides of the mouth and of the upper half
     light, yaw = rng.uniform(-1, 1), rng.uniform(-0.35, 0.35)
     pose = (*rng.uniform(-1, 1, 2), rng.normal(0, 0.06), rng.uniform(1.12, 1.26), yaw)
     backdrop, gaze = rng.uniform(0.3, 1.1) * who.skin, rng.normal(0, (0.45, 0.2))
     drop = 2.2 * mouth.open
-    lines = strokes.head_strokes(who, drop) + strokes.nose_strokes(who, up, light) + strokes.wrinkles_strokes(who, up)
+    lines = strokes.head(who, drop) + strokes.nose(who, up, light) + strokes.wrinkles(who, up)
     for side in (-1, 1):
         less = 1 - 0.12 * max(side * favoured, 0)
         half = Upper(*(less * unit for unit in up))
-        lines += [*strokes.eye_strokes(who, half, side, gaze), strokes.brow_strokes(who, half, side)]
-    lines += (
-        strokes.beard_strokes(who, drop) + strokes.mouth_strokes(who, mouth, stronger) + strokes.glasses_strokes(who)
-    )
+        lines += [*strokes.eye(who, half, side, gaze), strokes.brow(who, half, side)]
+    lines += strokes.beard(who, drop) + strokes.mouth(who, mouth, stronger) + strokes.glasses(who)
     exposure = (165 / who.skin) ** 0.9  # a camera brings most faces to about the same grey
     return _develop(_paint(lines, backdrop, pose) * exposure, light, rng)
 
@@ -154,57 +150,41 @@ def demo_faces(identities: int, *, seed: int, one_mouth: bool = False) -> tuple[
     The same seed gives the same pixels, and identity i looks the same whatever `identities` is.
     With `one_mouth` every face has its identity's mouth at rest; all else is unchanged.
     """
-    count = len(CLASSES)
-    images = np.empty((identities * count, SIZE, SIZE), dtype=np.uint8)
+    images = []
     for i in range(identities):
         who = Identity(np.random.default_rng([seed, i]))
         for label, emotion in enumerate(CLASSES):
-            rng = np.random.default_rng([seed, i, label])
-            images[i * count + label] = _face(who, emotion, rng, one_mouth=one_mouth)
-    order = np.arange(identities * count, dtype=np.int64)
-    return images, order % count, order // count
+            images.append(_face(who, emotion, np.random.default_rng([seed, i, label]), one_mouth=one_mouth))
+    identity, labels = np.divmod(np.arange(len(images)), len(CLASSES))
+    return np.stack(images), labels, identity
 
 
 def write_folder(folder: Path, *, identities: int, seed: int, one_mouth: bool = False) -> int:
-    """Write FOLDER/train/<class>/*.png and, for the last fifth of the identities, FOLDER/val; the number of files.
+    """Write FOLDER/train/<class>/*.png and, for the last fifth of the identities, FOLDER/val; exit status 0.
 
-    Raises UserError for numbers out of range, and where the folder is a file, not empty or cannot be written.
+    Raises UserError where the folder exists or cannot be made.
     """
-    if identities < 2:
-        raise UserError(f"--identities {identities}: at least 2, one to train on and one to validate on")
-    if seed < 0:
-        raise UserError(f"--seed {seed}: 0 or more")
-    first_val = identities - max(identities // 5, 1)
     try:
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise UserError(f"{folder} exists and is not an empty folder: name a new one with --out")
-        for split in ("train", "val"):
-            for name in CLASSES:
-                (folder / split / name).mkdir(parents=True, exist_ok=True)
-        (folder / RENDERED_MARK).touch()
-        images, labels, who = demo_faces(identities, seed=seed, one_mouth=one_mouth)
-        for image, label, i in zip(images, labels, who, strict=True):
-            split = "train" if i < first_val else "val"
-            Image.fromarray(image).save(folder / split / CLASSES[label] / f"face_{i:05d}.png")
+        folder.mkdir(parents=True)
     except OSError as error:
-        raise UserError(f"{folder} cannot be written: {error.strerror}; name another with --out") from error
-    return len(images)
-
-
-def write(folder: Path, identities: int, seed: int, one_mouth: bool) -> int:
-    """Write the dataset and print the number of faces; the exit status."""
-    print(f"{write_folder(folder, identities=identities, seed=seed, one_mouth=one_mouth)} faces in {folder}")
+        raise UserError(f"{folder} cannot be made ({error.strerror}): name a new folder with --out") from error
+    (folder / RENDERED_MARK).touch()
+    images, labels, who = demo_faces(identities, seed=seed, one_mouth=one_mouth)
+    for image, label, i in zip(images, labels, who, strict=True):
+        part = folder / ("train" if i < identities - max(identities // 5, 1) else "val") / CLASSES[label]
+        part.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(part / f"face_{i:05d}.png")
+    print(f"{len(images)} faces in {folder}")
     return 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser("-m demo.faces", "Render the demo faces and write them as a dataset.")
-    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="a new or empty folder")
+    parser.add_argument("--out", dest="folder", type=Path, required=True, metavar="FOLDER", help="a new folder")
     parser.add_argument("--identities", type=int, default=500, metavar="N", help="people, 7 pictures each (500)")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="seed of every random number (0)")
     parser.add_argument("--one-mouth", action="store_true", help="render every mouth at rest")
-    args = parser.parse_args(argv)
-    return exit_status(write, args.out, args.identities, args.seed, args.one_mouth)
+    return exit_status(partial(write_folder, **vars(parser.parse_args(argv))))
 
 
 if __name__ == "__main__":

@@ -83,7 +83,7 @@ def outline(who: Identity, drop: float) -> np.ndarray:
     return xy(x, HEAD_SIN * np.where(HEAD_SIN > 0, who.chin + drop * lower, who.top))
 
 
-def head_strokes(who: Identity, drop: float) -> list[Stroke]:
+def head(who: Identity, drop: float) -> list[Stroke]:
     """Hair behind, neck, ears, head, hair in front. `drop`: how far the jaw has dropped, in pixels."""
     contour, lower, strokes = outline(who, drop), np.maximum(HEAD_SIN, 0), []
     if who.hair_style == "long":
@@ -98,10 +98,10 @@ def head_strokes(who: Identity, drop: float) -> list[Stroke]:
     strokes.append(Stroke(contour, -30, 4, 0.25, BROAD))
     under = xy([-8, 0, 8], np.array([3, 4 + drop, 3]) + who.chin)
     strokes.append(Stroke(under, -35, 3, 0, BROAD))
-    return strokes if who.hair_style == "bald" else strokes + hair_strokes(who)
+    return strokes if who.hair_style == "bald" else strokes + hair(who)
 
 
-def hair_strokes(who: Identity) -> list[Stroke]:
+def hair(who: Identity) -> list[Stroke]:
     """The hair in front of the head: hairline, parting, temples, locks."""
     long, fringe = who.hair_style == "long", who.hair_style == "fringe"
     low = who.hairline + (3.4 if fringe else 0)
@@ -121,7 +121,7 @@ def hair_strokes(who: Identity) -> list[Stroke]:
     return strokes
 
 
-def eye_strokes(who: Identity, up: Upper, side: int, gaze: np.ndarray) -> list[Stroke]:
+def eye(who: Identity, up: Upper, side: int, gaze: np.ndarray) -> list[Stroke]:
     """Socket, lids, white, iris clipped by the lids. `side`: -1 left, 1 right."""
     x = side * (who.eye_gap + who.eye_width * T)
     y = -4.6 - who.eye_tilt * T + 0.35 * up.droop * T
@@ -146,7 +146,7 @@ def eye_strokes(who: Identity, up: Upper, side: int, gaze: np.ndarray) -> list[S
     ]
 
 
-def brow_strokes(who: Identity, up: Upper, side: int) -> Stroke:
+def brow(who: Identity, up: Upper, side: int) -> Stroke:
     s = np.linspace(0, 1, 12)
     inner = who.brow_height - 2.6 * up.inner + 2.3 * up.knit + 0.7 * up.wrinkle + 0.5 * who.brow_tilt
     outer = who.brow_height - 2.3 * up.outer + 0.5 * up.knit - 0.5 * who.brow_tilt + 1.1
@@ -158,7 +158,7 @@ def brow_strokes(who: Identity, up: Upper, side: int) -> Stroke:
     return Stroke(between(x, y - thick, y + thick), 0.25 * who.skin + 0.6 * min(who.hair, 0.6 * who.skin))
 
 
-def nose_strokes(who: Identity, up: Upper, light: float) -> list[Stroke]:
+def nose(who: Identity, up: Upper, light: float) -> list[Stroke]:
     """Nose and cheeks. `light`: -1 from the left, 1 from the right; the shadow falls on the other side."""
     tip, w = who.nose_length - 0.7 * min(up.wrinkle, 1), who.nose_width + 0.4 * up.wrinkle
     dark = -1 if light > 0 else 1
@@ -178,7 +178,7 @@ def nose_strokes(who: Identity, up: Upper, light: float) -> list[Stroke]:
     return strokes
 
 
-def wrinkles_strokes(who: Identity, up: Upper) -> list[Stroke]:
+def wrinkles(who: Identity, up: Upper) -> list[Stroke]:
     """Forehead (AU1, 2), between the brows (4), crow's feet (6), nose root (9)."""
     deep = 0.5 + 0.5 * who.age
     raised, corner = deep * 26 * max(0.5 * (up.inner + up.outer), 0), who.eye_gap + who.eye_width
@@ -197,7 +197,7 @@ def wrinkles_strokes(who: Identity, up: Upper) -> list[Stroke]:
     return strokes
 
 
-def mouth_strokes(who: Identity, m: Mouth, stronger: float) -> list[Stroke]:
+def mouth(who: Identity, m: Mouth, stronger: float) -> list[Stroke]:
     """Lips, teeth, chin and the folds from nose to lip corners. `stronger`: the side, by its sign."""
     bias = np.where(np.sign(stronger) * T > 0, 1, 1 - 0.75 * min(abs(m.lopsided), 1))
     half = who.mouth_width * max(1 + 0.42 * m.width + 0.1 * m.lift, 0.4)
@@ -238,7 +238,7 @@ def mouth_strokes(who: Identity, m: Mouth, stronger: float) -> list[Stroke]:
     return [*strokes, Stroke(xy(x, upper_in), who.skin * 0.36, 0.45 + 0.35 * m.press)]
 
 
-def beard_strokes(who: Identity, drop: float) -> list[Stroke]:
+def beard(who: Identity, drop: float) -> list[Stroke]:
     if who.beard == "none":
         return []
     tone, lip = 0.45 * who.skin + 0.4 * min(who.hair, who.skin), who.mouth_height - 2.4
@@ -252,7 +252,7 @@ def beard_strokes(who: Identity, drop: float) -> list[Stroke]:
     return [Stroke(jaw, tone, depth=0.4), Stroke(moustache, tone), Stroke(jaw, -12, depth=0.4, layer=BROAD)]
 
 
-def glasses_strokes(who: Identity) -> list[Stroke]:
+def glasses(who: Identity) -> list[Stroke]:
     if not who.glasses:
         return []
     rim, tone = np.sign(CIRCLE) * np.abs(CIRCLE) ** who.jaw * (who.eye_width + 1.7, 3.5), 80 - 50 * who.glasses

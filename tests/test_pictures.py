@@ -10,6 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import plots
+from config import Config
+from dataset import load
+from demo import picture
 from helpers import REPO, faces
 
 PREDICTIONS = {"docs/prediction.png", "docs/prediction-dark.png"}
@@ -19,7 +23,7 @@ PICTURES += [file.relative_to(REPO).as_posix() for file in REPO.glob("reports/*/
 PAGES = [file.relative_to(REPO).as_posix() for file in REPO.glob("reports/*/*.*") if file.suffix in (".md", ".html")]
 SIDE = 24  # of the patches, in pixels
 LEAST = 0.2  # share of every patch that has one of its four commonest colours: 0.28 and more in plots, 0.1 in faces
-SHEET = {"left": 118, "top": 44, "tile": 96, "across": 100, "down": (100, 115)}  # plots.contact_sheet, in pixels
+SHEET = {"left": 118, "top": 44, "tile": 96, "across": 100}  # plots.contact_sheet, in pixels
 
 
 def flatness(pixels: np.ndarray) -> float:
@@ -69,8 +73,6 @@ def test_a_picture_shows_no_face(name):
 
 
 def test_a_picture_with_faces_is_found_out(tmp_path):
-    import plots
-
     assert flatness(pixels_of(REPO / "docs/demo_faces.png")) < LEAST
     images, labels = faces(7)
     plots.contact_sheet(images, labels, tmp_path / "sheet.png", title="faces")
@@ -107,34 +109,23 @@ def test_the_plots_in_the_notebook_show_no_face():
 @pytest.fixture(scope="module")
 def rendered():
     """All faces of the demo dataset, without their outermost pixels: (N, 40, 40) float32."""
-    from dataset import DEMO_IDENTITIES, DEMO_VAL_IDENTITIES
-    from demo.faces import demo_faces
-
-    return demo_faces(DEMO_IDENTITIES + DEMO_VAL_IDENTITIES, seed=0)[0][:, 4:-4, 4:-4].astype(np.float32)
-
-
-def assert_rendered(sheet: np.ndarray, down: int, rendered: np.ndarray) -> None:
-    found = tiles(sheet, down)
-    assert len(found) >= 7
-    for face in found:  # a frame may lie over its edge
-        assert np.abs(rendered - face[4:-4, 4:-4].astype(np.float32)).mean(axis=(1, 2)).min() < 2
+    data = load(Config(data="demo", cache=str(REPO / ".cache")))
+    images = [np.asarray(data.split(name).images) for name in ("train", "val")]
+    return np.concatenate(images)[:, 4:-4, 4:-4].astype(np.float32)
 
 
-def test_the_faces_in_the_notebook_are_rendered_ones(rendered):
-    sheets = outputs()["sheet"]
-    assert len(sheets) == 2
-    for png, down in zip(sheets, SHEET["down"], strict=True):
-        assert_rendered(pixels_of(io.BytesIO(png)), down, rendered)
-
-
-def test_the_faces_on_the_contact_sheet_are_rendered_ones(rendered):
-    assert_rendered(pixels_of(REPO / "docs/demo_faces.png"), SHEET["down"][0], rendered)
+def test_the_faces_on_contact_sheets_are_rendered_ones(rendered):
+    sheets = [REPO / "docs/demo_faces.png", *(io.BytesIO(png) for png in outputs()["sheet"])]
+    assert len(sheets) == 3
+    for sheet, down in zip(sheets, (100, 100, 115), strict=True):
+        found = tiles(pixels_of(sheet), down)
+        assert len(found) >= 7
+        for face in found:  # a frame may lie over its edge
+            assert np.abs(rendered - face[4:-4, 4:-4].astype(np.float32)).mean(axis=(1, 2)).min() < 2
 
 
 @pytest.mark.parametrize("name", sorted(PREDICTIONS))
 def test_the_faces_of_the_predictions_are_rendered_ones(name):
-    from demo import picture
-
     pixels, side = pixels_of(REPO / name)[..., 0], picture.SIDE
     for card, face in enumerate(picture.shown_faces()):
         left = card * picture.CARD + (picture.CARD - side) // 2
