@@ -10,7 +10,7 @@ from PIL import Image
 from config import CLASSES
 from errors import UserError
 from study.configurations import project, same_class_neighbours
-from study.findings import Gap, confusion_shares, find
+from study.findings import Gap, find
 from study.report import answer, write_report
 from study.results import Configuration, Inside, Study, read_results, save_results
 from study.stats import PAIRS, Interval, bootstrap, confused, holm, sign_flip
@@ -145,14 +145,6 @@ def test_a_gate_that_looks_at_nothing_has_the_weights_of_a_blind_one():
 def test_groups_that_differ_between_seeds_are_not_taken_for_the_same():
     found = find(make_study(images=400, other_groups=True))
     assert len(found.pairs) == 21 and all(row.shared is None for row in found.pairs)
-
-
-def test_confusion_shares_are_means_over_seeds():
-    study = make_study(images=400)
-    shares = confusion_shares(study, study.base)
-    assert shares.sum(1) == pytest.approx(np.ones(7))
-    own = study.named(study.base)[:, study.true == 3]
-    assert shares[3, 2] == pytest.approx((own == 2).mean())
 
 
 @pytest.mark.parametrize(
