@@ -1,1 +1,1 @@
-"""Faces in photos: found, and cut out as FER2013's were."""
+"""Faces in photos: found, cut out as FER2013's were, and shown with their answers."""

@@ -1,0 +1,45 @@
+"""One face and what the network says about it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from config import CLASSES
+
+if TYPE_CHECKING:
+    from faces.detect import Box
+
+NOT_SURE = "not sure"  # the answer below the threshold
+
+
+@dataclass(frozen=True, eq=False)  # arrays have no single answer to ==
+class Face:
+    """A face that was found, or an image that is one, and its probabilities."""
+
+    box: Box | None  # in pixels of the photo; None where the image is a face crop that was taken whole
+    pixels: np.ndarray  # (48, 48) uint8, as the network saw it
+    probabilities: np.ndarray  # (7,) float32 in the order of config.CLASSES
+    threshold: float  # the least probability that makes an answer
+    notes: tuple[str, ...] = ()  # what makes the face doubtful: too small, too dark, ...
+
+    @property
+    def emotion(self) -> str:
+        """The likeliest class, whatever its probability."""
+        return CLASSES[int(self.probabilities.argmax())]
+
+    @property
+    def probability(self) -> float:
+        """Of `emotion`, in [0, 1]."""
+        return float(self.probabilities.max())
+
+    @property
+    def sure(self) -> bool:
+        return self.probability >= self.threshold
+
+    @property
+    def answer(self) -> str:
+        """`emotion`, or "not sure" below the threshold."""
+        return self.emotion if self.sure else NOT_SURE
