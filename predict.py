@@ -68,31 +68,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     return exit_status(predict, parse(argv))
 
 
-class Task(NamedTuple):
-    """What there is to do. Only `probabilities` knows the network: it maps pixels (B, 48, 48) uint8 to (B, 7)."""
-
-    machine: "Machine"
-    probabilities: Callable[[np.ndarray], np.ndarray]
-    items: list[Item]  # the images, not decoded yet
-    lines: list[str]  # about weights and inputs
-
-
 def predict(args: argparse.Namespace) -> int:
     """Load the weights, predict every image as it comes, print the summary.
 
     Raises UserError where nothing can be read, where --strict forbids what was skipped, or where a table fails.
     """
     with joined() as ranks, ExitStack() as tables:
-        task = ranks.in_turn(prepare, args)
-        ranks.check(task.machine.device.type)
-        output = Output(args, task.machine)
+        machine, probabilities, items, lines = ranks.in_turn(prepare, args)
+        ranks.check(machine.device.type)
+        output = Output(args, machine)
         if ranks.first:
             output.writers = [tables.enter_context(open_table(*each)) for each in args.tables.items()]
-            output.say(task.lines)
-        mine = islice(cut(task.items, BATCH), ranks.rank, None, ranks.size)
+            output.say(lines)
+        mine = islice(cut(items, BATCH), ranks.rank, None, ranks.size)
         decoded = decode_batches(mine, max(1, cpu_quota() // ranks.size))
-        predicted = (make_rows(batch, task.probabilities(batch.pixels)) for batch in decoded)
-        for _ in range(0, len(task.items), BATCH * ranks.size):
+        predicted = (make_rows(batch, probabilities(batch.pixels)) for batch in decoded)
+        for _ in range(0, len(items), BATCH * ranks.size):
             for rows in ranks.gather(next(predicted, [])) or []:  # the first process has those of all
                 output.write(rows)
         if ranks.first:
@@ -105,8 +96,11 @@ def predict(args: argparse.Namespace) -> int:
     return 0
 
 
-def prepare(args: argparse.Namespace) -> Task:
-    """The network and the list of all images; none is decoded yet. Raises UserError."""
+def prepare(args: argparse.Namespace) -> tuple["Machine", Callable, list[Item], list[str]]:
+    """The machine, the network, the list of all images, not decoded yet, and lines about weights and inputs.
+
+    The network is a function: pixels (B, 48, 48) uint8 to probabilities (B, 7). Raises UserError.
+    """
     import torch
 
     from utils import pick_machine
@@ -127,7 +121,7 @@ def prepare(args: argparse.Namespace) -> Task:
         lines.append(
             f"note: {counted(training, 'image')} in train/: networks learn from such, so an accuracy on them is no test"
         )
-    return Task(machine, probabilities, items, lines)
+    return machine, probabilities, items, lines
 
 
 # --- In: paths to images ---

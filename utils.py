@@ -156,13 +156,11 @@ def read_checkpoint(path: Path, needed: tuple[str, ...] = ("model", "state_dict"
         raise UserError(
             f"{path}: {error.strerror}; train one with `python interface.py`, or name another file"
         ) from error
-    except pickle.UnpicklingError as error:
+    except (pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, ValueError, EOFError) as error:
         raise UserError(
-            f"{path} is refused: it is not a weight file of this project, or a pickle that could run "
-            f"code on loading; only files written by interface.py are read"
+            f"{path} is refused: it is damaged, or not a weight file of this project (loading others could run code); "
+            f"copy or train it again"
         ) from error
-    except (zipfile.BadZipFile, RuntimeError) as error:
-        raise UserError(f"{path} cannot be read: damaged, or not a weight file; copy or train it again") from error
     if "progress" in content and "model" in needed:
         raise UserError(
             f"{path} is the state of a run, to continue with --resume {quoted(path.parent)}; its best weights are in "

@@ -56,24 +56,20 @@ class Ensemble(nn.Module):
         return torch.stack([model(images).float() for model in self.models]).mean(0)
 
 
-def tta_views(tta: str) -> list[tuple[bool, int, int]]:
-    """The variants of an image that are scored: whether it is mirrored, and the pixels it moves down and right.
+def tta_views(images: Tensor, tta: str) -> list[Tensor]:
+    """Network inputs (B, 1, H, W) in each way in which they are scored.
 
-    "none" is the image alone, "flip" the mirror image too, "crops" both in place and moved by two to each corner.
+    "none": as they are; "flip": mirrored too; "crops": both, in place and moved by two pixels to each corner, where
+    the edge is repeated.
     """
-    moves = [(0, 0), (-2, -2), (-2, 2), (2, -2), (2, 2)] if tta == "crops" else [(0, 0)]
-    return [(mirrored, *move) for mirrored in ((False,) if tta == "none" else (False, True)) for move in moves]
-
-
-def apply_view(images: Tensor, mirrored: bool, down: int, right: int) -> Tensor:
-    """Network inputs (B, 1, H, W) as one of `tta_views` shows them; beyond the border the edge is repeated."""
-    height, width = images.shape[2:]
-    images = images.flip(3) if mirrored else images
-    if not (down or right):
-        return images
-    edge = max(abs(down), abs(right))
-    padded = nn.functional.pad(images, (edge,) * 4, mode="replicate")
-    return padded[:, :, edge - down : edge - down + height, edge - right : edge - right + width]
+    views = [images]
+    if tta == "crops":
+        height, width = images.shape[2:]
+        padded = nn.functional.pad(images, (2, 2, 2, 2), mode="replicate")
+        views += [padded[:, :, down : down + height, right : right + width] for down in (0, 4) for right in (0, 4)]
+    if tta != "none":
+        views += [view.flip(3) for view in views]
+    return views
 
 
 def forward(model: FaceNet | Ensemble, images: Tensor, *, machine: Machine, tta: str = "none") -> Tensor:
@@ -88,7 +84,7 @@ def forward(model: FaceNet | Ensemble, images: Tensor, *, machine: Machine, tta:
     padded = nn.functional.pad(images, (0, 0, 0, 0, 0, size - len(images)))
     with torch.inference_mode(), machine.autocast():
         inputs = preprocess(padded.to(machine.device))
-        views = [model(channels_last(apply_view(inputs, *view))).float() for view in tta_views(tta)]
+        views = [model(channels_last(view)).float() for view in tta_views(inputs, tta)]
         logits = torch.stack(views).mean(0)[: len(images)].cpu() / model.temperature
     if not logits.isfinite().all():
         raise UserError(
@@ -109,12 +105,10 @@ def predict_logits(
     logits = torch.zeros(len(split), len(CLASSES))
     training = model.training
     model.eval()
-    try:
-        for start in range(BATCH * ranks.rank, len(split), BATCH * ranks.size):
-            rows = slice(start, start + BATCH)
-            logits[rows] = forward(model, torch.from_numpy(np.array(split.images[rows])), machine=machine, tta=tta)
-    finally:
-        model.train(training)
+    for start in range(BATCH * ranks.rank, len(split), BATCH * ranks.size):
+        rows = slice(start, start + BATCH)
+        logits[rows] = forward(model, torch.from_numpy(np.array(split.images[rows])), machine=machine, tta=tta)
+    model.train(training)
     return ranks.sum(logits)
 
 

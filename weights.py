@@ -14,7 +14,7 @@ from dataset import PREPROCESSING, FaceData
 from errors import UserError
 from model import FaceNet, build_model
 from utils import Machine, read_checkpoint, write_checkpoint
-from val import Ensemble, Scores, fit_temperature, predict_logits, score, tta_views
+from val import Ensemble, Scores, fit_temperature, predict_logits, score
 
 SHIPPED = "final_weights_new.pth"
 
@@ -170,5 +170,5 @@ def describe(path: Path, content: dict[str, Any], *, tta: str = "none") -> str:
     return (
         f"weights {path}: {content['model']}, trained on {'rendered faces' if data['demo'] else name}{part}"
         f"{' with FER+ votes' if data.get('votes') else ''}, validation accuracy {official['accuracy']:.4f}{second}"
-        + ("" if tta == "none" else f"; test-time augmentation: {tta}, {len(tta_views(tta))} views of an image")
+        + ("" if tta == "none" else f"; test-time augmentation: {tta}")
     )

@@ -35,14 +35,14 @@ def test_a_checkpoint_comes_back_as_it_was(good):
 def test_a_truncated_checkpoint_is_refused(good, share):
     data = good.read_bytes()
     good.write_bytes(data[: int(len(data) * share)])
-    with pytest.raises(UserError, match=r"a\.pth cannot be read: damaged"):
+    with pytest.raises(UserError, match=r"a\.pth is refused: it is damaged"):
         read_checkpoint(good)
 
 
 def test_a_weight_that_was_changed_on_the_way_is_noticed(good):
     data = good.read_bytes()
     good.write_bytes(data.replace(np.float32(7).tobytes(), np.float32(9).tobytes()))
-    with pytest.raises(UserError, match=r"a\.pth cannot be read: damaged"):
+    with pytest.raises(UserError, match=r"a\.pth is refused: it is damaged"):
         read_checkpoint(good)
 
 
@@ -64,7 +64,7 @@ def test_code_in_a_pickle_is_refused_and_never_runs(tmp_path):
     torch.save({**GOOD, "format": 1, "bomb": Bomb(marker)}, tmp_path / "torch.pth")
     (tmp_path / "plain.pth").write_bytes(pickle.dumps(Bomb(marker), protocol=2))
     for name in ("torch.pth", "plain.pth"):
-        with pytest.raises(UserError, match=r"is refused: .* code on loading|or not a weight file"):
+        with pytest.raises(UserError, match=r"is refused: .* could run code"):
             read_checkpoint(tmp_path / name)
     assert not marker.exists()
 
@@ -88,7 +88,7 @@ def test_a_file_of_another_project_is_refused(tmp_path):
         read_checkpoint(tmp_path / "a.pth")
     with zipfile.ZipFile(tmp_path / "b.pth", "w") as archive:
         archive.writestr("hello.txt", "hello")
-    with pytest.raises(UserError, match=r"b\.pth cannot be read: damaged, or not a weight file"):
+    with pytest.raises(UserError, match=r"b\.pth is refused: it is damaged"):
         read_checkpoint(tmp_path / "b.pth")
 
 

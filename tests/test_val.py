@@ -9,7 +9,7 @@ from losses import CrossEntropy, FocalLoss
 from model import build_model
 from readers.cache import DIGEST
 from utils import pick_machine
-from val import Ensemble, apply_view, evaluate, fit_temperature, forward, predict_logits, tta_views
+from val import Ensemble, evaluate, fit_temperature, forward, predict_logits, tta_views
 
 MACHINE = pick_machine("cpu", "fp32")
 
@@ -85,18 +85,15 @@ def test_logits_that_are_not_finite_are_an_error():
 
 
 def test_views_are_the_image_its_mirror_image_and_both_in_five_places():
-    assert tta_views("none") == [(False, 0, 0)] and tta_views("flip") == [(False, 0, 0), (True, 0, 0)]
-    assert len(set(tta_views("crops"))) == 10 and sum(mirrored for mirrored, *_ in tta_views("crops")) == 5
-
-
-def test_a_view_is_moved_and_its_edge_repeated():
     image = torch.arange(25.0).view(1, 1, 5, 5)
-    assert torch.equal(apply_view(image, False, 0, 0), image) and torch.equal(
-        apply_view(image, True, 0, 0), image.flip(3)
-    )
-    moved = apply_view(image, False, 2, -1)[0, 0]
-    assert torch.equal(moved[2:, :4], image[0, 0, :3, 1:]) and torch.equal(moved[0], moved[2])
-    assert torch.equal(moved[:, 4], moved[:, 3])
+    none, flip, crops = ([view[0, 0] for view in tta_views(image, tta)] for tta in ("none", "flip", "crops"))
+    assert len(none) == 1 and torch.equal(none[0], image[0, 0])
+    assert len(flip) == 2 and torch.equal(flip[0], none[0]) and torch.equal(flip[1], none[0].flip(1))
+    assert len({tuple(view.flatten().tolist()) for view in crops}) == len(crops) == 10
+    assert all(torch.equal(view.flip(1), crops[5 + row]) for row, view in enumerate(crops[:5]))
+    down_right, up_left = crops[1], crops[4]
+    assert torch.equal(down_right[2:, 2:], none[0][:3, :3]) and torch.equal(down_right[0], down_right[2])
+    assert torch.equal(up_left[:3, :3], none[0][2:, 2:]) and torch.equal(up_left[:, 4], up_left[:, 2])
 
 
 @pytest.mark.parametrize("tta", ["flip", "crops"])
@@ -105,7 +102,7 @@ def test_test_time_augmentation_averages_logits(tta):
     model.temperature = 0.5
     inputs = images[:, None].float() / 127.5 - 1
     with torch.no_grad():
-        mean = torch.stack([model(apply_view(inputs, *view)) for view in tta_views(tta)]).mean(0)
+        mean = torch.stack([model(view) for view in tta_views(inputs, tta)]).mean(0)
     both = forward(model, images, machine=MACHINE, tta=tta)
     torch.testing.assert_close(both, mean / 0.5, atol=1e-5, rtol=1e-4)
     assert not torch.allclose(both, forward(model, images, machine=MACHINE), atol=1e-5)
