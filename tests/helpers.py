@@ -53,16 +53,10 @@ def csv_of_folders(folder: Path, path: Path, *, seed: int = 1) -> Path:
     """fer2013.csv with the images below `folder`, its rows shuffled."""
     from config import CLASSES
 
-    usage = {"Training": "Training", "PublicTest": "PublicTest", "PrivateTest": "PrivateTest"}
-    files = sorted(folder.rglob("*.png"))
-    rows = [
-        (
-            CLASSES.index(file.parent.name),
-            " ".join(map(str, np.array(Image.open(file)).ravel())),
-            usage[file.name.split("_")[0]],
-        )
-        for file in files
-    ]
+    rows = []
+    for file in sorted(folder.rglob("*.png")):
+        pixels = " ".join(map(str, np.array(Image.open(file)).ravel()))
+        rows.append((CLASSES.index(file.parent.name), pixels, file.name.split("_")[0]))
     np.random.default_rng(seed).shuffle(rows)
     with open(path, "w", newline="") as file:
         writer = csv.writer(file)

@@ -33,15 +33,8 @@ HEAVY = {"torch", "torchvision", "matplotlib", "cv2"}  # a second or more: `--he
 FACE_NAME = re.compile(r"(Training|PublicTest|PrivateTest)_\d+\.(png|jpe?g)", re.IGNORECASE)
 MEGABYTE = 1_000_000
 LONGEST = 400  # lines of a file
-TORCH_FREE = (
-    "config",
-    "cli",
-    "errors",
-    "metrics",
-    "ranks",
-    "readers",
-    "faces",
-)  # what a prediction without torch needs
+# What a prediction without torch needs
+TORCH_FREE = ("config", "cli", "errors", "metrics", "ranks", "readers", "faces", "predict")
 
 
 def room(path: Path) -> str:
@@ -166,12 +159,9 @@ def tracked() -> list[Path]:
     return [Path(name) for name in listed.stdout.split("\0") if name]
 
 
-def test_no_image_of_fer2013_is_tracked():
+def test_no_image_of_fer2013_and_no_large_file_is_tracked():
     faces = [str(path) for path in tracked() if FACE_NAME.search(path.name)]
     assert not faces, f"images of FER2013 are tracked: {faces[:3]}"
-
-
-def test_no_large_file_is_tracked():
     there = [path for path in tracked() if (ROOT / path).is_file()]
     large = [str(path) for path in there if (ROOT / path).stat().st_size > 11 * MEGABYTE]
     assert not large, f"above 11 MB: {large}"

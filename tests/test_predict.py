@@ -1,19 +1,14 @@
 """predict.py through its command line: what it reads, what it prints and writes, and how it ends."""
 
-import contextlib
 import csv
 import io
 import json
 import os
-import pickle
 import re
 import resource
 import subprocess
 import sys
-import threading
 import zipfile
-from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -24,9 +19,7 @@ from PIL import Image
 import predict
 import test as test_script
 from config import CLASSES
-from errors import exit_status
-from helpers import REPO, faces, run_script, write_folders, zip_folder
-from readers import sources
+from helpers import REPO, faces, write_folders, zip_folder
 from utils import read_checkpoint, write_checkpoint
 
 COLUMNS = "file,prediction,probability,angry,disgust,fear,happy,sad,surprise,neutral,true,note,problem"
@@ -369,106 +362,7 @@ def test_ctrl_c_keeps_the_rows_so_far(go, tmp_path, monkeypatch):
     assert (tmp_path / "t.csv").read_text() == "the old one" and not (tmp_path / "t.json").exists()
 
 
-# --- Several processes ---
-
-
-class Together:
-    """`ranks.Ranks` of threads in the place of processes."""
-
-    def __init__(self, rank: int, size: int, table: list, barrier: threading.Barrier) -> None:
-        self.rank, self.size, self.first = rank, size, rank == 0
-        self.table, self.barrier = table, barrier
-
-    def gather(self, value):
-        self.table[self.rank] = pickle.dumps(value)  # nothing is shared between processes
-        self.barrier.wait(60)
-        values = [pickle.loads(each) for each in self.table]
-        self.barrier.wait(60)
-        return values if self.first else None
-
-    def in_turn(self, work, *args):
-        return work(*args)
-
-    def check(self, device):
-        pass
-
-
-@pytest.fixture
-def go_together(script_runner, monkeypatch):
-    """Makes a call of predict.py in `size` threads, each with a part of the work; its status, stdout and stderr."""
-    monkeypatch.setattr(predict, "BATCH", 8)
-
-    def main(size, argv):
-        place, table, barrier = threading.local(), [None] * size, threading.Barrier(size)
-        monkeypatch.setattr(predict, "joined", lambda: contextlib.nullcontext(place.ranks))
-
-        def process(rank):
-            place.ranks = Together(rank, size, table, barrier)
-            return exit_status(predict.predict, predict.parse(argv))
-
-        with ThreadPoolExecutor(size) as pool:
-            status, *_ = pool.map(process, range(size))
-            return status
-
-    return lambda size, *args: script_runner(lambda argv: main(size, argv))(*args)
-
-
-def timeless(text: str) -> str:
-    return re.sub(r"\d+ images/s on ", "N images/s on ", text)
-
-
-@pytest.mark.parametrize(("size", "bad"), [(2, (0, 9, 10, 30)), (2, range(8, 24)), (7, ())])
-def test_several_processes_give_what_one_gives(go, go_together, tmp_path, monkeypatch, size, bad):
-    save_test_set(tmp_path / "test", 37, wrong=4)
-    for index, path in enumerate(sorted((tmp_path / "test").rglob("*.png"))):
-        if index in bad:
-            path.write_bytes(b"no image")
-    zip_folder(save_test_set(tmp_path / "Happiness", 5), tmp_path / "few.zip")
-    save(tmp_path / "photo.png", size=(600, 700))
-    args = ["few.zip", "test", "photo.png", "--top-k", "2", "--csv", "t.csv", "--json", "t.json"]
-    alone = go(*args)
-    tables = [(tmp_path / name).read_bytes() for name in ("t.csv", "t.json")]
-    decoded, real = Counter(), sources.decode_file
-    monkeypatch.setattr(sources, "decode_file", lambda path: decoded.update([path]) or real(path))
-    together = go_together(size, *args)
-    assert len(decoded) == 38 and set(decoded.values()) == {1}  # each image by one process
-    assert alone[0] == together[0] == 0 and alone[2] == together[2]
-    assert timeless(alone[1]) == timeless(together[1])
-    assert [(tmp_path / name).read_bytes() for name in ("t.csv", "t.json")] == tables
-
-
-def torchrun(processes: int, *args: str | Path, cwd: Path) -> subprocess.CompletedProcess:
-    """A finished `torchrun predict.py args`; its stdout is that of predict.py."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    command += [str(REPO / "predict.py"), *map(str, args)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300, env=environment)
-
-
-def test_torchrun_writes_what_one_process_writes(tmp_path, weights):
-    many_images(tmp_path / "many.zip", 600)  # three batches
-    (tmp_path / "bad.png").write_bytes(b"no image")
-    save(tmp_path / "a.png")
-    args = ["a.png", "bad.png", "many.zip", "--weights", weights, "--csv", "t.csv", "--json", "t.json", "--top-k", "3"]
-    alone = run_script("predict.py", *args, cwd=tmp_path)
-    tables = [(tmp_path / name).read_bytes() for name in ("t.csv", "t.json")]
-    together = torchrun(2, *args, cwd=tmp_path)
-    assert alone.returncode == together.returncode == 0, together.stderr
-    assert timeless(alone.stdout) == timeless(together.stdout) and len(named(alone.stdout)) == 601
-    assert [(tmp_path / name).read_bytes() for name in ("t.csv", "t.json")] == tables
-    assert [line for line in together.stderr.splitlines() if line.startswith("skipped ")] == alone.stderr.splitlines()
-
-
 # --- Memory and time ---
-
-
-def test_one_image_is_computed_as_one(go, tmp_path, monkeypatch, loaded):
-    save(tmp_path / "a.png")
-    seen = []
-    handle = loaded[0].register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
-    assert go("a.png")[0] == 0
-    handle.remove()
-    assert seen == [1]
 
 
 MEMORY = """

@@ -26,7 +26,7 @@ from ranks import Ranks, joined
 EXACT = shlex.split("--model TheModel --dropout 0 --precision fp32 --batch-size 16 --threads 1 --device cpu")
 # Processes are forked from one that has imported what a training needs: that takes seconds
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["torch.distributed", "torch._dynamo", "interface", "test", "train", "plots"])
+FORKS.set_forkserver_preload(["torch.distributed", "torch._dynamo", "interface", "predict", "test", "train", "plots"])
 
 
 def free_port() -> int:
@@ -157,6 +157,23 @@ def test_scoring_by_two_processes_prints_what_one_prints(place):
     alone, two = (together(size, *args, "--json", f"{size}.json", cwd=place) for size in (1, 2))
     assert "of 300)" in alone and two == alone
     assert (place / "1.json").read_bytes() == (place / "2.json").read_bytes()
+
+
+@pytest.mark.parametrize(("size", "bad"), [(2, range(8, 24)), (5, (0, 9, 10, 30))])
+def test_prediction_by_several_processes_prints_and_writes_what_one_does(place, size, bad):
+    folder = place / f"in{size}"
+    write_folders(folder, train=0, val=40, test=0)
+    for index, path in enumerate(sorted(folder.rglob("*.png"))):
+        if index in bad:
+            path.write_bytes(b"no image")
+    args = (folder, "--weights", "runs/one", "--threads", "1", "--csv", "t.csv", "--json", "t.json")
+    results = []
+    for count in (1, size):
+        done = finish(start(count, "predict", *args, cwd=place, code="import predict; predict.BATCH = 8"), place)
+        assert [status for status, _, _ in done] == [0] * count and not any(out for _, out, _ in done[1:]), done
+        texts = [re.sub(r"\d+ images/s", "", text) for text in done[0][1:]]
+        results.append([*texts, (place / "t.csv").read_text(), (place / "t.json").read_text()])
+    assert results[0] == results[1] and len(results[0][2].splitlines()) == 41
 
 
 # SIGKILL in the third step

@@ -151,13 +151,6 @@ def test_a_json_that_cannot_be_written_is_an_error_after_the_figures(go, tmp_pat
     assert status == 2 and "test  accuracy" in out and err.startswith("error: no/t.json could not be written")
 
 
-@pytest.mark.parametrize("typo", [["--spilt", "val"], ["--split", "train"], ["--threads", "-1"], ["--weights", ""]])
-def test_a_typo_exits_with_2_and_names_it(typo, capsys):
-    with pytest.raises(SystemExit) as stopped:
-        script.main(typo)
-    assert stopped.value.code == 2 and typo[0].lstrip("-") in capsys.readouterr().err
-
-
 # --- The shipped weights ---
 
 SHIPPED = REPO / "final_weights_new.pth"
