@@ -12,7 +12,7 @@ import numpy as np
 
 from config import CLASSES
 from errors import write_file
-from metrics import ECE_BINS, Metrics
+from metrics import Metrics
 
 DPI = 110
 # Colours of Okabe and Ito, which colour-blind readers can distinguish too
@@ -134,33 +134,30 @@ def confusion(matrix, path: Path, *, title: str, caption: str = "", classes=CLAS
 
 
 def reliability(before: Metrics, after: Metrics, path: Path, *, title: str, caption: str = "") -> None:
-    """Write a PNG of accuracy against confidence, before and after the temperature, with a histogram below it.
+    """Write a PNG of accuracy against confidence, before and after the temperature.
 
     The larger a point, the more images are in its bin; on the diagonal, probabilities are right on average.
     Where both are the same (a temperature of 1) there is one line.
     """
-    figure = new_figure(6.4, 7.2, title, caption)
-    axes, histogram = figure.subplots(2, 1, height_ratios=(4, 1), sharex=True)
+    figure = new_figure(6.4, 6.4, title, caption)
+    axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=(0, (4, 3)), label="calibrated perfectly")
     shown = [("before: ", ORANGE, "o", before), ("after: ", BLUE, "s", after)]
     if before == after:
         shown = [("", BLUE, "o", after)]
     for name, colour, marker, metrics in shown:
-        bins = np.array(metrics.bins).reshape(-1, 3)
-        share = bins[:, 0] / max(metrics.count, 1)
-        _, confidence, accuracy = bins[share > 0].T
+        bins = np.array(metrics.bins)
+        count, confidence, accuracy = bins[bins[:, 0] > 0].T
         axes.plot(confidence, accuracy, color=colour, linewidth=1.6, label=f"{name}calibration error {metrics.ece:.3f}")
-        axes.scatter(confidence, accuracy, s=15 + 400 * share[share > 0], color=colour, marker=marker, alpha=0.7)
-        histogram.stairs(100 * share, np.linspace(0, 1, ECE_BINS + 1), color=colour, linewidth=1.6)
-    axes.set_ylabel("accuracy of the images in a bin", color=INK)
-    histogram.set_ylabel("% of images", color=INK)
-    histogram.set_xlabel("confidence: the probability of the predicted class", color=INK)
+        size = 15 + 400 * count / max(metrics.count, 1)
+        axes.scatter(confidence, accuracy, s=size, color=colour, marker=marker, alpha=0.7)
+    axes.set_xlabel("confidence: the probability of the predicted class", color=INK)
+    axes.set_ylabel("accuracy of the images in a bin; large points: many images", color=INK)
     axes.set(xlim=(0, 1), ylim=(0, 1))
     axes.legend(loc="upper left", fontsize=9, framealpha=0.9, edgecolor=FAINT)
-    for each in (axes, histogram):
-        each.grid(color=FAINT, linewidth=0.6)
-        each.set_axisbelow(True)
-        bare(each)
+    axes.grid(color=FAINT, linewidth=0.6)
+    axes.set_axisbelow(True)
+    bare(axes)
     write_png(figure, path)
 
 
