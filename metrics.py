@@ -47,7 +47,10 @@ def measure(probabilities: np.ndarray, labels: np.ndarray, losses: np.ndarray | 
     hits, per_class = confusion.diagonal(), confusion.sum(1)
     present, n = per_class > 0, max(count, 1)
     f1 = 2 * hits / np.maximum(per_class + confusion.sum(0), 1)
-    bins = confidence_bins(confidence, predicted == labels)
+    bin_of = np.minimum((confidence * ECE_BINS).astype(np.int64), ECE_BINS - 1)
+    weights = (np.ones(count), confidence, predicted == labels)
+    images, confidences, right = (np.bincount(bin_of, each, minlength=ECE_BINS) for each in weights)
+    bins = np.stack([images, confidences / np.maximum(images, 1), right / np.maximum(images, 1)], axis=1)
     return Metrics(
         count=count,
         correct=int(hits.sum()),
@@ -59,16 +62,6 @@ def measure(probabilities: np.ndarray, labels: np.ndarray, losses: np.ndarray | 
         confusion=confusion.tolist(),
         bins=bins.tolist(),
     )
-
-
-def confidence_bins(confidence: np.ndarray, correct: np.ndarray) -> np.ndarray:
-    """(15, 3): images, their mean confidence and their accuracy, by confidence (N,) in [0, 1] and correct (N,) bool."""
-    bins = np.minimum((confidence * ECE_BINS).astype(np.int64), ECE_BINS - 1)
-    counts, confidences, hits = (
-        np.bincount(bins, weights=values, minlength=ECE_BINS) for values in (None, confidence, correct)
-    )
-    n = np.maximum(counts, 1)
-    return np.stack([counts, confidences / n, hits / n], axis=1)
 
 
 def summary(metrics: Metrics) -> str:
