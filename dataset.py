@@ -9,7 +9,6 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,15 +20,14 @@ from cli import Parser, add_flags
 from config import CLASSES, Config
 from errors import UserError, exit_status, plain, quoted
 from readers.cache import SPLITS, Cache, cached
-from readers.decode import MAX_FACE_RATIO, MAX_FACE_SIDE, SIZE, BadImage, Decoded, decode_file
-from readers.layout import Item, check_all_classes, class_folders, is_image_name, is_junk
+from readers.decode import MAX_FACE_RATIO, MAX_FACE_SIDE, SIZE, BadImage, decode_file
+from readers.layout import check_all_classes, class_folders, is_image_name, is_junk
 from readers.sources import Source, open_dataset
-from readers.votes import Votes, match, most_voted, read_votes, shares
+from readers.votes import match, read_votes
 
 if TYPE_CHECKING:
     from torchvision.datasets import ImageFolder
 
-DEMO_IDENTITIES, DEMO_VAL_IDENTITIES = 400, 100  # 2,800 and 700 rendered faces: minutes on two cores
 # Official images per class of FER2013: a dataset with these counts is FER2013, in whatever form people have it
 FER2013 = {"train": [3995, 436, 4097, 7215, 4830, 3171, 4965], "val": [467, 56, 496, 895, 653, 415, 607]}
 VAL_SEED = 2013  # of the sampled validation part: the same for every run, so that runs compare on the same images
@@ -130,14 +128,6 @@ class Split:
         images = Rows(self.images, rows)
         return Split(self.name, images, self.labels[rows], self.digests[rows], self.copies[rows], votes)
 
-    def targets(self) -> np.ndarray | None:
-        """The share (N, 7) float32 of each class in an image's votes, all for its label where it has none; or None."""
-        return None if self.votes is None else shares(self.votes, self.labels)
-
-    def most_voted(self) -> np.ndarray:
-        """The emotion (N,) int64 with the most votes of the seven; -1 for a tie, and where there are none."""
-        return most_voted(self.votes)
-
 
 @dataclass(frozen=True)
 class FaceData:
@@ -174,11 +164,8 @@ class FaceData:
         for name, split in self.splits.items():
             label = f"{name} (sampled)" if name == "val" and self.sampled_val else name
             lines.append(f"  {label:<14}" + "".join(f"{count:>{width}}" for count in (*split.counts(), len(split))))
-        copies = {name: int(split.copies.sum()) for name, split in self.splits.items()}
-        return [
-            *lines,
-            *(f"  {count} of the {name} images are in train too" for name, count in copies.items() if count),
-        ]
+        copied = [split for split in self.splits.values() if split.copies.any()]
+        return lines + [f"  {split.copies.sum()} of the {split.name} images are in train too" for split in copied]
 
 
 # --- Finding ---
@@ -191,9 +178,13 @@ def load(config: Config) -> FaceData:
     lacks a class in train, and for votes that are not of this dataset.
     """
     where, note = find(config)
-    source = demo_source() if where == "demo" else open_dataset(Path(where))
-    votes = read_votes(Path(config.votes)) if config.votes else None
-    return assemble(config, source, cached(source, Path(config.cache)), votes=votes, notes=[note] if note else [])
+    if where == "demo":
+        from demo.faces import demo_source  # late: predicting imports this module, too
+
+        source = demo_source()
+    else:
+        source = open_dataset(Path(where))
+    return assemble(config, source, cached(source, Path(config.cache)), notes=[note] if note else [])
 
 
 def find(config: Config) -> tuple[str, str]:
@@ -217,33 +208,14 @@ def find(config: Config) -> tuple[str, str]:
     return "demo", ""
 
 
-def demo_source() -> Source:
-    """The source of the rendered faces of demo/; some identities are for validation."""
-    code = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("demo/*.py")))
-    key = hashlib.sha256(code + bytes(f"{DEMO_IDENTITIES} {DEMO_VAL_IDENTITIES}", "ascii")).hexdigest()
-
-    def items() -> list[Item]:
-        from demo.faces import demo_faces  # late: only the first run over them renders
-
-        images, labels, identities = demo_faces(DEMO_IDENTITIES + DEMO_VAL_IDENTITIES, seed=0)
-        splits = ["train" if identity < DEMO_IDENTITIES else "val" for identity in identities]
-        loads = [partial(Decoded, image, SIZE, SIZE) for image in images]
-        return [Item("", *facts, load=load) for *facts, load in zip(splits, labels.tolist(), loads, strict=True)]
-
-    total = len(CLASSES) * (DEMO_IDENTITIES + DEMO_VAL_IDENTITIES)
-    return Source(Path("the rendered demo faces"), "demo", lambda: key, items, total, rendered=True)
-
-
 # --- Splitting ---
 
 
-def assemble(
-    config: Config, source: Source, cache: Cache, *, votes: Votes | None = None, notes: Sequence[str] = ()
-) -> FaceData:
+def assemble(config: Config, source: Source, cache: Cache, *, notes: Sequence[str] = ()) -> FaceData:
     """The FaceData over a whole cache: validation sampled where there is none, copies marked, limit applied."""
     index, meta = cache.index, cache.meta
     labels, digests = np.ascontiguousarray(index["labels"]), np.ascontiguousarray(index["digests"])
-    notes = [*notes, *meta["notes"], *(f"folder {name!r} is read as {to}" for name, to in meta["renamed"].items())]
+    notes = [*notes, *(f"folder {name!r} is read as {to}" for name, to in meta["renamed"].items())]
     if meta["skipped"]:
         notes.append(f"skipped files: {meta['skipped']}, the first of them:")
         notes += [f"  {plain(name)}" for name in meta["unreadable"]]
@@ -254,8 +226,8 @@ def assemble(
             f"{SIZE}x{SIZE} as a whole: crop them to the faces"
         )
     given, mark = None, ""
-    if votes:
-        given, note = match(votes, index, source=str(source.path))
+    if config.votes:
+        given, note = match(read_votes(Path(config.votes)), index, source=str(source.path))
         notes.append(note)
         seen = index["splits"] != SPLITS.index("test")  # as for the fingerprint
         mark = hashlib.blake2b(given[seen].tobytes(), digest_size=8).hexdigest()

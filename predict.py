@@ -153,7 +153,7 @@ def list_inputs(paths: Iterable[Path]) -> tuple[list[Item], list[str], int]:
             items.append(Item(str(path), problem=str(error).removeprefix(f"{path}: ")))
             continue
         renamed = (f"folder {old!r} is read as {new}" for old, new in source.renamed.items())
-        notes += [plain(f"{path}: {line}") for line in (*source.notes, *renamed)]
+        notes += [plain(f"{path}: {line}") for line in renamed]
         training += source.training
         single = source.kind == "image"
         items += [replace(item, name=str(path) if single else f"{path}/{item.name}") for item in source.items()]

@@ -14,6 +14,7 @@ from cli import Parser, add_flags, nonempty
 from config import TTA, TTA_HELP
 from errors import UserError, exit_status, write_json
 from ranks import joined
+from readers.votes import most_voted
 
 if TYPE_CHECKING:
     from dataset import FaceData
@@ -55,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
         scores, voted = score(logits, split.labels, split.copies), None
         lines = [*scores.lines(), *scores.tables()]
         if args.config.votes:
-            voted = score(logits, split.most_voted(), split.copies)
+            voted = score(logits, most_voted(split.votes), split.copies)
             lines.append("against the most-voted of the seven emotions (published FER+ figures are of 8 classes):")
             lines += [f"FER+ {line}" for line in voted.lines()]
         sampled = split.name == "val" and data.sampled_val

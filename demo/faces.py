@@ -8,6 +8,7 @@ neither shows it on every image.
     python -m demo.faces --out FOLDER      # FOLDER/train/<class>/*.png and FOLDER/val/<class>/*.png
 """
 
+import hashlib
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -21,9 +22,11 @@ from config import CLASSES
 from demo import strokes
 from demo.strokes import LINE, Identity, Mouth, Stroke, Upper
 from errors import UserError, exit_status
-from readers.layout import RENDERED_MARK
+from readers.decode import SIZE, Decoded
+from readers.layout import RENDERED_MARK, Item
+from readers.sources import Source
 
-SIZE = 48
+IDENTITIES, VAL_IDENTITIES = 400, 100  # of the demo dataset: 2,800 and 700 faces, minutes of training on two cores
 
 # How hard the faces are. Weaker expressions and more jitter make the classes overlap. Chosen so that a classifier
 # needs both halves of the face: docs/demo.md has its accuracy with and without --one-mouth.
@@ -157,6 +160,22 @@ def demo_faces(identities: int, *, seed: int, one_mouth: bool = False) -> tuple[
             images.append(_face(who, emotion, np.random.default_rng([seed, i, label]), one_mouth=one_mouth))
     identity, labels = np.divmod(np.arange(len(images)), len(CLASSES))
     return np.stack(images), labels, identity
+
+
+def demo_source() -> Source:
+    """The demo dataset as a source; some identities are for validation."""
+    code = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
+    key = hashlib.sha256(code + bytes(f"{IDENTITIES} {VAL_IDENTITIES}", "ascii")).hexdigest()
+
+    def items() -> list[Item]:
+        faces = zip(*demo_faces(IDENTITIES + VAL_IDENTITIES, seed=0), strict=True)
+        return [
+            Item("", "train" if identity < IDENTITIES else "val", int(label), load=partial(Decoded, image, SIZE, SIZE))
+            for image, label, identity in faces
+        ]
+
+    total = len(CLASSES) * (IDENTITIES + VAL_IDENTITIES)
+    return Source(Path("the rendered demo faces"), "demo", lambda: key, items, total, rendered=True)
 
 
 def write_folder(folder: Path, *, identities: int, seed: int, one_mouth: bool = False) -> int:

@@ -79,19 +79,18 @@ def build_cache(source: Source, folder: Path) -> None:
     half = folder.with_name(f"{folder.name}.half-{os.getpid()}")
     try:
         half.mkdir(parents=True, exist_ok=True)
-        try:
-            write_cache(source, half)
-            if not open_cache(folder):  # another process may have been quicker
-                shutil.rmtree(folder, ignore_errors=True)
-                os.replace(half, folder)
-        finally:
-            shutil.rmtree(half, ignore_errors=True)
+        write_cache(source, half)
+        if not open_cache(folder):  # another process may have been quicker
+            shutil.rmtree(folder, ignore_errors=True)
+            os.replace(half, folder)
         drop_others(folder, source)
     except OSError as error:
         raise UserError(
             f"the decoded images could not be written to {folder.parent} ({error.strerror}); "
             f"free some space or name another folder with --cache"
         ) from error
+    finally:
+        shutil.rmtree(half, ignore_errors=True)
 
 
 def drop_others(folder: Path, source: Source) -> None:
@@ -119,7 +118,7 @@ def write_cache(source: Source, half: Path) -> None:
             unsorted[order[start : start + BATCH]].tofile(file)
     del unsorted
     (half / "raw.bin").unlink()
-    about = {"source": os.path.abspath(source.path), "renamed": source.renamed, "notes": source.notes}
+    about = {"source": os.path.abspath(source.path), "renamed": source.renamed}
     text = json.dumps({**about, "fingerprint": fingerprint(index), **found})
     (half / "meta.json").write_text(f"{digest_of(text.encode() + index.tobytes()).hex()}\n{text}", encoding="utf-8")
 

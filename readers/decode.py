@@ -189,8 +189,8 @@ def _grey(image: Image.Image) -> Image.Image:
 class Batch(NamedTuple):
     """Images decoded together.
 
-    `pixels` (G, 48, 48) uint8 are those of the G good ones among the N `items`. `found` (N) has width and height of
-    each item's file, or why it has no pixels.
+    `pixels` (G, 48, 48) uint8 are of the G good ones among the N `items`; `found` (N) has width and height of each
+    file, or why it has no pixels.
     """
 
     items: list["Item"]

@@ -45,7 +45,6 @@ class Layout:
 
     items: list[Item]
     renamed: dict[str, str] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
     csv: str = ""
     training: int = 0
 
@@ -84,15 +83,7 @@ def class_folders(where: str, folders: Iterable[str]) -> dict[str, int]:
 def check_all_classes(where: str, labels: Collection[int]) -> None:
     """Raise UserError if a class is not among `labels`."""
     if lacking := [name for index, name in enumerate(CLASSES) if index not in labels]:
-        raise UserError(
-            f"{where} has no readable images of: {', '.join(lacking)}. A class without any can't be learned; add some."
-        )
-
-
-def renamed_folders(folders: Iterable[str]) -> dict[str, str]:
-    """Return folder name -> class for those that are a class under another spelling."""
-    indices = {name: class_index(name) for name in sorted(folders)}
-    return {name: CLASSES[index] for name, index in indices.items() if index >= 0 and CLASSES[index] != name}
+        raise UserError(f"{where} has no readable images of: {', '.join(lacking)}. Every class needs some.")
 
 
 def first_of(names: Collection[str], limit: int = 5) -> str:
@@ -121,15 +112,18 @@ def training_layout(where: str, files: Iterable[str]) -> Layout:
     if "train" not in splits.values():
         splits = {"": "train"}
     items = [_training_item(name, root, splits) for name in files]
-    used = set()
+    renamed = {}
     for folder in splits:
         top = f"{root}{folder}/" if folder else root
-        names = _inside(top, folders)
-        class_folders(f"{where}: {top}" if top else where, names)
-        used |= names
+        labels = class_folders(f"{where}: {top}" if top else where, _inside(top, folders))
+        renamed |= {name: CLASSES[label] for name, label in labels.items() if CLASSES[label] != name}
     check_all_classes(f"{where}: train", {item.label for item in items if item.split == "train" and not item.problem})
-    items, notes = _settle_public_test(items)
-    return Layout(items, renamed_folders(used), notes)
+    for item in items:
+        if item.split == "test" and item.name.rpartition("/")[2].startswith("PublicTest_"):
+            if "val" in splits.values():
+                item.problem = "left out: val/ is the validation split, and PublicTest is never used as test"
+            item.split = "val"
+    return Layout(items, renamed)
 
 
 def _inside(folder: str, names: Iterable[str]) -> set[str]:
@@ -166,26 +160,9 @@ def _training_item(name: str, root: str, splits: dict[str, str]) -> Item:
     parts = name[len(root) :].split("/") if name.startswith(root) else [""]
     if "" in splits:
         parts.insert(0, "")
-    if parts[0] not in splits:
-        return Item(name, problem="not in train/, val/ or test/")
-    if len(parts) < 3:
-        return Item(name, problem="not in a class folder")
+    if len(parts) < 3 or parts[0] not in splits:
+        return Item(name, problem="not in a class folder of train/, val/ or test/")
     return Item(name, splits[parts[0]], class_index(parts[1]))
-
-
-def _settle_public_test(items: list[Item]) -> tuple[list[Item], list[str]]:
-    """Return `items` with PublicTest_* of test/ made validation, or left out if val/ has images; and notes."""
-    public = [item for item in items if item.split == "test" and item.name.rpartition("/")[2].startswith("PublicTest_")]
-    if public and any(item.split == "val" for item in items):
-        left_out = {item.name for item in public}
-        note = (
-            f"{len(public)} PublicTest_* images in test/ are left out: val/ is the validation split, "
-            "and PublicTest is never used as test."
-        )
-        return [item for item in items if item.name not in left_out], [note]
-    for item in public:
-        item.split = "val"
-    return items, []
 
 
 # --- Inputs to predict ---
@@ -197,14 +174,16 @@ def input_layout(files: Iterable[str], *, around: Sequence[str] = ("",)) -> Layo
     `around` are the names of the folders around the files at the top, from the outermost to the innermost. Training
     images are those in a class folder of train/; of several folders named as splits the innermost decides.
     """
-    items, training, used = [], 0, set()
+    items, training, renamed = [], 0, {}
     for name in sorted(name for name in files if not is_junk(name)):
         if not is_image_name(name):
             items.append(Item(name, problem="not an image file"))
             continue
         *above, folder = (*around, *name.split("/")[:-1])
-        items.append(Item(name, label=class_index(folder)))
-        used.add(folder)
+        label = class_index(folder)
+        items.append(Item(name, label=label))
+        if label >= 0 and folder != CLASSES[label]:
+            renamed[folder] = CLASSES[label]
         splits = [SPLITS[name.casefold()] for name in above if name.casefold() in SPLITS]
-        training += items[-1].label >= 0 and splits[-1:] == ["train"]
-    return Layout(items, renamed_folders(used), training=training)
+        training += label >= 0 and splits[-1:] == ["train"]
+    return Layout(items, renamed, training=training)

@@ -1,9 +1,5 @@
 """Where images come from: a folder, a zip, a table or a tar archive, each as a `Source` of Items.
 
-    source = open_dataset(Path("archive.zip"))
-    for items in cut(source.items(), 1024):
-        ...  # items[0].load() gives (48, 48) pixels, or raises BadImage
-
 One bad file is an Item with a problem, or one whose `load` raises BadImage. UserError is for a source as a whole: it
 is missing, laid out in another way, or its archive breaks off. Nothing is unpacked to disk. A zip may come from
 anywhere: what it claims is checked before it is believed, and no entry is read further than `MAX_BYTES`.
@@ -39,11 +35,10 @@ UNSAFE_NAME = re.compile(r"/|[A-Za-z]:|\.\.(/|$)")  # absolute, or leading out o
 class Source:
     """Images in one file or folder.
 
-    `kind` is "files", "table" or "image". `key()` is a hex digest that changes when the content does; no image
-    is decoded for it. `items()` gives every image once, sorted by name (tables: in the order of rows); it raises
-    UserError if a table breaks off: half a dataset must not pass for a whole one. `total` is None if only reading would
-    tell. `renamed`: folder -> class, where they differ. `rendered`: faces that demo/ wrote. `training`: how many inputs
-    are in a class folder of train/.
+    `kind` is "files", "table" or "image". `key()` is a hex digest that changes when the content does; no image is
+    decoded for it. `items()` gives every image once, sorted by name (tables: in the order of rows); it raises UserError
+    if a table breaks off. `total` is None if only reading would tell. `renamed`: folder -> class, where they differ.
+    `rendered`: faces that demo/ wrote. `training`: how many inputs are in a class folder of train/.
     """
 
     path: Path
@@ -52,7 +47,6 @@ class Source:
     items: Callable[[], Iterable[Item]]
     total: int | None = None
     renamed: dict[str, str] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
     rendered: bool = False
     training: int = 0
 
@@ -94,8 +88,6 @@ def _list(path: Path) -> "_Folder | _Zip | None":
     """Return the files in a folder or zip, None for other files. Raises UserError if there is nothing to read."""
     if not (os.path.isfile(path) or os.path.isdir(path)):  # Path's own raise for a name that is too long
         raise UserError(f"{path}: no such file or folder.")
-    if not os.access(path, os.R_OK):
-        raise UserError(f"{path}: may not be read by you. Change its permissions.")
     if path.is_dir():
         return _Folder(path)
     return _Zip(path) if path.name.lower().endswith(".zip") else None
@@ -110,9 +102,7 @@ def _files(path: Path, listed: "_Folder | _Zip", layout: Layout) -> Source:
             item.load = partial(listed.load, item.name)
     marked = any(posixpath.basename(name) == RENDERED_MARK for name in listed.files)
     marked = marked or os.path.isfile(path / ".." / RENDERED_MARK)  # `path` may be a split of rendered faces
-    return Source(
-        path, "files", listed.key, lambda: items, len(items), layout.renamed, layout.notes, marked, layout.training
-    )
+    return Source(path, "files", listed.key, lambda: items, len(items), layout.renamed, marked, layout.training)
 
 
 def _table(path: Path, key: Callable[[], str], opened: Callable) -> Source:

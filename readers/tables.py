@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from io import TextIOWrapper
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from typing import BinaryIO
 
@@ -15,10 +15,10 @@ import numpy as np
 from config import CLASSES
 from errors import UserError
 from readers.decode import DAMAGE, SIZE, BadImage, Decoded
-from readers.layout import CSV_NAMES, Item, first_of
+from readers.layout import CSV_NAMES, Item
 
 USAGES = {"training": "train", "publictest": "val", "privatetest": "test"}
-COLUMNS = {"emotion": "emotion", "pixels": "pixels", "usage": "Usage"}
+COLUMNS = ("emotion", "pixels", "usage")
 # A row of 2304 numbers has about 9,000 characters. A line longer than this is no row of such a table, and is not
 # read to its end; it is below the limit that the csv module sets itself, 131,072 characters a field.
 MAX_LINE = 100_000
@@ -47,9 +47,7 @@ def read_rows(file: BinaryIO, name: str) -> Iterator[Item]:
 
 
 def _lines(text: TextIOWrapper, name: str) -> Iterator[str]:
-    number = 0
-    while True:
-        number += 1
+    for number in count(1):
         try:
             line = text.readline(MAX_LINE)
         except DAMAGE as error:
@@ -63,11 +61,8 @@ def _lines(text: TextIOWrapper, name: str) -> Iterator[str]:
 
 def _columns(header: list[str], name: str) -> list[int]:
     found = [column.strip().casefold() for column in header]
-    if missing := [written for column, written in COLUMNS.items() if column not in found]:
-        raise UserError(
-            f"{name} has no column {' and no column '.join(missing)}. Expected are emotion, pixels and Usage, "
-            f"in any order; found {first_of([column[:30] for column in header]) or 'nothing'}."
-        )
+    if missing := [column for column in COLUMNS if column not in found]:
+        raise UserError(f"{name} has no column {', '.join(missing)}: expected are emotion, pixels and Usage.")
     return [found.index(column) for column in COLUMNS]
 
 

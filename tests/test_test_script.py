@@ -11,6 +11,7 @@ import torch
 import dataset
 import test as script
 from config import CLASSES, Config
+from demo import faces as demo_faces
 from helpers import REPO, brightness_weights, faces, run_script, write_folders, zip_folder
 from utils import pick_machine, read_checkpoint, write_checkpoint
 from weights import load_weights
@@ -129,8 +130,8 @@ def test_weights_of_another_dataset_bring_a_note(go, tmp_path):
 
 
 def test_rendered_faces_are_called_so(go, monkeypatch, tmp_path, weights):
-    monkeypatch.setattr(dataset, "DEMO_IDENTITIES", 2)
-    monkeypatch.setattr(dataset, "DEMO_VAL_IDENTITIES", 1)
+    monkeypatch.setattr(demo_faces, "IDENTITIES", 2)
+    monkeypatch.setattr(demo_faces, "VAL_IDENTITIES", 1)
     status, out, _ = go("--split", "val", "--data", "demo")
     assert status == 0 and out.splitlines()[-1] == dataset.DEMO_NOTE
     status, _, err = go("--data", "demo")

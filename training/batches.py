@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from config import CLASSES
 from dataset import Split
+from readers.votes import shares
 from utils import Machine
 
 GPU_SHARE = 0.5  # of the GPU's free memory that the images may take; the network needs the rest
@@ -33,10 +34,12 @@ class TrainingImages:
     """
 
     def __init__(self, split: Split, machine: Machine, *, soft: bool = False) -> None:
-        self.split, self.device, shares = split, machine.device, split.targets()
+        self.split, self.device = split, machine.device
         self.labels = torch.tensor(np.asarray(split.labels), device=self.device)
-        self.targets = self.labels if shares is None else torch.tensor(shares, device=self.device)
-        if soft and shares is None:
+        self.targets = self.labels
+        if split.votes is not None:
+            self.targets = torch.tensor(shares(split.votes, split.labels), device=self.device)
+        elif soft:
             self.targets = nn.functional.one_hot(self.labels, len(CLASSES)).float()
         self.images: Tensor | None = None
         if fit_on_gpu(split.images.nbytes, self.device):
