@@ -96,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
     machine = pick_machine(config.device, config.precision, config.threads)
     print(f"machine: {machine}\nreading {config.data or 'the dataset'}, which is decoded once", flush=True)
     data = load(config)
-    print("\n".join([*data.describe(), *([DEMO_NOTE] if data.demo else [])]))
+    print("\n".join(data.describe()))
     check(data)
     stages = Stages(folder / "stages", data, machine, count=size.stages(wanted))
     print(f"{stages.count} stages, kept in {folder}; the report goes to {out}", flush=True)

@@ -16,10 +16,10 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from sklearn.neighbors import NearestNeighbors
 
-from config import Config
+from config import CLASSES, Config
 from dataset import stratified_rows
 from model import Expert, FaceNet, MixtureOfExperts, build_model
-from study.groupings import Grouping, by_confusion, names, random_like
+from study.groupings import Grouping, by_confusion, random_like
 from study.results import Configuration, Inside, Study
 from study.stages import Stages, extract_features, macs
 from utils import count_params, versions
@@ -143,7 +143,7 @@ class StudyRun:
             own = f"mixture-{name}{'' if variant == 'together' else f'.{variant}'}"
             title = f"mixture: {name}{'' if variant == 'together' else f', {variant}'}"
             about = {"kind": "mixture", "grouping": name, "variant": variant, "note": NOTES.get(name, "")}
-            self.kept[own].groups.append(names(grouping))
+            self.kept[own].groups.append([[CLASSES[label] for label in group] for group in grouping])
             self.record(own, seed, [model], ran, path, title=title, control=name in CONTROLS, **about)
 
         ran = [*ran, gate]
@@ -160,8 +160,9 @@ class StudyRun:
         The clusters are made of the first single network's probabilities for the deduplicated validation images.
         """
         if not self.clusters and {"clusters", "random"} & set(self.wanted):
-            p, true = self.logits(single).softmax(1).numpy()[~self.val.copies], self.val.labels[~self.val.copies]
-            shares = np.stack([p[true == label].mean(0) for label in range(p.shape[1])])
+            p = predict_logits(single, self.val, machine=self.stages.machine).softmax(1).numpy()
+            images = [(self.val.labels == label) & ~self.val.copies for label in range(p.shape[1])]
+            shares = np.stack([p[own].mean(0) for own in images])
             self.clusters = by_confusion(shares, self.size.experts)
         made = {"clusters": self.clusters, "random": random_like(self.clusters, seed) if self.clusters else []}
         return {name: grouping or made[name] for name, grouping in self.wanted.items()}
@@ -203,24 +204,15 @@ class StudyRun:
 
     # --- Results ---
 
-    def logits(self, model: FaceNet | Ensemble) -> torch.Tensor:
-        return predict_logits(model, self.val, machine=self.stages.machine)
-
     def record(
-        self,
-        name: str,
-        seed: int,
-        models: list[FaceNet],
-        stages: list[str],
-        path: list[str] | None = None,
-        **about: Any,
+        self, name: str, seed: int, models: list[FaceNet], stages: list[str], path: Sequence[str] = (), **about: Any
     ) -> None:
         """Keep what a network predicts, or an ensemble of `models`.
 
         `stages` trained it; `path` are those that its most trained weights went through, where these are fewer.
         """
         machine, kept, products = self.stages.machine, self.kept[name], sum(map(macs, models))
-        kept.predicted.append(self.logits(Ensemble(models)).argmax(1).numpy())
+        kept.predicted.append(predict_logits(Ensemble(models), self.val, machine=machine).argmax(1).numpy())
         kept.stages.append(stages)
         if isinstance(model := models[0], MixtureOfExperts):
             gate = extract_features(model, self.val.images, machine=machine, what=lambda x: model.log_gate(x).exp())

@@ -19,13 +19,8 @@ DPI = 100
 # Colour and marker by the role of a configuration
 LOOKS = {"mixture": (BLUE, "s"), "control": (ORANGE, "^"), "control mixture": (GREEN, "D")}
 # Okabe and Ito's colours without the yellow, which is hard to see on white; a marker beside the colour
-CLASS_LOOKS = tuple(
-    zip(("#000000", "#e69f00", "#56b4e9", "#009e73", "#0072b2", "#d55e00", "#cc79a7"), "oD^sPvX", strict=True)
-)
-# Of Tol's muted colours, so that no expert is taken for a class
-EXPERT_LOOKS = tuple(
-    zip(("#332288", "#999933", "#cc6677", "#44aa99", "#882255", "#117733", "#aa4499"), "<>phd*H", strict=True)
-)
+COLOURS = ("#000000", "#e69f00", "#56b4e9", "#009e73", "#0072b2", "#d55e00", "#cc79a7")
+CLASS_LOOKS = [{"color": colour, "marker": marker} for colour, marker in zip(COLOURS, "oD^sPvX", strict=True)]
 
 
 def gains(
@@ -65,8 +60,7 @@ def stage_curves(models: Sequence[tuple[str, Sequence[list[dict]]]], path: Path)
     (losses in nats per image, accuracies as fractions, None leaves a gap). Every seed has a line of its own.
     """
     figure = Figure(figsize=(12, 0.5 + 3.6 * len(models)), dpi=DPI, layout="constrained")
-    parts = figure.subfigures(len(models), 1, squeeze=False)[:, 0]
-    for part, (name, seeds) in zip(parts, models, strict=True):
+    for part, (name, seeds) in zip(figure.subfigures(len(models), 1), models, strict=True):
         part.suptitle(name, fontsize=11, color=INK)
         lengths = [max(len(stage["epochs"]) for stage in stages) for stages in zip(*seeds, strict=True)]
         starts = np.concatenate([[0], np.cumsum(lengths)])
@@ -140,21 +134,19 @@ class Panel(NamedTuple):
     pca: np.ndarray
     variance: Sequence[float]  # shares of the two components
     tsne: np.ndarray
-    members: np.ndarray  # (M,) indices into `names` and `looks`
+    members: np.ndarray  # (M,) indices into `names`, of up to seven
     names: Sequence[str]
-    looks: Sequence[tuple[str, str]] = CLASS_LOOKS
 
 
 def feature_maps(panels: Sequence[Panel], path: Path) -> None:
     """Write a PNG with a column per panel: features by their two principal components, and by t-SNE below."""
     figure = Figure(figsize=(5.2 * len(panels), 10.6), dpi=DPI, layout="constrained")
     for panel, (above, below) in zip(panels, figure.subplots(2, len(panels), squeeze=False).T, strict=True):
-        looks = [{"color": colour, "marker": marker} for colour, marker in panel.looks]
         for axes, points in ((above, panel.pca), (below, panel.tsne)):
             for part in np.array_split(np.random.default_rng(0).permutation(len(points)), 20):  # none hides another
                 for index in np.unique(panel.members[part]):
                     own = part[panel.members[part] == index]
-                    axes.scatter(*points[own].T, s=13, alpha=0.75, linewidths=0, **looks[index])
+                    axes.scatter(*points[own].T, s=13, alpha=0.75, linewidths=0, **CLASS_LOOKS[index])
             axes.set(xticks=[], yticks=[])
             axes.spines[:].set_color(FAINT)
         above.set_title(panel.title, fontsize=11, color=INK)
@@ -164,7 +156,7 @@ def feature_maps(panels: Sequence[Panel], path: Path) -> None:
         below.set_ylabel("t-SNE 2 (no unit)", fontsize=9, color=INK)
         handles = [
             Line2D([], [], linewidth=0, markersize=5, label=fill(name, 26), **look)
-            for name, look in zip(panel.names, looks, strict=False)
+            for name, look in zip(panel.names, CLASS_LOOKS, strict=False)
         ]
         place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.07), "ncols": 2}
         below.legend(handles=handles, fontsize=9, frameon=False, **place)

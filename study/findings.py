@@ -122,10 +122,9 @@ def find(study: Study) -> Findings:
 
 
 def score(study: Study, one: Configuration, gain: Gap | None) -> Score:
-    hits = study.hits(one)
-    official = 100 * (one.predicted == study.labels).mean(1)
-    f1 = macro_f1(study.true, study.named(one))
-    return Score(one, official.tolist(), (100 * hits.mean(1)).tolist(), f1.tolist(), proportion(hits), gain)
+    hits, official = study.hits(one), one.predicted == study.labels
+    accuracies = ((100 * each.mean(1)).tolist() for each in (official, hits))
+    return Score(one, *accuracies, macro_f1(study.true, study.named(one)).tolist(), proportion(hits), gain)
 
 
 def compare(study: Study, both: Sequence[tuple[Configuration, Configuration]]) -> list[Against]:

@@ -56,8 +56,3 @@ def random_like(grouping: Grouping, seed: int) -> Grouping:
         if sampled != sorted(grouping):
             break
     return sampled
-
-
-def names(grouping: Grouping) -> list[list[str]]:
-    """The emotions of each group."""
-    return [[CLASSES[c] for c in group] for group in grouping]

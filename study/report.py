@@ -20,15 +20,12 @@ def write_report(study: Study, out: Path) -> Path:
     """Write report.md and five PNG files into the folder `out`; the path of report.md. Raises UserError."""
     found = find(study)
     plot_all(found, out)
-    loader = FileSystemLoader(Path(__file__).parent)
     options = {"undefined": StrictUndefined, "trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}
-    page = Environment(loader=loader, **options)
-    page.filters |= {"p": p_text, "amount": amount, "gap": gap_text, "span": span_text, "cell": cell}
+    page = Environment(loader=FileSystemLoader(Path(__file__).parent), **options)
+    page.filters |= {"p": p_text, "amount": amount, "gap": gap_text, "span": span_text}
     page.filters |= {"schedule": schedule_text, "further": further, "mean_sd": mean_sd}
-    text = page.get_template("report.md.j2").render(
-        found._asdict()
-        | {"about": study.about, "answer": answer(found), "first": first_rows(found), "classes": CLASSES}
-    )
+    top = {"about": study.about, "answer": answer(found), "first": first_rows(found), "classes": CLASSES}
+    text = page.get_template("report.md.j2").render(**found._asdict(), **top)
     write_file(out / "report.md", text.encode())
     return out / "report.md"
 
@@ -93,11 +90,6 @@ def further(one: Configuration, base: Configuration) -> str:
     return f"{totals[0] - totals[1]:.2f}"
 
 
-def cell(text: str) -> str:
-    """`text` in a cell of a table, as it is."""
-    return "".join(f"\\{c}" if c in "\\`*_<|[" else c for c in str(text) if c.isprintable())
-
-
 # --- Figures ---
 
 
@@ -121,7 +113,7 @@ def plot_all(found: Findings, out: Path) -> None:
     panels = [
         figures.Panel(f"{base.title}, by class", *points[0], labels, CLASSES),
         figures.Panel(f"{best.title}, by class", *points[1], labels, CLASSES),
-        figures.Panel(f"{best.title}, by expert", *points[1], experts, best.experts, figures.EXPERT_LOOKS),
+        figures.Panel(f"{best.title}, by expert", *points[1], experts, best.experts),
     ]
     figures.feature_maps(panels, out / "features.png")
 

@@ -56,8 +56,9 @@ class Stages:
             print(f"{note} is finished")
         else:
             last = read_last(run)[1] if (run / "last.pth").exists() else None
-            left = np.mean(self.seconds) * (self.count - self.done) if self.seconds else 0
-            goes_on, left = ", goes on" if last else "", f"; about {duration(left)} left" if left else ""
+            goes_on = ", goes on" if last else ""
+            seconds = sum(self.seconds) / max(len(self.seconds), 1) * (self.count - self.done)
+            left = f"; about {duration(seconds)} left" if self.seconds else ""
             print(f"{note}, {counted(config.epochs, 'epoch')}{goes_on}{left}", flush=True)
             start = time.monotonic()
             trainer = fit(model, self.data, config, run=run, machine=self.machine, resume=last)
@@ -78,7 +79,7 @@ class Stages:
 
         Raises UserError where `run` is made of something else, such as other hyperparameters or data.
         """
-        path, mark, machines, here = run / "stage.json", self.mark(model, config), [], str(self.machine)
+        path, mark, machines = run / "stage.json", self.mark(model, config), []
         if path.exists():
             there = json.loads(path.read_text(encoding="utf-8"))
             machines = there["machines"]
@@ -90,7 +91,7 @@ class Stages:
                     f"--name, or remove the folder"
                 )
         if not (run / "final.pth").exists():
-            machines = list(dict.fromkeys([*machines, here]))
+            machines = list(dict.fromkeys([*machines, str(self.machine)]))
             run.mkdir(parents=True, exist_ok=True)
             write_json(path, mark | {"machines": machines})
         self.machines = list(dict.fromkeys([*self.machines, *machines]))

@@ -57,7 +57,7 @@ def test_confusions_show_both_and_their_difference(tmp_path, saved):
 def test_feature_maps_show_every_point_with_its_look(tmp_path, saved):
     points = np.random.default_rng(0).standard_normal((50, 2))
     panel = figures.Panel("base", points, (0.09, 0.08), points, np.arange(50) % 7, CLASSES)
-    experts = panel._replace(members=np.zeros(50, int), names=["angry + fear"], looks=figures.EXPERT_LOOKS)
+    experts = panel._replace(members=np.zeros(50, int), names=["angry + fear"])
     figures.feature_maps([panel, experts], tmp_path / "features.png")
     check_png(tmp_path / "features.png")
     for axes in saved[0].axes:
@@ -80,9 +80,9 @@ def test_gate_use_frames_the_own_classes(tmp_path, saved):
 def test_rare_colours_stay_what_they_are(tmp_path):
     figure, random = Figure(figsize=(8, 6)), np.random.default_rng(0)
     axes = figure.subplots()
-    for colour, marker in figures.CLASS_LOOKS + figures.EXPERT_LOOKS:
-        axes.scatter(*random.normal(size=(2, 200)), s=12, color=colour, marker=marker, alpha=0.75, linewidths=0)
-        axes.scatter([], [], color=colour, marker=marker, label=colour)
+    for look in figures.CLASS_LOOKS:
+        axes.scatter(*random.normal(size=(2, 200)), s=12, alpha=0.75, linewidths=0, **look)
+        axes.scatter([], [], label=look["color"], **look)
     axes.legend()
     figure.savefig(tmp_path / "plotted.png")
     plots.write_png(figure, tmp_path / "written.png")
