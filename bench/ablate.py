@@ -88,7 +88,7 @@ def table(results: dict[str, list[Result]], deduplicated: np.ndarray) -> list[st
             whole, part = ([getattr(result, figure) for result in each] for each in (results[ALL], own))
             mean, half = interval([one - other for one, other in zip(whole, part, strict=True)])
             cells += [mean_sd(part), f"{mean:+.2f} ({mean - half:+.2f} to {mean + half:+.2f})"]
-        hits = ([result.hits[deduplicated] for result in each] for each in (results[ALL], own))
+        hits = (np.stack([result.hits[deduplicated] for result in each]) for each in (results[ALL], own))
         cells.append("{:+.2f} ({:+.2f} to {:+.2f})".format(*bootstrap(*hits)))
         cells.append(f"{statistics.mean(result.minutes for result in own):.1f}")
         lines.append(f"| {' | '.join(cells)} |")

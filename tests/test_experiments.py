@@ -61,17 +61,16 @@ def by_name(results):
 
 
 def test_every_configuration_is_in_the_results(study, results):
-    mixtures = [
-        f"mixture-{name}{variant}"
-        for name in ("confusable", "random", "all-classes")
-        for variant in (".gate alone", "", ".top-1")
-    ]
-    singles = ["single", "ensemble", "schedule", "longer", "wide", "wide-2"]
-    assert [one.name for one in results.configurations] == [*singles, *mixtures]
+    found, groupings = by_name(results), ("confusable", "random", "all-classes")
+    mixtures = [f"mixture-{name}{variant}" for name in groupings for variant in (".gate alone", "", ".top-1")]
+    assert [*found] == ["single", "ensemble", "schedule", "longer", "wide", "wide-2", *mixtures]
     assert all(one.predicted.shape == (1, 21) for one in results.configurations)
-    assert (
-        results.copies.sum() == 3 and len(results.rows) == 18 and set(results.inside) == {"single", results.best.name}
-    )
+    assert results.copies.sum() == 3 and len(results.rows) == 18
+    assert set(results.inside) == {"single", results.best.name}
+    given = [[name for name in CLASSES if name in group] for group in GROUPINGS["confusable"]]
+    assert found["mixture-confusable"].groups == [given]
+    assert {name for group in found["mixture-random"].groups[0] for name in group} == set(CLASSES)
+    assert found["mixture-all-classes"].experts == ["all classes (1)", "all classes (2)"]
     assert results.about["why"].startswith("its networks are small, it trains on 21 images, it scores 18 images")
     assert results.about["command"].startswith("python experiments.py --quick --limit 0")
     names = {path.name for path in (study[0] / "reports/quick").iterdir()}
@@ -122,14 +121,6 @@ def test_a_mixture_is_made_of_its_trained_experts(study):
     assert not torch.equal(together["experts.1.net.stem.0.weight"], expert["net.stem.0.weight"])
 
 
-def test_groups_are_those_of_the_config_random_or_all(results):
-    found = by_name(results)
-    given = [[name for name in CLASSES if name in group] for group in GROUPINGS["confusable"]]
-    assert found["mixture-confusable"].groups == [given]
-    assert {name for group in found["mixture-random"].groups[0] for name in group} == set(CLASSES)
-    assert found["mixture-all-classes"].experts == ["all classes (1)", "all classes (2)"]
-
-
 def test_the_scripts_take_a_mixture_unchanged(copied, capsys):
     import test as scoring
 
@@ -167,14 +158,6 @@ def test_a_report_is_rendered_again_from_its_results(study, tmp_path, capsys):
 
 
 # --- What is refused ---
-
-
-@pytest.mark.parametrize(("content", "message"), [(None, "No such file"), ("{", "cannot be read"), ("{}", "inside")])
-def test_results_that_are_none_are_named(tmp_path, capsys, content, message):
-    if content is not None:
-        (tmp_path / "results.json").write_text(content)
-    assert experiments.main(["--render", str(tmp_path)]) == 2
-    assert re.search(f"results.json .*({message}).*experiments.py", capsys.readouterr().err)
 
 
 @pytest.mark.parametrize(

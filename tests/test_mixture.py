@@ -116,15 +116,11 @@ def test_frozen_parts_keep_weights_and_statistics():
     assert model.experts.training and all(p.requires_grad for p in model.parameters())
 
 
-@pytest.mark.parametrize(("network", "any_size"), [("EmotionResNet-nano", True), ("ImprovedFER2013Model", False)])
-def test_a_mixture_takes_the_sizes_that_its_networks_take(network, any_size):
-    model = mixture([(0, 1, 2, 3), (4, 5, 6)], network=network).eval()
-    assert model.any_size is model.experts[0].any_size is any_size
-    if any_size:
-        assert model(torch.zeros(2, 1, 40, 40)).shape == (2, 7)
-    else:
-        with pytest.raises(ValueError, match=r"MixtureOfExperts takes images of shape \(B, 1, 48, 48\)"):
-            model(torch.zeros(2, 1, 40, 40))
+def test_a_mixture_takes_the_sizes_that_its_networks_take():
+    groups, small = [(0, 1, 2, 3), (4, 5, 6)], torch.zeros(2, 1, 40, 40)
+    assert mixture(groups).eval()(small).shape == (2, 7)
+    with pytest.raises(ValueError, match=r"MixtureOfExperts takes images of shape \(B, 1, 48, 48\)"):
+        mixture(groups, network="ImprovedFER2013Model").eval()(small)
 
 
 def test_features_are_the_experts_times_their_weights():
@@ -141,14 +137,8 @@ def test_features_are_the_experts_times_their_weights():
     ("arguments", "message"),
     [
         ({"groups": [(0, 1), (2, 3)]}, r"no expert covers the classes \[4, 5, 6\]"),
-        ({"groups": []}, "no expert covers the classes"),
-        ({"groups": [ALL, ()]}, r"group \[\]: one or more of the classes 0 to 6, each once, are needed"),
         ({"groups": [ALL, (0, 0)]}, r"group \[0, 0\]: one or more"),
-        ({"groups": [ALL, (7,)]}, r"group \[7\]: one or more"),
-        (
-            {"groups": [ALL, (1,)], "counts": (5, 5, 0, 5, 5, 5, 5)},
-            r"the classes \[2\], outside the group, have no training images",
-        ),
+        ({"groups": [ALL, (1,)], "counts": (5, 5, 0, 5, 5, 5, 5)}, r"the classes \[2\], outside the group, have no"),
         ({"groups": [ALL, ALL], "top_k": 3}, "top_k 3, balance 0.0: 0 to 2"),
         ({"groups": [ALL], "network": "vgg"}, "model: 'vgg' is not one of"),
     ],

@@ -203,6 +203,8 @@ def test_results_come_back_from_their_file(tmp_path):
     (tmp_path / "results.json").write_bytes((tmp_path / "results.json").read_bytes()[:-99])
     with pytest.raises(UserError, match=r"results\.json cannot be read"):
         read_results(tmp_path / "results.json")
+    with pytest.raises(UserError, match=r"results\.json cannot be read .*No such file"):
+        read_results(tmp_path / "nowhere" / "results.json")
 
 
 def test_neighbours_of_the_same_class_are_counted():
