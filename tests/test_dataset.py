@@ -127,11 +127,11 @@ def test_a_class_with_one_image_keeps_it_in_train(tmp_path):
 
 def test_uncropped_photos_are_counted(archive, tmp_path):
     assert not load_from(archive, tmp_path).notes
-    for number, size in enumerate([(512, 512), (224, 224), (90, 48)]):
+    for number, size in enumerate([(512, 512), (384, 384), (224, 224), (72, 48), (48, 90)]):
         Image.new("L", size).save(archive / "train" / "sad" / f"{number}.png")
     for _ in range(2):  # decoded, and from the cache
         (note,) = load_from(archive, tmp_path).notes
-        assert "1.7%" in note and "2 of 115" in note and "crop" in note
+        assert "1.7%" in note and "2 of 117" in note and "crop" in note
 
 
 # --- Which dataset it is ---
