@@ -64,15 +64,15 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
-    return exit_status(render if args.render else run, args)
+    return exit_status(render, Path(args.render)) if args.render else exit_status(run, args)
 
 
-def render(args: argparse.Namespace) -> int:
-    """Write the report of a finished study again."""
+def render(folder: Path) -> int:
+    """Write the report of the results.json in `folder`."""
     from study.report import write_report
     from study.results import FILE, read_results
 
-    print(f"the report is {write_report(read_results(Path(args.render, FILE)), Path(args.render))}")
+    print(f"the report is {write_report(read_results(folder / FILE), folder)}")
     return 0
 
 
@@ -82,8 +82,7 @@ def run(args: argparse.Namespace) -> int:
     from dataset import DEMO_NOTE, load
     from study.configurations import Size, StudyRun
     from study.groupings import resolve
-    from study.report import write_report
-    from study.results import FILE, read_results, save_results
+    from study.results import FILE, save_results
     from study.stages import Stages, Stopped
     from utils import pick_machine
 
@@ -96,7 +95,7 @@ def run(args: argparse.Namespace) -> int:
     machine = pick_machine(config.device, config.precision, config.threads)
     print(f"machine: {machine}\nreading {config.data or 'the dataset'}, which is decoded once", flush=True)
     data = load(config)
-    print("\n".join(data.describe()))
+    print("\n".join([*data.describe(), *([DEMO_NOTE] if data.demo else [])]))
     check(data)
     stages = Stages(folder / "stages", data, machine, count=size.stages(wanted))
     print(f"{stages.count} stages, kept in {folder}; the report goes to {out}", flush=True)
@@ -115,7 +114,7 @@ def run(args: argparse.Namespace) -> int:
         print("every stage is trained: writing the report", flush=True)
         results = study.results(args.name, command=args.command, why=why(size, data))
     save_results(results, out / FILE)
-    print(f"the report is {write_report(read_results(out / FILE), out)}")
+    render(out)
     if data.demo:
         print(DEMO_NOTE)
     return 0

@@ -10,7 +10,6 @@ import shutil
 import statistics
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -71,11 +70,6 @@ def take_turns(cells: dict[Any, Measure], rounds: int, *, label: str) -> dict[An
     for key in tqdm(order, label, disable=None, leave=False):
         results[key].append(cells[key]())
     return results
-
-
-def scratch() -> tempfile.TemporaryDirectory:
-    """A temporary folder; Windows keeps files in it that are still mapped."""
-    return tempfile.TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True)
 
 
 def parse(parser: Parser, argv: Sequence[str] | None, *, models: list[str], images: int) -> argparse.Namespace:

@@ -19,6 +19,7 @@ import json
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -127,7 +128,7 @@ def against(args: argparse.Namespace, inputs: Inputs) -> None:
 
 def run(args: argparse.Namespace) -> int:
     print(common.header())
-    with common.scratch() as folder:
+    with tempfile.TemporaryDirectory() as folder:
         inputs = Inputs(args, Path(folder))
         print(f"{inputs.count:,} images of {args.data}, medians over {args.rounds} rounds")
         against(args, inputs) if args.against else compare(args, inputs)

@@ -12,6 +12,7 @@ import argparse
 import json
 import re
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -74,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
     print(f"TheModel, batches of {Config().batch_size}, {args.steps} steps on the CPU")
     print("".join(f"{name:>16}" for name in ("images", "build us/image", "load ms", "train ms/image", "peak MiB")))
     for size in args.sizes:
-        with common.scratch() as folder:
+        with tempfile.TemporaryDirectory() as folder:
             start = time.perf_counter()
             cached(random_images(size), Path(folder))
             built = (time.perf_counter() - start) / size  # about half of it for making the images

@@ -4,17 +4,15 @@
 
 After KellerJordan's cifar10-airbench: the schedule is fixed beforehand, CPU or GPU below, every run has another seed,
 none ends when the target is reached, and the target counts for the mean. A run's time goes from the decoded images in
-memory to the last weights scored: building the network, training, all scoring and saving of `train.fit`. It counts
-neither imports nor decoding, nor a warm-up of two epochs on a few images. The figure is the accuracy on PublicTest
-after the last epoch, so nothing is selected. What follows `--` changes the schedule: then it is no record.
-
-The plain loop would take as long as its images/s say, which `python -m bench.train --models EmotionResNet-nano` prints.
-Run it on an idle machine. --keep names a folder for the runs, which bench/results.py reads.
+memory to the last weights scored: building the network, training, all scoring and saving of `train.fit`, but neither
+imports nor decoding, nor a warm-up. The figure is the accuracy on PublicTest after the last epoch, so nothing is
+selected. What follows `--` changes the schedule: then it is no record. Run it on an idle machine.
 """
 
 import argparse
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -78,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
     print("\n".join([common.header(), f"machine: {machine}", *data.describe()]))
     print(f"{config.model}, {config.epochs} epochs in steps of {config.batch_size} images", flush=True)
     runs = []
-    with common.scratch() as top:
+    with tempfile.TemporaryDirectory() as top:
         warm_up(config, data, machine, Path(top, "warm-up"))
         for seed in range(args.runs):
             runs.append(timed_run(replace(config, seed=seed), data, machine, Path(args.keep or top, str(seed))))

@@ -22,6 +22,7 @@ import json
 import os
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -122,7 +123,7 @@ def single_steps(cell: common.Cell) -> dict[str, float]:
 
 def ours(checkout: Path, flags: Sequence[str], epochs: int) -> dict[str, float]:
     """What `common.train_in` gives, in a folder that is removed."""
-    with common.scratch() as folder:
+    with tempfile.TemporaryDirectory() as folder:
         return common.train_in(Path(folder, "new"), checkout, flags, epochs=epochs)
 
 
@@ -172,7 +173,7 @@ def run(args: argparse.Namespace) -> int:
         step_table(args) if args.steps else against(args)
         return 0
     args.device = "cuda" if torch.cuda.is_available() else "cpu"  # of both loops
-    with common.scratch() as top:
+    with tempfile.TemporaryDirectory() as top:
         folder = Path(top, "faces")
         images = common.write_dataset(load(Config(data=args.data, cache=args.cache, limit=args.images)), folder)
         print(f"{images} images of {args.data}, batches of 128, {args.device}, medians over {args.rounds} rounds")
