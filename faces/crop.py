@@ -18,7 +18,7 @@ from PIL import Image
 from faces.detect import Box
 from readers.decode import SIZE, squash
 
-SIDE = 1.1
+SIDE = 1.15
 WHOLE_SIDE = 64  # pixels: an image without a longer side is a face crop already; a photo has no room in it
 SMALL_FACE = 40  # pixels: smaller ones are blurred at 48x48
 DARK = 20  # mean grey level: 2 of 4,000 faces of FER2013 are darker

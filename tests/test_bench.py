@@ -10,11 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from bench import ablate, common, drive, predict, results, scale, speedrun, train
+from bench import ablate, common, crops, drive, predict, results, scale, speedrun, train
 from bench.common import config_for, ratio, settings_after, take_turns
-from config import RECIPES, Config
+from config import CLASSES, RECIPES, Config
 from dataset import load
+from demo.faces import demo_faces
 from errors import UserError
 from helpers import REPO, brightness_weights, write_folders, zip_folder
 from study.stats import mean_sd
@@ -228,3 +230,21 @@ def test_runs_on_other_data_are_no_seeds_of_one_row(bench, data, write_run):
     assert "other data" in bench(results, names[0], "--tta", "flip", *data, status=2)
     table = bench(results, names[2], "--tta", "flip", "crops", *data)
     assert next(line for line in table.splitlines() if "`TheModel`" in line).split(" | ")[4:6] == ["100.0 / 100.0"] * 2
+
+
+# --- Faces in pictures ---
+
+
+def test_the_crop_study_finds_faces_and_scores_every_cut(bench, tmp_path, monkeypatch):
+    images, labels, identities = demo_faces(2, seed=0)
+    for number, (image, label, identity) in enumerate(zip(images, labels, identities, strict=True)):
+        folder = tmp_path / "data" / ("train", "val")[identity % 2] / CLASSES[label]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(folder / f"{number}.png")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setattr(crops, "SIZES", (200,))
+    text = bench(crops, "--data", tmp_path / "data", "--cache", tmp_path / "cache", "--faces", 7)
+    size, found, false, *shares = text.splitlines()[-1].split()
+    assert (size, found, false) == ("200", "100.0%", "0")
+    assert len(shares) == 2 + len(crops.CUTS) and all(0 <= float(share.rstrip("%")) <= 100 for share in shares)
