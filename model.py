@@ -13,8 +13,9 @@ MIN_SIZE = 32  # pixels a side: below this the last stage of the deeper networks
 class FaceNet(nn.Module):
     """The base of all networks: it checks the input, and `features` gives the vector before the last layer.
 
-    A subclass defines `features(images) -> (B, D)` and a linear `classifier` over it. A network with `any_size`
-    averages over all places first, so it takes square images of any size from MIN_SIZE.
+    A subclass defines a linear `classifier` over `head(maps(images))`, where maps (B, C, H, W) are what its last
+    convolution gives; or, if it has none, over `features(images)`. With `any_size` it takes square images of any size
+    from MIN_SIZE, since it averages over all places.
     """
 
     any_size = False
@@ -30,11 +31,25 @@ class FaceNet(nn.Module):
         # A weight file keeps both; build_model(name, **arguments) builds the network again
         self.name = type(self).__name__
         self.arguments: dict[str, Any] = {"dropout": dropout}
+        self.dropout = nn.Dropout(dropout)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, num_classes). Raises ValueError for images of another shape."""
         self.check(images)
         return self.classifier(self.features(images))
+
+    def features(self, images: Tensor) -> Tensor:
+        """The vector (B, D) that the classifier takes."""
+        return self.head(channels_last_grad(self.maps(images)))
+
+    def head(self, maps: Tensor) -> Tensor:
+        """The vector (B, D) of the maps: their average over all places, after dropout."""
+        return self.dropout(maps.mean((2, 3)))
+
+    @property
+    def averages(self) -> bool:
+        """Whether the classifier takes the averaged maps themselves, so that it can be applied to each place too."""
+        return type(self).head is FaceNet.head and hasattr(self, "maps")
 
     def check(self, images: Tensor) -> None:
         """Raise ValueError for `images` of a shape that this network does not take."""
@@ -50,8 +65,7 @@ class FaceNet(nn.Module):
 def channels_last_grad(maps: Tensor) -> Tensor:
     """`maps` (B, C, H, W), whose gradient keeps their memory layout.
 
-    Flattening and averaging change the gradient's layout. Every operation before them would then read two layouts,
-    which takes ten times as long as one copy.
+    Flattening and averaging change it, and every operation before them would read two layouts: ten times slower.
     """
     if maps.requires_grad and maps.is_contiguous(memory_format=torch.channels_last):
         maps.register_hook(lambda gradient: gradient.contiguous(memory_format=torch.channels_last))
@@ -72,12 +86,14 @@ class TheModel(FaceNet):
             nn.ReLU(),
         )
         self.hidden = nn.Linear(128 * (image_size // 4) ** 2, 512)
-        self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Linear(512, num_classes)
 
-    def features(self, images: Tensor) -> Tensor:
+    def maps(self, images: Tensor) -> Tensor:
+        """The second convolution's channels (B, 128, H, W), after pooling and ReLU."""
+        return self.body(images)
+
+    def head(self, maps: Tensor) -> Tensor:
         """The hidden units (B, 512), after ReLU and dropout."""
-        maps = channels_last_grad(self.body(images))
         return self.dropout(torch.relu(self.hidden(maps.flatten(1))))
 
 
@@ -135,13 +151,15 @@ class ImprovedFER2013Model(FaceNet):
         )
         self.hidden = nn.Linear(512, 256)
         self.norm = nn.BatchNorm1d(256)
-        self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Linear(256, num_classes)
 
-    def features(self, images: Tensor) -> Tensor:
+    def maps(self, images: Tensor) -> Tensor:
+        """The last stage's channels (B, 512, H, W)."""
+        return self.stages(self.stem(images))
+
+    def head(self, maps: Tensor) -> Tensor:
         """The units of the head (B, 256), after batch norm, ReLU and dropout."""
-        pooled = channels_last_grad(self.stages(self.stem(images))).mean((2, 3))
-        return self.dropout(torch.relu(self.norm(self.hidden(self.dropout(pooled)))))
+        return self.dropout(torch.relu(self.norm(self.hidden(self.dropout(maps.mean((2, 3)))))))
 
 
 class BasicBlock(nn.Module):
@@ -188,12 +206,11 @@ class EmotionResNet(FaceNet):
                 blocks.append(BasicBlock(last, outputs, halve=stage > 0 and number == 0))
                 last = outputs
         self.blocks = nn.Sequential(*blocks)
-        self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Linear(last, self.num_classes)
 
-    def features(self, images: Tensor) -> Tensor:
-        """The last stage's channels averaged over the places (B, D), after dropout."""
-        return self.dropout(channels_last_grad(self.blocks(self.stem(images))).mean((2, 3)))
+    def maps(self, images: Tensor) -> Tensor:
+        """The last stage's channels (B, D, H, W)."""
+        return self.blocks(self.stem(images))
 
 
 class TorchvisionResNet(FaceNet):
@@ -209,12 +226,11 @@ class TorchvisionResNet(FaceNet):
         body.conv1 = nn.Conv2d(self.channels, 64, 7, stride=2, padding=3, bias=False)
         nn.init.kaiming_normal_(body.conv1.weight, mode="fan_out", nonlinearity="relu")
         self.body = nn.Sequential(*list(body.children())[:-2])  # all but the averaging and the last layer
-        self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Linear(512, self.num_classes)
 
-    def features(self, images: Tensor) -> Tensor:
-        """The last stage's channels averaged over the places (B, 512), after dropout."""
-        return self.dropout(channels_last_grad(self.body(images)).mean((2, 3)))
+    def maps(self, images: Tensor) -> Tensor:
+        """The last stage's channels (B, 512, H, W)."""
+        return self.body(images)
 
 
 # --- Mixtures of experts ---
@@ -242,9 +258,9 @@ class Expert(FaceNet):
             raise ValueError(f"counts {counts}: the classes {bare}, outside the group, have no training images")
         place = {c: at for at, c in enumerate(sorted(group))}
         rest = sum(counts[c] for c in others)
-        shares = [1.0 if c in place else counts[c] / rest for c in classes]
+        shares = torch.tensor([1.0 if c in place else counts[c] / rest for c in classes])
         self.register_buffer("place", torch.tensor([place.get(c, len(group)) for c in classes]))
-        self.register_buffer("log_share", torch.tensor(shares).log())
+        self.register_buffer("log_share", shares.log())
         self.net = build_model(network, num_classes=len(group) + bool(others), **inputs)
         self.any_size = self.net.any_size
 
@@ -272,10 +288,9 @@ class MixtureOfExperts(FaceNet):
     p(class | image) is the sum over the experts of gate(expert | image) p(class | image, expert), in logarithms; the
     logits are log p. `groups` (E of them) hold indices of classes, may overlap, and must cover all.
 
-    `top_k` experts are used for an image, 0 is all (arXiv 1701.06538). With 1 the gate's weight is always 1 and the
-    gate gets no gradient: train with more. `balance` is the weight of `penalty`, which training adds to the loss: the
-    squared coefficient of variation of the experts' mean gate weights over a batch (section 4 there, but before top_k
-    and without noise).
+    `top_k` experts are used for an image, 0 is all (arXiv 1701.06538); train with more than 1, which gives the gate no
+    gradient. `balance` weighs `penalty`, which training adds to the loss: the squared coefficient of variation of the
+    experts' mean gate weights over a batch (section 4 there, but before top_k and without noise).
 
     Raises ValueError as `Expert` does, for a class that no group covers, and for a top_k above the experts.
     """
@@ -379,9 +394,6 @@ def build_model(name: str, **arguments: Any) -> FaceNet:
     """
     if name not in NETWORKS:
         raise ValueError(f"model: {name!r} is not one of {', '.join(NETWORKS)}")
-    if name == "MixtureOfExperts":
-        for gone in ("temperature", "shared_stem"):  # in older weight files, always 1 and False
-            arguments.pop(gone, None)
     model = NETWORKS[name](**arguments)
     model.name = name
     return model
