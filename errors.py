@@ -14,6 +14,7 @@ from typing import Any
 
 OUT_OF_MEMORY = ("not enough memory", "can't allocate memory", "out of memory")  # torch's words for it
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a disk, a quota, a file system's largest file
+SHIPPED = "final_weights_new.pth"  # the weights that are used by default
 
 
 class UserError(Exception):
@@ -149,3 +150,14 @@ def run_folder(name: str) -> Path:
     if not os.path.isdir(folder):  # Path.is_dir raises for a name that is too long
         raise UserError(f"{name}: no such folder; a run's folder is needed, such as runs/NAME")
     return folder
+
+
+def find_weights(name: str, *, flag: str = "--weights") -> Path:
+    """The file `name`, looked for in the current folder and then beside this code; a run's folder is its best.pth.
+
+    Raises UserError, with `flag`.
+    """
+    for path in (Path(name), Path(__file__).parent / name):
+        if os.path.exists(path):  # Path.exists raises for a name that is too long
+            return path / "best.pth" if os.path.isfile(path / "best.pth") else path
+    raise UserError(f"{name}: no such weight file; train one with `python interface.py`, or name another with {flag}")

@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING
 
 from cli import Parser, add_flags, combine, differences, nonempty
 from config import MACHINE_FIELDS, RECIPES, Config
-from errors import counted, exit_status, locked, new_run_folder, quoted, run_folder, write_json
+from errors import counted, exit_status, find_weights, locked, new_run_folder, quoted, run_folder, write_json
+from metrics import ANSWERED_RIGHT, describe
 from ranks import Ranks, joined
 
 if TYPE_CHECKING:
     from model import FaceNet
     from training.state import Trainer
     from utils import Machine
-    from val import Scores
+    from weights import Calibration
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -99,7 +100,7 @@ def prepare(args: argparse.Namespace, name: str, ranks: Ranks, locks: ExitStack)
         read_last,
     )
     from utils import count_params, pick_machine, read_checkpoint
-    from weights import describe, find_weights, leakage_notes
+    from weights import leakage_notes
 
     config, run, last, ended, leakage = args.config, Path(args.config.runs, name), None, False, []
     for note in args.notes:
@@ -175,17 +176,23 @@ def report(trainer: "Trainer", *, promoted: bool) -> None:
     from weights import calibrate
 
     run, data, history, last = trainer.run, trainer.data, trainer.history, trainer.run / "last.pth"
-    temperature, before, after = calibrate(run / "best.pth", data, machine=trainer.machine)
-    files = ", ".join(["best.pth", "config.json", "metrics.jsonl", *plot(trainer, temperature, before, after)])
+    fitted = calibrate(run / "best.pth", data, machine=trainer.machine)
+    before, after = fitted.before, fitted.after
+    files = ", ".join(["best.pth", "config.json", "metrics.jsonl", *plot(trainer, fitted)])
     print("\nbest weights on validation, loss is cross-entropy:")
     print("\n".join(f"  {line}" for line in after.lines()))
     print("\n".join(after.tables()))
     part = ", deduplicated" if data.split("val").copies.any() else ""
-    few = " (too few validation images to fit one)" if temperature == 1 else ""
+    few = " (too few validation images to fit one)" if fitted.temperature == 1 else ""
     print(
-        f"temperature {temperature:.3f}{few} divides the logits from now on; calibration error (ECE){part}: "
+        f"temperature {fitted.temperature:.3f}{few} divides the logits from now on; calibration error (ECE){part}: "
         f"{before.deduplicated.ece:.4f} before and {after.deduplicated.ece:.4f} after"
     )
+    if fitted.threshold:
+        print(
+            f"predict.py is not sure below a probability of {fitted.threshold:.3f}: "
+            f"{fitted.coverage:.1%} of these images are above it, {ANSWERED_RIGHT:.0%} of them right"
+        )
     minutes = sum(row["seconds"] for row in history) / 60
     print(f"{counted(len(history), 'epoch')} in {minutes:.1f} minutes; {run} holds {files}")
     if last.exists():
@@ -198,7 +205,7 @@ def report(trainer: "Trainer", *, promoted: bool) -> None:
     print(f"predict with this run: python predict.py PHOTO --weights {quoted(run)}")
 
 
-def plot(trainer: "Trainer", temperature: float, before: "Scores", after: "Scores") -> list[str]:
+def plot(trainer: "Trainer", fitted: "Calibration") -> list[str]:
     """Plot a run's curves, confusion matrix, reliability before and after the temperature, and mistakes; the files."""
     import plots
     from val import predict_logits
@@ -210,11 +217,11 @@ def plot(trainer: "Trainer", temperature: float, before: "Scores", after: "Score
     name = f"{run.name}: validation{'' if kept.all() else ', deduplicated'}"
     probabilities = predict_logits(model, val, machine=trainer.machine).softmax(1).numpy()[kept]
     caption = "These faces are rendered, not photographs." if trainer.data.demo else ""
-    scaled = f"Temperature {temperature:.3f}. {caption}".strip()
+    scaled = f"Temperature {fitted.temperature:.3f}. {caption}".strip()
     files = [run / f"{figure}.png" for figure in ("curves", "confusion", "reliability", "mistakes")]
     plots.curves(trainer.history, files[0], title=f"{run.name}: {trainer.loss_name}", caption=caption)
-    plots.confusion(after.deduplicated.confusion, files[1], title=name, caption=caption)
-    plots.reliability(before.deduplicated, after.deduplicated, files[2], title=name, caption=scaled)
+    plots.confusion(fitted.after.deduplicated.confusion, files[1], title=name, caption=caption)
+    plots.reliability(fitted.before.deduplicated, fitted.after.deduplicated, files[2], title=name, caption=scaled)
     plots.mistakes(val.images[kept], val.labels[kept], probabilities, files[3], title=name, caption=caption)
     return [file.name for file in files]
 

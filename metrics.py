@@ -1,11 +1,13 @@
-"""The figures of a classifier, from probabilities and labels: numpy only."""
+"""The figures of a classifier, from probabilities and labels, and how a weight file is described: numpy only."""
 
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from config import CLASSES
 
+ANSWERED_RIGHT = 0.8  # of the images whose answer is given; the others are "not sure"
 ECE_BINS = 15  # arXiv 1706.04599
 
 
@@ -64,6 +66,22 @@ def measure(probabilities: np.ndarray, labels: np.ndarray, losses: np.ndarray | 
     )
 
 
+def find_threshold(probabilities: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
+    """The smallest highest probability from which on ANSWERED_RIGHT of the images are right, and their share of all.
+
+    Probabilities (N, K) and labels (N,) are of validation images that are not in train. (1, 0) where no such threshold
+    exists.
+    """
+    confidence, correct = probabilities.max(1), probabilities.argmax(1) == labels
+    order = np.argsort(-confidence, kind="stable")
+    right = np.cumsum(correct[order]) >= ANSWERED_RIGHT * np.arange(1, len(order) + 1)
+    if not right.any():
+        return 1.0, 0.0
+    last = np.flatnonzero(right)[-1]
+    threshold = float(confidence[order[last]])
+    return threshold, float((confidence >= threshold).mean())
+
+
 def summary(metrics: Metrics) -> str:
     """One line: accuracy with its counts, macro-F1, calibration error and loss."""
     return (
@@ -80,3 +98,17 @@ def table(metrics: Metrics) -> list[str]:
         shown = "-" if recall is None else f"{recall:.3f}"
         lines.append(f"{name:<12}{shown:>7}               " + "".join(f"{count:>{width}}" for count in row))
     return lines
+
+
+def describe(path: Path, content: dict[str, Any], *, tta: str = "none") -> str:
+    """One line: file, network, dataset and validation accuracy, by a weight file's `content`, and `tta` if used."""
+    scores, data = content["metrics"], content["dataset"]
+    name = data.get("name") or data["source"]  # older files have no name
+    part = f", {sum(data['train'])} images of it" if data["limit"] else ""
+    official, deduplicated = scores["official"], scores["deduplicated"]
+    second = f" ({deduplicated['accuracy']:.4f} deduplicated)" if deduplicated["count"] != official["count"] else ""
+    return (
+        f"weights {path}: {content['model']}, trained on {'rendered faces' if data['demo'] else name}{part}"
+        f"{' with FER+ votes' if data.get('votes') else ''}, validation accuracy {official['accuracy']:.4f}{second}"
+        + ("" if tta == "none" else f"; test-time augmentation: {tta}")
+    )

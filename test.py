@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from cli import Parser, add_flags, nonempty
 from config import TTA, TTA_HELP
-from errors import UserError, exit_status, write_json
+from errors import SHIPPED, UserError, exit_status, write_json
+from metrics import describe
 from ranks import joined
 from readers.votes import most_voted
 
@@ -82,7 +83,7 @@ def prepare(args: argparse.Namespace) -> "tuple[Machine, FaceNet | Ensemble, dic
     """
     from dataset import GET_FER2013, find, load
     from utils import pick_machine
-    from weights import SHIPPED, describe, load_ensemble, same_dataset
+    from weights import load_ensemble, same_dataset
 
     config = args.config
     machine = pick_machine(config.device, config.precision, config.threads)

@@ -14,6 +14,7 @@ from losses import Loss
 from metrics import Metrics, measure, summary, table
 from model import FaceNet
 from ranks import Ranks
+from readers.views import tta_views
 from utils import Machine, channels_last
 
 BATCH = 256  # images scored at a time
@@ -56,22 +57,6 @@ class Ensemble(nn.Module):
         return torch.stack([model(images).float() for model in self.models]).mean(0)
 
 
-def tta_views(images: Tensor, tta: str) -> list[Tensor]:
-    """Network inputs (B, 1, H, W) in each way in which they are scored.
-
-    "none": as they are; "flip": mirrored too; "crops": both, in place and moved by two pixels to each corner, where
-    the edge is repeated.
-    """
-    views = [images]
-    if tta == "crops":
-        height, width = images.shape[2:]
-        padded = nn.functional.pad(images, (2, 2, 2, 2), mode="replicate")
-        views += [padded[:, :, down : down + height, right : right + width] for down in (0, 4) for right in (0, 4)]
-    if tta != "none":
-        views += [view.flip(3) for view in views]
-    return views
-
-
 def forward(model: FaceNet | Ensemble, images: Tensor, *, machine: Machine, tta: str = "none") -> Tensor:
     """Logits (B, 7) float32 on the CPU of pixels (B, 48, 48) uint8, divided by the model's temperature.
 
@@ -83,9 +68,9 @@ def forward(model: FaceNet | Ensemble, images: Tensor, *, machine: Machine, tta:
     size = next(size for size in (*SIZES, len(images)) if size >= len(images))
     padded = nn.functional.pad(images, (0, 0, 0, 0, 0, size - len(images)))
     with torch.inference_mode(), machine.autocast():
-        inputs = preprocess(padded.to(machine.device))
-        views = [model(channels_last(view)).float() for view in tta_views(inputs, tta)]
-        logits = torch.stack(views).mean(0)[: len(images)].cpu() / model.temperature
+        views = (preprocess(torch.from_numpy(view).to(machine.device)) for view in tta_views(padded.numpy(), tta))
+        logits = torch.stack([model(channels_last(view)).float() for view in views]).mean(0)
+    logits = logits[: len(images)].cpu() / model.temperature
     if not logits.isfinite().all():
         raise UserError(
             "the network gives numbers that are not finite: its weights are damaged, or training "

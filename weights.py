@@ -1,22 +1,20 @@
 """Weight files: written from a trained network, read back into one, described and calibrated."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from config import Config
 from dataset import PREPROCESSING, FaceData
-from errors import UserError
+from errors import UserError, find_weights
+from metrics import find_threshold
 from model import FaceNet, build_model
 from utils import Machine, read_checkpoint, write_checkpoint
-from val import Ensemble, Scores, fit_temperature, predict_logits, score
-
-SHIPPED = "final_weights_new.pth"
+from val import CALIBRATION_IMAGES, Ensemble, Scores, fit_temperature, predict_logits, score
 
 
 def save_weights(path: Path, model: FaceNet, scores: Scores, *, config: Config, data: FaceData) -> None:
@@ -57,17 +55,6 @@ def weight_file(
     }
 
 
-def find_weights(name: str, *, flag: str = "--weights") -> Path:
-    """The file `name`, looked for in the current folder and then beside this code; a run's folder is its best.pth.
-
-    Raises UserError, with `flag`.
-    """
-    for path in (Path(name), Path(__file__).parent / name):
-        if os.path.exists(path):  # Path.exists raises for a name that is too long
-            return path / "best.pth" if os.path.isfile(path / "best.pth") else path
-    raise UserError(f"{name}: no such weight file; train one with `python interface.py`, or name another with {flag}")
-
-
 def load_weights(path: Path, *, machine: Machine) -> tuple[FaceNet, dict[str, Any]]:
     """The network in `path`, in evaluation mode on the machine's device, and the file's whole content.
 
@@ -105,11 +92,21 @@ def load_ensemble(names: Sequence[str], *, machine: Machine) -> tuple[FaceNet | 
     return models[0] if len(models) == 1 else Ensemble(models), {path: content for path, (_, content) in loaded.items()}
 
 
-def calibrate(path: Path, data: FaceData, *, machine: Machine) -> tuple[float, Scores, Scores]:
-    """Fit the temperature of the network in `path` on the validation images of `data`, deduplicated; rewrite the file.
+class Calibration(NamedTuple):
+    """What `calibrate` finds on the validation images, deduplicated."""
 
-    Returns the temperature and the Scores before (temperature 1) and after, which the file holds from now on. Their
-    loss is cross-entropy. Raises UserError where the file cannot be read or written.
+    temperature: float
+    threshold: float  # of the highest probability: below it predict.py is not sure
+    coverage: float  # the share of the images above it
+    before: Scores  # with temperature 1
+    after: Scores
+
+
+def calibrate(path: Path, data: FaceData, *, machine: Machine) -> Calibration:
+    """Fit temperature and threshold of the network in `path` on the validation images of `data`; rewrite the file.
+
+    The file holds both, and the Scores after, from now on. The loss of the Scores is cross-entropy.
+    Raises UserError where the file cannot be read or written.
     """
     (model, content), val = load_weights(path, machine=machine), data.split("val")
     model.temperature = 1.0
@@ -117,8 +114,12 @@ def calibrate(path: Path, data: FaceData, *, machine: Machine) -> tuple[float, S
     kept = np.flatnonzero(~val.copies)
     temperature = fit_temperature(logits[kept], val.labels[kept])
     before, after = (score(logits / divisor, val.labels, val.copies) for divisor in (1.0, temperature))
-    write_checkpoint(path, content | {"temperature": temperature, "metrics": after.plain()})
-    return temperature, before, after
+    threshold, coverage = 0.0, 1.0  # always sure: with few images a threshold says more of them than of the network
+    if len(kept) >= CALIBRATION_IMAGES:
+        threshold, coverage = find_threshold((logits[kept] / temperature).softmax(1).numpy(), val.labels[kept])
+    found = {"temperature": temperature, "threshold": threshold, "coverage": coverage, "metrics": after.plain()}
+    write_checkpoint(path, content | found)
+    return Calibration(temperature, threshold, coverage, before, after)
 
 
 def load_pretrained(model: FaceNet, config: Config, *, machine: Machine) -> None:
@@ -158,17 +159,3 @@ def same_dataset(content: dict[str, Any], data: FaceData) -> bool:
     trained_on = content["dataset"]
     both_fer2013 = data.name == trained_on.get("name") == "fer2013"
     return both_fer2013 or trained_on["fingerprint"] == data.fingerprint
-
-
-def describe(path: Path, content: dict[str, Any], *, tta: str = "none") -> str:
-    """One line: file, network, the dataset it was trained on, its validation accuracy, and `tta` if that is used."""
-    scores, data = content["metrics"], content["dataset"]
-    name = data.get("name") or data["source"]  # older files have no name
-    part = f", {sum(data['train'])} images of it" if data["limit"] else ""
-    official, deduplicated = scores["official"], scores["deduplicated"]
-    second = f" ({deduplicated['accuracy']:.4f} deduplicated)" if deduplicated["count"] != official["count"] else ""
-    return (
-        f"weights {path}: {content['model']}, trained on {'rendered faces' if data['demo'] else name}{part}"
-        f"{' with FER+ votes' if data.get('votes') else ''}, validation accuracy {official['accuracy']:.4f}{second}"
-        + ("" if tta == "none" else f"; test-time augmentation: {tta}")
-    )

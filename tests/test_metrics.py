@@ -6,7 +6,7 @@ from sklearn import metrics as reference
 from sklearn.calibration import calibration_curve
 
 from config import CLASSES
-from metrics import ECE_BINS, measure, summary, table
+from metrics import ECE_BINS, find_threshold, measure, summary, table
 
 
 def probabilities_and_labels(count: int = 500, *, classes: int = 7, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -71,3 +71,21 @@ def test_summary_and_table_show_the_figures():
     assert lines[0].split()[-7:] == list(CLASSES)
     assert lines[2].split() == ["disgust", "0.500", "1", "1", "0", "0", "0", "0", "0"]
     assert lines[3].split()[:2] == ["fear", "-"]
+
+
+def test_above_the_threshold_four_of_five_answers_are_right():
+    rng = np.random.default_rng(0)
+    confidence = rng.uniform(0.2, 1, 4000)
+    labels = np.where(rng.random(4000) < confidence, 0, 1)  # calibrated: as often right as it says
+    probabilities = np.zeros((4000, 7))
+    probabilities[:, 0], probabilities[:, 2:] = confidence, (1 - confidence[:, None]) / 5
+    threshold, coverage = find_threshold(probabilities, labels)
+    answered = confidence >= threshold
+    assert threshold == pytest.approx(0.6, abs=0.05) and coverage == pytest.approx(answered.mean())
+    assert (labels[answered] == 0).mean() == pytest.approx(0.8, abs=0.001)
+
+
+@pytest.mark.parametrize(("right", "expected"), [(10, (0.6, 1.0)), (0, (1.0, 0.0))])
+def test_a_network_that_is_always_or_never_right_answers_always_or_never(right, expected):
+    probabilities = np.tile([0.6, 0.4], (10, 1))
+    assert find_threshold(probabilities, np.arange(10) >= right) == expected

@@ -9,13 +9,14 @@ import torch
 
 from config import Config
 from dataset import load
+from errors import SHIPPED
 from helpers import write_folders
 from model import build_model
 from training import promote as module
 from training.promote import promote
 from utils import pick_machine
 from val import evaluate
-from weights import SHIPPED, load_weights, save_weights
+from weights import load_weights, save_weights
 
 MACHINE = pick_machine("cpu", "fp32")
 MODEL = {"model": "EmotionResNet-nano", "width": 0.2}

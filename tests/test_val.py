@@ -8,8 +8,9 @@ from helpers import faces
 from losses import CrossEntropy, FocalLoss
 from model import build_model
 from readers.cache import DIGEST
+from readers.views import tta_views
 from utils import pick_machine
-from val import Ensemble, evaluate, fit_temperature, forward, predict_logits, tta_views
+from val import Ensemble, evaluate, fit_temperature, forward, predict_logits
 
 MACHINE = pick_machine("cpu", "fp32")
 
@@ -85,9 +86,10 @@ def test_logits_that_are_not_finite_are_an_error():
 
 
 def test_views_are_the_image_its_mirror_image_and_both_in_five_places():
-    image = torch.arange(25.0).view(1, 1, 5, 5)
-    none, flip, crops = ([view[0, 0] for view in tta_views(image, tta)] for tta in ("none", "flip", "crops"))
-    assert len(none) == 1 and torch.equal(none[0], image[0, 0])
+    image = np.arange(25, dtype=np.uint8).reshape(1, 5, 5)
+    views = [tta_views(image, tta) for tta in ("none", "flip", "crops")]
+    none, flip, crops = ([torch.from_numpy(view[0]) for view in each] for each in views)
+    assert len(none) == 1 and (none[0].numpy() == image[0]).all()
     assert len(flip) == 2 and torch.equal(flip[0], none[0]) and torch.equal(flip[1], none[0].flip(1))
     assert len({tuple(view.flatten().tolist()) for view in crops}) == len(crops) == 10
     assert all(torch.equal(view.flip(1), crops[5 + row]) for row, view in enumerate(crops[:5]))
@@ -100,9 +102,9 @@ def test_views_are_the_image_its_mirror_image_and_both_in_five_places():
 def test_test_time_augmentation_averages_logits(tta):
     model, images = build_model("EmotionResNet-nano").eval(), torch.from_numpy(faces(20)[0])
     model.temperature = 0.5
-    inputs = images[:, None].float() / 127.5 - 1
+    inputs = [torch.from_numpy(view)[:, None].float() / 127.5 - 1 for view in tta_views(images.numpy(), tta)]
     with torch.no_grad():
-        mean = torch.stack([model(view) for view in tta_views(inputs, tta)]).mean(0)
+        mean = torch.stack([model(view) for view in inputs]).mean(0)
     both = forward(model, images, machine=MACHINE, tta=tta)
     torch.testing.assert_close(both, mean / 0.5, atol=1e-5, rtol=1e-4)
     assert not torch.allclose(both, forward(model, images, machine=MACHINE), atol=1e-5)

@@ -3,18 +3,17 @@ from dataclasses import replace
 import pytest
 import torch
 
-import weights
+import errors
 from config import Config
 from dataset import load
-from errors import UserError
+from errors import UserError, find_weights
 from helpers import brightness_weights, write_folders
+from metrics import describe
 from model import build_model
 from utils import pick_machine
 from val import evaluate
 from weights import (
     calibrate,
-    describe,
-    find_weights,
     load_pretrained,
     load_weights,
     same_validation,
@@ -77,7 +76,7 @@ def test_weights_that_do_not_fit_are_refused(data, tmp_path, values, message):
 
 def test_weights_are_looked_for_here_and_then_beside_the_code(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(weights, "__file__", str(tmp_path / "code" / "weights.py"))
+    monkeypatch.setattr(errors, "__file__", str(tmp_path / "code" / "errors.py"))
     (tmp_path / "code").mkdir()
     with pytest.raises(UserError, match=r"a\.pth: no such weight file; train one with"):
         find_weights("a.pth")
@@ -95,25 +94,32 @@ def test_calibration_fits_the_temperature_and_rewrites_the_file(tmp_path):
     data = load(Config(data=str(tmp_path / "archive"), cache=str(tmp_path / "cache")))
     path = brightness_weights(tmp_path / "w.pth", data=data)  # without a mistake: any temperature below 1 is better
     old = torch.load(path, weights_only=True)
-    temperature, before, after = calibrate(path, data, machine=MACHINE)
-    assert temperature == pytest.approx(0.25) and after.official.ece < before.official.ece
+    fitted = calibrate(path, data, machine=MACHINE)
+    temperature, threshold, coverage, before, after = fitted
+    assert (
+        temperature == pytest.approx(0.25)
+        and coverage == 1
+        and 0 < threshold < 1
+        and after.official.ece < before.official.ece
+    )
     assert after.deduplicated.accuracy == before.deduplicated.accuracy
     model, content = load_weights(path, machine=MACHINE)
-    assert model.temperature == content["temperature"] == temperature and content["metrics"] == after.plain()
+    assert model.temperature == content["temperature"] == temperature and content["threshold"] == threshold
+    assert content["metrics"] == after.plain()
     assert after == evaluate(model, data.split("val"), machine=MACHINE)
     assert all(torch.equal(value, old["state_dict"][name]) for name, value in content["state_dict"].items())
     assert {key: content[key] for key in ("versions", "config", "dataset")} == {
         key: old[key] for key in ("versions", "config", "dataset")
     }
-    assert calibrate(path, data, machine=MACHINE) == (temperature, before, after)  # it starts from 1 each time
+    assert calibrate(path, data, machine=MACHINE) == fitted  # it starts from 1 each time
 
 
 def test_fewer_than_200_images_deduplicated_leave_the_temperature_at_one(tmp_path):
     write_folders(tmp_path / "archive", val=250, val_copies=60)
     data = load(Config(data=str(tmp_path / "archive"), cache=str(tmp_path / "cache")))
     path = brightness_weights(tmp_path / "w.pth", data=data)
-    temperature, before, after = calibrate(path, data, machine=MACHINE)
-    assert temperature == 1.0 and before == after
+    fitted = calibrate(path, data, machine=MACHINE)
+    assert fitted[:3] == (1.0, 0.0, 1.0) and fitted.before == fitted.after
 
 
 def test_fer2013_in_another_form_is_the_same_dataset(data, tmp_path):

@@ -8,9 +8,10 @@ from torch import Tensor
 
 from config import Config
 from dataset import FaceData
-from errors import UserError
+from errors import UserError, find_weights
+from metrics import describe
 from utils import Machine, channels_last
-from weights import describe, find_weights, leakage_notes, load_weights
+from weights import leakage_notes, load_weights
 
 
 class Teachers:

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from dataset import FaceData
-from errors import UserError, write_file
+from errors import SHIPPED, UserError, write_file
 from utils import Machine, write_checkpoint
 from val import Scores, evaluate
-from weights import SHIPPED, load_weights, same_validation
+from weights import load_weights, same_validation
 
 CODE = Path(__file__).resolve().parent.parent  # has the shipped weights
 
