@@ -1,59 +1,66 @@
-"""Predict: name the emotion in every image of files, folders and zips, and score them where folders name the class.
+"""Predict: find the faces in files, folders and zips, and name the emotion of each.
 
 `python predict.py` reads test/, or else test.zip, in the current folder; `python predict.py photo.jpg faces/ faces.zip`
-reads these. `--csv` and `--json` write a row per image, bad files included: its file, the prediction and its
-probability, the seven probabilities, the true class if the folder around the file names one, a note, the problem.
-The JSON is one array, with an object per line.
+reads these. A small image is taken for a face crop (`--faces`). `--csv` and `--json` write a row per face, and one per
+file without a face; `--annotate` writes copies with the answers drawn into them, `--sheet` one picture of all faces.
+Where folders name the true class, the answers are scored.
 
-Several processes share the work (`torchrun --nproc_per_node=N -- predict.py ...`): each decodes and predicts every N-th
+Several processes share the work (`torchrun --nproc_per_node=N -- predict.py ...`): each reads and predicts every N-th
 batch, and the first one prints and writes what one process alone would.
 """
 
 import argparse
-import csv
-import json
+import io
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import replace
-from itertools import chain, islice, repeat
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from itertools import islice
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 import numpy as np
 
 from cli import Parser, add_flags, nonempty
 from config import CLASSES, TTA, TTA_HELP
-from errors import UserError, counted, cpu_quota, exit_status, plain
-from metrics import measure, summary, table
+from errors import UserError, counted, cpu_quota, exit_status, plain, write_file
+from faces.face import Face
+from faces.tables import Row, open_table, rows_of
+from metrics import ANSWERED_RIGHT, describe, measure, summary, table
+from predictor import ENGINES, FACES, Look, Predictor
 from ranks import joined
-from readers.decode import EXTENSIONS, Batch, cut, decode_batches, looks_uncropped
-from readers.layout import Item
+from readers.decode import EXTENSIONS, cut, decode_rgb, looks_uncropped, work_in_batches
+from readers.layout import Item, is_image_name
 from readers.sources import open_inputs
 
-if TYPE_CHECKING:
-    from utils import Machine
-
-BATCH = 256  # images at a time: one of val.SIZES
-COLUMNS = ("file", "prediction", "probability", *CLASSES, "true", "note", "problem")
-READ = (*EXTENSIONS, ".zip", ".pth")  # suffixes of what is read: no table is written over such a file
+MACHINE = ("device", "precision", "threads")  # settings
+BATCH = 64  # files at a time: one of val.SIZES
+READ = (*EXTENSIONS, ".zip", ".pth", ".onnx")  # suffixes of what is read: no table is written over such a file
+MOST_ON_SHEET = 5_000  # faces that are kept for it
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The typed flags. A typo, or a value that is not allowed, exits with status 2."""
-    parser = Parser("predict.py", "Name the emotion in images of faces.")
-    parser.add_argument("paths", nargs="*", metavar="PATH", help="images, folders, zips (default: test/ or test.zip)")
-    parser.add_argument("--weights", type=nonempty, metavar="FILE", help="weights to use (default: the shipped ones)")
-    help = "print the K likeliest emotions (default: 1)"
-    parser.add_argument("--top-k", type=int, choices=range(1, len(CLASSES) + 1), default=1, metavar="K", help=help)
-    parser.add_argument("--csv", type=nonempty, metavar="FILE", help="write a table; - is standard output")
-    parser.add_argument("--json", type=nonempty, metavar="FILE", help="write a JSON array; - is standard output")
-    parser.add_argument("--quiet", action="store_true", help="print the summary only")
-    parser.add_argument("--strict", action="store_true", help="exit with status 2 if any file had to be skipped")
-    parser.add_argument("--tta", choices=TTA, default="none", help=TTA_HELP)
-    add_flags(parser, names=("device", "precision", "threads"))
+    parser = Parser("predict.py", "Find faces in photos, and name their emotions.")
+    add = parser.add_argument
+    add("paths", nargs="*", metavar="PATH", help="images, folders, zips (default: test/ or test.zip)")
+    add("--weights", type=nonempty, metavar="FILE", help="weights to use (default: the shipped ones)")
+    help = "auto takes images of up to 64 pixels a side as face crops, and finds the faces in larger ones (default)"
+    add("--faces", choices=FACES, default="auto", help=help)
+    add("--top-k", type=int, choices=range(1, len(CLASSES) + 1), default=1, metavar="K", help="print the K likeliest")
+    add("--csv", type=nonempty, metavar="FILE", help="write a table; - is standard output")
+    add("--json", type=nonempty, metavar="FILE", help="write a JSON array; - is standard output")
+    add("--annotate", type=nonempty, metavar="DIR", help="write copies of the images with the answers drawn into them")
+    add("--explain", action="store_true", help="annotate: show which places of a face speak for the answer")
+    add("--sheet", type=nonempty, metavar="FILE", help="write a PNG of all faces, sorted by emotion")
+    add("--quiet", action="store_true", help="print the summary only")
+    add("--strict", action="store_true", help="exit with status 2 if any file had to be skipped")
+    add("--tta", choices=TTA, default="none", help=TTA_HELP)
+    help = "auto is onnxruntime where an .onnx file belongs to the weights, else PyTorch (default)"
+    add("--engine", choices=ENGINES, default="auto", help=help)
+    add_flags(parser, names=MACHINE)
     args = parser.resolve(parser.parse_intermixed_args(argv))
     args.tables = {form: target for form, target in (("csv", args.csv), ("json", args.json)) if target}
     for form, target in args.tables.items():
@@ -61,6 +68,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
             parser.error(f"argument --{form}: {target} is named like an image, a zip or weights; name another file")
     if args.csv and args.csv == args.json:
         parser.error(f"argument --json: {args.json} is where --csv writes; name another file")
+    if args.sheet and not args.sheet.lower().endswith(".png"):
+        parser.error(f"argument --sheet: {args.sheet} does not end in .png")
+    if args.explain and not args.annotate:
+        parser.error("argument --explain: give --annotate DIR too, where the pictures go")
     return args
 
 
@@ -68,60 +79,71 @@ def main(argv: Sequence[str] | None = None) -> int:
     return exit_status(predict, parse(argv))
 
 
+class Task(NamedTuple):
+    """What there is to do."""
+
+    predictor: Predictor
+    items: list[Item]  # the images, not decoded yet
+    lines: list[str]  # about weights and inputs
+
+
 def predict(args: argparse.Namespace) -> int:
     """Load the weights, predict every image as it comes, print the summary.
 
-    Raises UserError where nothing can be read, where --strict forbids what was skipped, or where a table fails.
+    Raises UserError where nothing can be read, where --strict forbids what was skipped, or where an output fails.
     """
     with joined() as ranks, ExitStack() as tables:
-        machine, probabilities, items, lines = ranks.in_turn(prepare, args)
-        ranks.check(machine.device.type)
-        output = Output(args, machine)
+        task = ranks.in_turn(prepare, args)
+        ranks.check(task.predictor.engine.device)
+        output = Output(args, task)
         if ranks.first:
             output.writers = [tables.enter_context(open_table(*each)) for each in args.tables.items()]
-            output.say(lines)
-        mine = islice(cut(items, BATCH), ranks.rank, None, ranks.size)
-        decoded = decode_batches(mine, max(1, cpu_quota() // ranks.size))
-        predicted = (make_rows(batch, probabilities(batch.pixels)) for batch in decoded)
-        for _ in range(0, len(items), BATCH * ranks.size):
+            output.say(task.lines)
+        mine = islice(cut(task.items, BATCH), ranks.rank, None, ranks.size)
+        read = work_in_batches(lambda item: task.predictor.look(item.read()), mine, cpu_quota() // ranks.size)
+        predicted = (make_rows(*batch, task.predictor) for batch in read)
+        for _ in range(0, len(task.items), BATCH * ranks.size):
             for rows in ranks.gather(next(predicted, [])) or []:  # the first process has those of all
                 output.write(rows)
         if ranks.first:
             output.summarize()
-    skipped = counted(output.skipped, "file") + " skipped"
-    if ranks.first and not output.images:
+    counts = output.counts
+    skipped = counted(counts["skipped"], "file") + " skipped"
+    if ranks.first and not counts["images"]:
         raise UserError(f"nothing could be read: {skipped}")
-    if args.strict and output.skipped:
+    if args.strict and counts["skipped"]:
         raise UserError(f"--strict: {skipped}")
     return 0
 
 
-def prepare(args: argparse.Namespace) -> tuple["Machine", Callable, list[Item], list[str]]:
-    """The machine, the network, the list of all images, not decoded yet, and lines about weights and inputs.
-
-    The network is a function: pixels (B, 48, 48) uint8 to probabilities (B, 7). Raises UserError.
-    """
-    import torch
-
-    from utils import pick_machine
-    from val import forward
-    from weights import SHIPPED, describe, find_weights, load_weights
-
-    paths = find_inputs(args.paths)
-    machine = pick_machine(args.config.device, args.config.precision, args.config.threads)
-    weights = find_weights(args.weights or SHIPPED)
-    model, content = load_weights(weights, machine=machine)
+def prepare(args: argparse.Namespace) -> Task:
+    """The network and the list of all images; none is decoded yet. Raises UserError."""
+    paths, machine = find_inputs(args.paths), {name: getattr(args.config, name) for name in MACHINE}
+    settings = {"engine": args.engine, "tta": args.tta, "maps": args.explain, **machine}
+    predictor = Predictor(args.weights, faces=args.faces, **settings)
     items, notes, training = list_inputs(paths)
-
-    def probabilities(pixels: np.ndarray) -> np.ndarray:
-        return forward(model, torch.from_numpy(pixels), machine=machine, tta=args.tta).softmax(1).numpy()
-
-    lines = [describe(weights, content, tta=args.tta), *(() if args.quiet else notes)]
+    if args.annotate:
+        check_folder(Path(args.annotate), paths)
+    content = predictor.engine.content
+    lines = [describe(predictor.path, content, tta=args.tta), *predictor.notes, *(() if args.quiet else notes)]
     if training:
         lines.append(
             f"note: {counted(training, 'image')} in train/: networks learn from such, so an accuracy on them is no test"
         )
-    return machine, probabilities, items, lines
+    return Task(predictor, items, lines)
+
+
+def make_rows(items: list[Item], looks: list[Look | str], predictor: Predictor) -> list[tuple[Item, list[Row]]]:
+    """For each item its rows: `looks` has what was found in it, or why it could not be read."""
+    answers = iter(predictor.answer([look for look in looks if isinstance(look, Look)]))
+    rows = []
+    for item, look in zip(items, looks, strict=True):
+        true, note = CLASSES[item.label] if item.label >= 0 else "", ""
+        found = look if isinstance(look, str) else next(answers)
+        if isinstance(look, Look) and found and not found[0].box and looks_uncropped(look.width, look.height):
+            note = f"{look.width}x{look.height}: a cropped face is expected"
+        rows.append((item, rows_of(item.name, found, true=true, note=note)))
+    return rows
 
 
 # --- In: paths to images ---
@@ -155,148 +177,131 @@ def list_inputs(paths: Iterable[Path]) -> tuple[list[Item], list[str], int]:
         renamed = (f"folder {old!r} is read as {new}" for old, new in source.renamed.items())
         notes += [plain(f"{path}: {line}") for line in renamed]
         training += source.training
-        single = source.kind == "image"
-        items += [replace(item, name=str(path) if single else f"{path}/{item.name}") for item in source.items()]
+        for item in source.items():
+            item.name = str(path) if source.kind == "image" else f"{path}/{item.name}"
+            items.append(item)
     return items, notes, training
 
 
-# --- Out: rows to lines and tables ---
+def check_folder(folder: Path, paths: Iterable[Path]) -> None:
+    """Raise UserError where pictures written into `folder` could replace what is read from `paths`."""
+    place = Path(os.path.realpath(folder))
+    for path in map(Path, map(os.path.realpath, paths)):
+        if place == path.parent if is_image_name(path.name) else path in (place, *place.parents):
+            raise UserError(f"--annotate {folder}: images are read from there; name another folder")
 
 
-class Row(NamedTuple):
-    """What is known of one image; "" and [] are not known."""
-
-    file: str  # printable
-    true: str  # its class
-    probabilities: list[float]  # of every class
-    note: str
-    problem: str  # why there is no prediction
-
-    def entry(self) -> dict[str, Any]:
-        """The row of a table, by name of column; in place of the classes' columns there are `probabilities`."""
-        values = dict(zip(CLASSES, self.probabilities, strict=False))
-        best = max(values, key=values.get, default=None)
-        values = {name: round(value, 6) for name, value in values.items()}
-        known = {"file": self.file, "prediction": best, "probability": values.get(best), "probabilities": values}
-        entry = known | {"true": self.true, "note": self.note, "problem": self.problem}
-        return {name: value or None for name, value in entry.items()}
-
-
-def make_rows(batch: Batch, probabilities: np.ndarray) -> list[Row]:
-    """A row for each item of `batch`; `probabilities` (G, 7) are those of the G good ones."""
-    values, rows = iter(probabilities.tolist()), []
-    for item, size in zip(batch.items, batch.found, strict=True):
-        file, true = plain(item.name), CLASSES[item.label] if item.label >= 0 else ""
-        if isinstance(size, str):
-            rows.append(Row(file, true, [], "", plain(size)))
-        else:
-            note = "{}x{}: a cropped face is expected".format(*size) if looks_uncropped(*size) else ""
-            rows.append(Row(file, true, next(values), note, ""))
-    return rows
+# --- Out: lines, tables and pictures ---
 
 
 class Output:
     """What is printed and written about all images, in their order. Only the first process uses it."""
 
-    def __init__(self, args: argparse.Namespace, machine: "Machine") -> None:
-        self.top_k, self.machine = 0 if args.quiet else args.top_k, machine
+    def __init__(self, args: argparse.Namespace, task: Task) -> None:
+        self.args, self.predictor = args, task.predictor
         self.stream = sys.stderr if "-" in args.tables.values() else sys.stdout  # a table on stdout is alone there
         self.writers: list[Callable[[list[Row]], None]] = []  # of the tables
-        self.scored: list[tuple[np.ndarray, np.ndarray]] = []  # probabilities and labels of images of known class
-        self.images = self.skipped = self.notes = 0
+        self.scored: list[tuple[np.ndarray, int]] = []  # probabilities and label of images of known class
+        self.sheet: list[tuple[str, Face]] = []
+        self.pictures: set[Path] = set()  # written by --annotate; their names are those of the images below `around`
+        self.around = os.path.commonpath([os.path.dirname(os.path.abspath(item.name)) for item in task.items] or ["/"])
+        self.counts: Counter[str] = Counter()
         self.started = time.perf_counter()
 
     def say(self, lines: list[str]) -> None:
         print("".join(f"{line}\n" for line in lines), end="", file=self.stream, flush=True)
 
-    def write(self, rows: list[Row]) -> None:
-        """Count the rows of one batch, write them to the tables, print them."""
-        good = [row for row in rows if not row.problem]
-        known = [row for row in good if row.true]
-        values = np.array([row.probabilities for row in known], np.float32).reshape(-1, len(CLASSES))
-        self.scored.append((values, np.array([CLASSES.index(row.true) for row in known], np.int64)))
-        self.images += len(good)
-        self.skipped += len(rows) - len(good)
-        self.notes += sum(bool(row.note) for row in rows)
-        for write in self.writers:
-            write(rows)
-        for row in rows:
-            if row.problem:
-                print(f"skipped {row.file}: {row.problem}", file=sys.stderr)
-        if self.top_k:
-            self.say([sentence(row, self.top_k) for row in good])
+    def write(self, batch: list[tuple[Item, list[Row]]]) -> None:
+        """Count the rows of one batch, write them to the tables, print and draw them."""
+        for item, rows in batch:
+            for write in self.writers:
+                write(rows)
+            faces = [row for row in rows if row.face]
+            self.count(rows, faces)
+            if rows[0].problem:
+                print(f"skipped {rows[0].file}: {rows[0].problem}", file=sys.stderr)
+                continue
+            if not self.args.quiet:
+                self.say([sentence(row, self.args.top_k, alone=len(rows) == 1) for row in rows])
+            if self.args.sheet:
+                self.sheet += [(PurePosixPath(row.file).name, row.face) for row in faces]
+                del self.sheet[MOST_ON_SHEET:]
+            if self.args.annotate:
+                self.annotate(item, [row.face for row in faces])
+
+    def count(self, rows: list[Row], faces: list[Row]) -> None:
+        """Count the `rows` of one file, of which `faces` have a face."""
+        self.scored += [(row.face.probabilities, CLASSES.index(row.true)) for row in faces if row.true]
+        read = not rows[0].problem
+        self.counts.update(
+            images=int(read),
+            skipped=int(not read),
+            faces=len(faces),
+            sure=sum(row.face.sure for row in faces),
+            photos=int(read and (not faces or faces[0].number > 0)),
+            empty=int(read and not faces),
+            notes=sum(bool(row.note) for row in rows),
+            unscored=int(read and not any(row.true for row in faces)),
+        )
+
+    def annotate(self, item: Item, faces: list[Face]) -> None:
+        """Write the image of `item` with its answers into the folder of --annotate. Raises UserError."""
+        from faces.draw import annotate
+
+        inside = PurePosixPath(os.path.relpath(os.path.abspath(item.name), self.around))
+        target, number = Path(self.args.annotate, inside).with_suffix(".jpg"), 1
+        while target in self.pictures:  # a.png and a.jpg
+            number += 1
+            target = target.with_stem(f"{inside.stem}-{number}")
+        self.pictures.add(target)
+        maps = self.predictor.maps(faces) if self.args.explain else None
+        picture, buffer = annotate(decode_rgb(item.read()), faces, maps), io.BytesIO()
+        picture.save(buffer, "JPEG", quality=90)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"--annotate: {target.parent} cannot be made ({error.strerror})") from error
+        write_file(target, buffer.getvalue())
 
     def summarize(self) -> None:
-        """Print the figures over the images of known class, if there are any, and the counts."""
-        seconds = max(time.perf_counter() - self.started, 1e-9)
-        metrics, lines = measure(*map(np.concatenate, zip(*self.scored, strict=True))), []
-        if metrics.count:
+        """Print the figures over the images of known class, if there are any, and the counts; write the sheet."""
+        counts, seconds, lines = self.counts, max(time.perf_counter() - self.started, 1e-9), []
+        if self.scored:
+            probabilities, labels = zip(*self.scored, strict=True)
+            metrics = measure(np.array(probabilities), np.array(labels))
             lines = [summary(metrics), *table(metrics)]
-            if metrics.count < self.images:
-                lines.append(f"not scored, no folder around them names a class: {self.images - metrics.count}")
-        counts = f"{counted(self.images, 'image')}, {self.skipped} skipped, {counted(self.notes, 'note')}"
-        self.say([*lines, f"{counts}; {self.images / seconds:.0f} images/s on {self.machine}"])
+            if counts["unscored"]:
+                lines.append(f"not scored, no class or no face is known: {counts['unscored']}")
+        if self.predictor.threshold and counts["faces"]:
+            lines.append(
+                f"sure of {counts['sure'] / counts['faces']:.1%} of the faces: on validation images "
+                f"{ANSWERED_RIGHT:.0%} of such answers are right"
+            )
+        if self.args.sheet:
+            from faces.draw import sheet
+
+            buffer = io.BytesIO()
+            sheet(self.sheet).save(buffer, "PNG")
+            write_file(Path(self.args.sheet), buffer.getvalue())
+            lines.append(f"{self.args.sheet} shows the faces")
+        if self.args.annotate:
+            lines.append(f"{counted(len(self.pictures), 'picture')} in {self.args.annotate}")
+        found = f"{counted(counts['faces'], 'face')}, {counts['empty']} without a face, " if counts["photos"] else ""
+        rate = f"{counts['images'] / seconds:.0f} images/s on {self.predictor.engine.name}"
+        noted = f"{counts['skipped']} skipped, {counted(counts['notes'], 'note')}; {rate}"
+        self.say([*lines, f"{counted(counts['images'], 'image')}, {found}{noted}"])
 
 
-def sentence(row: Row, top_k: int) -> str:
-    """One line: file, likeliest classes with probabilities, the true class if known, the note."""
-    ranked = sorted(zip(CLASSES, row.probabilities, strict=True), key=lambda pair: -pair[1])
-    likely = ", ".join(f"{name} {value:.4f}" for name, value in ranked[:top_k])
+def sentence(row: Row, top_k: int, *, alone: bool) -> str:
+    """One line: file, which face, likeliest classes with probabilities, the true class if known, the note."""
     true, note = row.true and f"(true {row.true})", row.note and f"note: {row.note}"
-    return "  ".join(part for part in (row.file, likely, true, note) if part)
-
-
-@contextmanager
-def open_table(form: str, target: str) -> Iterator[Callable[[list[Row]], None]]:
-    """A function that writes rows to `target`: the file appears whole when the block ends well, or not at all.
-
-    After Ctrl-C the rows so far are left in `target`.part. "-" is standard output. Raises UserError.
-    """
-    rows = {"csv": csv_rows, "json": json_rows}[form]
-    if target == "-":
-        with rows(sys.stdout) as write:
-            yield write
-        return
-    path = Path(os.path.realpath(target))  # a link stays one: its file is replaced
-    part = path.with_name(f"{path.name}.part")
-    if os.path.exists(path) and not os.path.isfile(path):
-        raise UserError(f"--{form} {target}: this is no file; name one, or - for standard output")
-    try:
-        file = open(part, "w", encoding="utf-8", newline="")  # noqa: SIM115 (closed below)
-    except OSError as error:
-        raise UserError(f"--{form} {target} cannot be written: {error.strerror}; choose another place") from error
-    try:
-        with file, rows(file) as write:
-            yield write
-        os.replace(part, path)
-    except Exception:
-        part.unlink()
-        raise
-
-
-@contextmanager
-def csv_rows(file: TextIO) -> Iterator[Callable[[list[Row]], None]]:
-    """A function that writes rows to `file` as csv, with COLUMNS."""
-    writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-
-    def write(rows: list[Row]) -> None:
-        for entry in (row.entry() for row in rows):
-            cells = entry | (entry["probabilities"] or {})
-            writer.writerow({k: f"{value:.6f}" if isinstance(value, float) else value for k, value in cells.items()})
-
-    yield write
-
-
-@contextmanager
-def json_rows(file: TextIO) -> Iterator[Callable[[list[Row]], None]]:
-    """A function that writes rows to `file` as one array, an object on each line."""
-    file.write("[")
-    before = chain(["\n"], repeat(",\n"))
-    try:
-        yield lambda rows: file.writelines(next(before) + json.dumps(row.entry()) for row in rows)
-    finally:
-        file.write("\n]\n")
+    if not row.face:
+        return "  ".join(part for part in (row.file, row.answer, true) if part)
+    ranked = sorted(zip(CLASSES, row.face.probabilities.tolist(), strict=True), key=lambda pair: -pair[1])
+    likely = ", ".join(f"{name} {value:.4f}" for name, value in ranked[:top_k])
+    likely = likely if row.face.sure else f"{row.answer}: {likely}"
+    which = "" if alone else f"face {row.number}"
+    return "  ".join(part for part in (row.file, which, likely, true, note) if part)
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ class Item:
     label: int = -1  # index into CLASSES, -1 unknown
     problem: str = ""  # why it can't be used; "" if fine
     load: Callable[[], Decoded] | None = None
+    read: Callable[[], bytes] | None = None  # the bytes of its file, where it has one; raises BadImage too
 
 
 @dataclass(slots=True)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from errors import UserError
-from readers.decode import DAMAGE, EXTENSIONS, MAX_BYTES, BadImage, Decoded, decode, decode_file
+from readers.decode import DAMAGE, EXTENSIONS, MAX_BYTES, BadImage, read_file
 from readers.layout import RENDERED_MARK, Item, Layout, input_layout, is_image_name, is_junk, training_layout
 from readers.tables import open_table, read_rows
 
@@ -80,7 +80,7 @@ def open_inputs(path: Path) -> Source:
         raise UserError(f"{path}: not an image. Accepted are a folder, .zip, {', '.join(sorted(EXTENSIONS))}.")
     layout = input_layout([path.name], around=path.resolve().parts[-3:-1])
     for item in layout.items:
-        item.load = partial(decode_file, path)
+        item.read = partial(read_file, path)
     return Source(path, "image", partial(_digest_file, path), lambda: layout.items, 1, training=layout.training)
 
 
@@ -99,7 +99,7 @@ def _files(path: Path, listed: "_Folder | _Zip", layout: Layout) -> Source:
         raise UserError(f"{path}: has no files. Accepted are images ({', '.join(sorted(EXTENSIONS))}).")
     for item in items:
         if not item.problem:
-            item.load = partial(listed.load, item.name)
+            item.read = partial(listed.read, item.name)
     marked = any(posixpath.basename(name) == RENDERED_MARK for name in listed.files)
     marked = marked or os.path.isfile(path / ".." / RENDERED_MARK)  # `path` may be a split of rendered faces
     return Source(path, "files", listed.key, lambda: items, len(items), layout.renamed, marked, layout.training)
@@ -156,8 +156,8 @@ class _Folder:
                 stamps[-1] += f"\0{status.st_size}\0{status.st_mtime_ns}"
         return _digest(*stamps)
 
-    def load(self, name: str) -> Decoded:
-        return decode_file(self.files[name])
+    def read(self, name: str) -> bytes:
+        return read_file(self.files[name])
 
     def open_table(self, name: str) -> AbstractContextManager[tuple[BinaryIO, str]]:
         return open_table(self.files[name])
@@ -195,16 +195,15 @@ class _Zip:
         infos = self.archive.infolist()
         return _digest("zip", *(f"{info.filename}\0{info.file_size}\0{info.CRC}" for info in infos))
 
-    def load(self, name: str) -> Decoded:
+    def read(self, name: str) -> bytes:
         size = self.files[name].file_size
         if size > MAX_BYTES:
             raise BadImage(f"above the limit of {MAX_BYTES // 2**20} MiB")
         try:
             with self._open(name) as file:
-                data = file.read(size)  # without a size, whatever a bomb gives is inflated at once
+                return file.read(size)  # without a size, whatever a bomb gives is inflated at once
         except DAMAGE as error:
             raise BadImage(f"can't be read from the zip ({str(error) or type(error).__name__})") from error
-        return decode(data)
 
     @contextmanager
     def open_table(self, name: str) -> Iterator[tuple[BinaryIO, str]]:

@@ -21,6 +21,16 @@ def faces(count: int, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     return (noise + (labels * 28)[:, None, None]).astype(np.uint8), labels
 
 
+def save_face(path: Path, label: int = 3, *, size: tuple[int, int] = (48, 48)) -> Path:
+    """An image that the weights read as class `label`, in the format of its suffix."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.fromarray(faces(7)[0][label])
+    if size != (48, 48):
+        image = image.resize(size, Image.Resampling.NEAREST)
+    image.convert("RGB" if path.suffix == ".ppm" else "L").save(path)
+    return path
+
+
 def write_folders(root: Path, *, train: int = 70, val: int = 28, test: int = 14, val_copies: int = 0) -> Path:
     """An archive as people download it: train/<class>/Training_*.png, test/<class>/PublicTest_* and PrivateTest_*.
 

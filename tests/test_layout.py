@@ -21,20 +21,21 @@ FLOORS = (
     {"dataset"},
     {"val"},
     {"weights"},
-    {"training"},
-    {"predict", "test", "train"},
-    {"interface", "study"},
+    {"explain", "training"},
+    {"predictor", "test", "train"},
+    {"export", "hubconf", "interface", "predict", "study"},
     {"bench", "experiments"},
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 APART = ("dataset", "model")  # neither reaches the other, not even through a third
-SCRIPTS = ("interface", "test", "predict", "experiments")
+SCRIPTS = ("interface", "test", "predict", "experiments", "export")
 HEAVY = {"torch", "torchvision", "matplotlib", "cv2"}  # a second or more: `--help` answers without them
 FACE_NAME = re.compile(r"(Training|PublicTest|PrivateTest)_\d+\.(png|jpe?g)", re.IGNORECASE)
 MEGABYTE = 1_000_000
 LONGEST = 400  # lines of a file
 # What a prediction without torch needs
-TORCH_FREE = ("config", "cli", "errors", "metrics", "ranks", "readers", "faces", "predict")
+# What a prediction without torch needs
+TORCH_FREE = ("config", "cli", "errors", "faces", "metrics", "predict", "predictor", "ranks", "readers")
 
 
 def room(path: Path) -> str:
@@ -140,8 +141,9 @@ def test_environment_yml_installs_the_requirements():
 
 def test_every_third_party_import_is_required():
     named = {"PIL": "pillow", "cv2": "opencv-python-headless", "yaml": "pyyaml", "sklearn": "scikit-learn"}
-    lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").split()
-    required = {re.match(r"[\w-]+", line)[0] for line in lines}
+    files = ("requirements.txt", "requirements-predict.txt")
+    lines = "\n".join((ROOT / name).read_text(encoding="utf-8") for name in files).splitlines()
+    required = {found[0] for line in lines if (found := re.match(r"[\w-]+", line))}
     used = set().union(*(imports(parse(path)) for path in FILES)) - set(sys.stdlib_module_names) - set(FLOOR)
     assert {named.get(name, name) for name in used} <= required
 

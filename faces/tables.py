@@ -1,0 +1,129 @@
+"""Rows about faces, and the tables that hold them: CSV and JSON."""
+
+import csv
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain, repeat
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+
+from config import CLASSES
+from errors import UserError, plain
+from faces.face import Face
+
+NO_FACE = "no face"  # the answer where none was found
+PLACE = ("x", "y", "width", "height", "score")  # of a face in its photo: pixels, and the detector's score
+COLUMNS = ("file", "face", *PLACE, "answer", "prediction", "probability", *CLASSES, "true", "note", "problem")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A face, or a file without one."""
+
+    file: str  # printable
+    number: int = 0  # of the face in a photo, from 1, left to right; 0 for an image that was taken whole, or no face
+    face: Face | None = None
+    true: str = ""  # the class that the folder names
+    note: str = ""
+    problem: str = ""  # why the file could not be read
+
+    @property
+    def answer(self) -> str:
+        """The emotion, "not sure" or "no face"; nothing of a file that could not be read."""
+        return self.face.answer if self.face else "" if self.problem else NO_FACE
+
+    def entry(self) -> dict[str, Any]:
+        """What is known, by name; in place of the classes' columns there are `probabilities`."""
+        entry = {"file": self.file, "face": self.number, **dict.fromkeys(PLACE), "answer": self.answer}
+        entry |= {"prediction": "", "probability": "", "probabilities": {}}
+        if self.face:
+            values = [round(value, 6) for value in self.face.probabilities.tolist()]
+            entry |= {"prediction": self.face.emotion, "probability": max(values)}
+            entry["probabilities"] = dict(zip(CLASSES, values, strict=True))
+            if box := self.face.box:
+                entry |= {name: round(float(value), 2) for name, value in zip(PLACE, box, strict=False)}
+        entry |= {"true": self.true, "note": self.note, "problem": self.problem}
+        return {name: None if value in ("", 0, {}) and name not in PLACE else value for name, value in entry.items()}
+
+
+def rows_of(name: str, found: list[Face] | str, *, true: str = "", note: str = "") -> list[Row]:
+    """The rows of the file `name`: `found` are its faces, or why it could not be read.
+
+    `true` is the image's class: of several faces the largest is meant.
+    """
+    file = plain(name)
+    if isinstance(found, str):
+        return [Row(file, true=true, problem=plain(found))]
+    if not found:
+        return [Row(file, true=true)]
+    sizes = [face.box.width * face.box.height if face.box else 1 for face in found]
+    return [
+        Row(
+            file,
+            number if face.box else 0,
+            face,
+            true if number == int(np.argmax(sizes)) + 1 else "",
+            ", ".join([*([note] if note else []), *face.notes]),
+        )
+        for number, face in enumerate(found, 1)
+    ]
+
+
+@contextmanager
+def open_table(form: str, target: str) -> Iterator[Callable[[list[Row]], None]]:
+    """A function that writes rows to `target`: the file appears whole when the block ends well, or not at all.
+
+    After Ctrl-C the rows so far are left in `target`.part. "-" is standard output. Raises UserError.
+    """
+    rows = {"csv": csv_rows, "json": json_rows}[form]
+    if target == "-":
+        with rows(sys.stdout) as write:
+            yield write
+        return
+    path = Path(os.path.realpath(target))  # a link stays one: its file is replaced
+    part = path.with_name(f"{path.name}.part")
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise UserError(f"--{form} {target}: this is no file; name one, or - for standard output")
+    try:
+        file = open(part, "w", encoding="utf-8", newline="")  # noqa: SIM115 (closed below)
+    except OSError as error:
+        raise UserError(f"--{form} {target} cannot be written: {error.strerror}; choose another place") from error
+    try:
+        with file, rows(file) as write:
+            yield write
+        os.replace(part, path)
+    except Exception:
+        part.unlink()
+        raise
+
+
+@contextmanager
+def csv_rows(file: TextIO) -> Iterator[Callable[[list[Row]], None]]:
+    """A function that writes rows to `file` as csv, with COLUMNS."""
+    writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+
+    def write(rows: list[Row]) -> None:
+        for entry in (row.entry() for row in rows):
+            cells = entry | (entry["probabilities"] or {})
+            texts = {name: f"{value:.6f}" for name, value in cells.items() if isinstance(value, float)}
+            writer.writerow(cells | texts)
+
+    yield write
+
+
+@contextmanager
+def json_rows(file: TextIO) -> Iterator[Callable[[list[Row]], None]]:
+    """A function that writes rows to `file` as one array, an object on each line."""
+    file.write("[")
+    before = chain(["\n"], repeat(",\n"))
+    try:
+        yield lambda rows: file.writelines(next(before) + json.dumps(row.entry()) for row in rows)
+    finally:
+        file.write("\n]\n")

@@ -1,0 +1,259 @@
+"""Predict from Python, with or without PyTorch: `Predictor` for photos and crops, and the engines that compute.
+
+    from predictor import Predictor
+
+    predictor = Predictor()                      # the shipped weights; Predictor("runs/NAME") takes others
+    for face in predictor.faces("photo.jpg"):    # a path, bytes, a PIL image, or (H, W, 3) uint8 in RGB order
+        print(face.box, face.emotion, face.probabilities)
+    predictor.crops(crops)                       # (N, 48, 48) uint8 -> (N, 7) float32
+
+No torch is imported unless the torch engine computes.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import numpy as np
+from PIL import Image
+
+from config import CLASSES
+from errors import SHIPPED, UserError, counted, cpu_quota, find_weights
+from faces.crop import crop, is_crop, notes
+from faces.detect import Box, Detector
+from faces.face import Face
+from readers.decode import SIZE, Decoded, decode_or_rgb, read_file
+from readers.views import tta_views
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+
+FACES = ("auto", "find", "whole")
+ENGINES = ("auto", "onnx", "torch")
+PLAIN = (("auto", "auto"), ("cpu", "auto"), ("auto", "fp32"), ("cpu", "fp32"))  # device and precision of onnxruntime
+BATCH, MOST = 64, 256  # images that onnxruntime, and PyTorch, compute at a time
+
+
+class Look(NamedTuple):
+    """What was found in an image: the pixels (48, 48) uint8 of each face, with its box; without a box, of all of it."""
+
+    width: int
+    height: int
+    faces: list[tuple[Box | None, np.ndarray]]
+
+
+class Predictor:
+    """Finds the faces in photos and names their emotions. Any number of threads may use one.
+
+    `weights` are a weight file, a run's folder or an .onnx file; None are the shipped ones. `faces` says what is looked
+    for: "auto" takes images of at most 64 pixels a side whole, as face crops, and finds the faces in larger ones;
+    "find" always finds them, "whole" takes every image whole. For the others see `open_engine`. Raises UserError.
+    """
+
+    def __init__(self, weights: str | None = None, *, faces: str = "auto", **settings: Any) -> None:
+        self.engine, self.path, self.notes = open_engine(weights or "", **settings)
+        self.threshold = float(self.engine.content.get("threshold", 0.0))  # older files have none
+        self.whole = {"auto": is_crop, "whole": lambda *_: True, "find": lambda *_: False}[faces]
+
+    @cached_property
+    def detector(self) -> Detector:
+        return Detector()
+
+    def faces(self, image: str | Path | bytes | Image.Image | np.ndarray) -> list[Face]:
+        """Every face in `image`, from left to right, with its emotion; none where no face is found.
+
+        An array is (H, W, 3) uint8 in RGB order. Raises BadImage for what cannot be read, and UserError.
+        """
+        look = self.look(image)
+        return self.answer([look])[0]
+
+    def crops(self, pixels: np.ndarray) -> np.ndarray:
+        """Probabilities (N, 7) float32, in the order of config.CLASSES, of face crops (N, 48, 48) uint8."""
+        return self.engine.probabilities(pixels)
+
+    def look(self, image: str | Path | bytes | Image.Image | np.ndarray) -> Look:
+        """What `faces` finds in `image`, before the network."""
+        if isinstance(image, str | Path):
+            image = read_file(Path(image))
+        elif isinstance(image, np.ndarray):
+            image = Image.fromarray(image)
+        found = decode_or_rgb(image, self.whole)
+        if isinstance(found, Decoded):
+            return Look(found.width, found.height, [(None, found.pixels)])
+        return Look(found.shape[1], found.shape[0], [(box, crop(found, box)) for box in self.detector.find(found)])
+
+    def answer(self, looks: Sequence[Look]) -> list[list[Face]]:
+        """The faces of each of `looks` with their probabilities."""
+        pixels = [face for look in looks for _, face in look.faces]
+        values = iter(self.crops(np.array(pixels, np.uint8).reshape(-1, SIZE, SIZE)))
+        return [
+            [Face(box, face, next(values), self.threshold, tuple(notes(face, box))) for box, face in look.faces]
+            for look in looks
+        ]
+
+    def maps(self, faces: Sequence[Face]) -> list[np.ndarray]:
+        """For each face, how much each place of its pixels speaks for its emotion: (H, W) float32. Raises UserError."""
+        if not faces:
+            return []
+        found = self.engine.activation_maps(np.stack([face.pixels for face in faces]))
+        return [each[CLASSES.index(face.emotion)] for each, face in zip(found, faces, strict=True)]
+
+
+# --- Engines ---
+
+
+class Engine(Protocol):
+    """A network that computes. Any number of threads may use it at once."""
+
+    content: dict[str, Any]  # what the weight file says of itself
+    name: str  # where it computes, in words
+    device: str  # torch's type of it
+
+    def probabilities(self, pixels: np.ndarray) -> np.ndarray:
+        """(N, 7) float32, of pixels (N, 48, 48) uint8."""
+
+    def activation_maps(self, pixels: np.ndarray) -> np.ndarray:
+        """(N, 7, H, W) float32, how much each place of an image speaks for each emotion. Raises UserError."""
+
+
+def open_engine(
+    weights: str = "",
+    *,
+    engine: str = "auto",
+    device: str = "auto",
+    precision: str = "auto",
+    threads: int = 0,
+    tta: str = "none",
+    maps: bool = False,
+) -> tuple[Engine, Path, list[str]]:
+    """The network in a weight file, a run's folder or an .onnx file, where it lies, and notes; "" is the shipped one.
+
+    "auto" is onnxruntime where an .onnx file with the weights' own name was made from them (`export.py` does that), and
+    neither device nor precision asks for something else; else PyTorch. With `maps` it is onnxruntime only where that
+    gives activation maps. Raises UserError.
+    """
+    path, notes = find_weights(weights or SHIPPED), []
+    beside = path.with_suffix(".onnx")
+    if engine == "auto" and beside.is_file() and beside != path and (device, precision) in PLAIN:
+        try:
+            found = OnnxEngine(beside, threads=threads, tta=tta)
+            if found.sha256 == hashlib.sha256(path.read_bytes()).hexdigest():
+                if found.has_maps or not maps:
+                    return found, path, notes
+            else:
+                notes.append(
+                    f"note: {beside} is not used: it was made from other weights; python export.py {path} makes it anew"
+                )
+        except UserError as error:
+            notes.append(f"note: {error}; PyTorch is used")
+    if path.suffix == ".onnx" or engine == "onnx":
+        if not beside.is_file():
+            raise UserError(f"--engine onnx: there is no {beside}; make it: python export.py {path}")
+        return OnnxEngine(beside, threads=threads, tta=tta), beside, notes
+    return TorchEngine(path, device=device, precision=precision, threads=threads, tta=tta), path, notes
+
+
+# --- onnxruntime ---
+
+
+class OnnxEngine:
+    """The graph in an .onnx file that export.py wrote. Raises UserError for a damaged or foreign one."""
+
+    device = "cpu"
+
+    def __init__(self, path: Path, *, threads: int = 0, tta: str = "none") -> None:
+        self.session, self.tta = session(path, threads=threads), tta
+        facts = self.session.get_modelmeta().custom_metadata_map
+        try:
+            classes, self.content, self.sha256 = (
+                json.loads(facts["classes"]),
+                json.loads(facts["weights"]),
+                facts["sha256"],
+            )
+        except (LookupError, ValueError) as error:
+            raise UserError(f"{path} was not written by export.py of this project: export the weights again") from error
+        if classes != list(CLASSES):
+            raise UserError(f"{path} gives the classes {classes}; this code predicts {list(CLASSES)}")
+        self.has_maps = len(self.session.get_outputs()) > 1
+        self.name = f"onnxruntime ({counted(self.session.get_session_options().intra_op_num_threads, 'thread')})"
+
+    def probabilities(self, pixels: np.ndarray) -> np.ndarray:
+        if self.tta == "none":
+            return run_onnx(self.session, pixels)
+        # The mean of logarithms is the mean of the logits, but for a number that is the same for all classes
+        logs = [np.log(np.maximum(run_onnx(self.session, view), 1e-30)) for view in tta_views(pixels, self.tta)]
+        powers = np.exp(np.mean(logs, 0))
+        return powers / powers.sum(1, keepdims=True)
+
+    def activation_maps(self, pixels: np.ndarray) -> np.ndarray:
+        if not self.has_maps:
+            raise UserError(f"{self.content['model']} has no class activation maps: use --engine torch")
+        return run_onnx(self.session, pixels, output="activation_maps")
+
+
+def session(model: bytes | Path, *, threads: int = 0) -> "InferenceSession":
+    """An onnxruntime session on the CPU. Raises UserError where the library is missing or the model damaged."""
+    try:
+        import onnxruntime
+        from onnxruntime.capi import onnxruntime_pybind11_state as errors
+    except ImportError as error:
+        raise UserError("onnxruntime is missing: python -m pip install onnxruntime") from error
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads or cpu_quota(), 1
+    options.log_severity_level = 3  # errors
+    try:
+        content = model.read_bytes() if isinstance(model, Path) else model
+        return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    except OSError as error:
+        raise UserError(f"{model}: {error.strerror}") from error
+    except (errors.Fail, errors.InvalidArgument, errors.InvalidGraph, errors.InvalidProtobuf) as error:
+        raise UserError(f"{model} is damaged, or not an ONNX model: write it again with export.py") from error
+
+
+def run_onnx(session: "InferenceSession", pixels: np.ndarray, *, output: str = "probabilities") -> np.ndarray:
+    """The `output` of the graph for pixels (N, 48, 48) uint8."""
+    starts = range(0, max(len(pixels), 1), BATCH)
+    return np.concatenate([session.run([output], {"images": pixels[at : at + BATCH]})[0] for at in starts])
+
+
+# --- PyTorch ---
+
+
+class TorchEngine:
+    """The network in a weight file. Raises UserError as `load_weights` and `pick_machine` do."""
+
+    def __init__(
+        self, path: Path, *, device: str = "cpu", precision: str = "fp32", threads: int = 0, tta: str = "none"
+    ) -> None:
+        try:
+            from utils import pick_machine
+            from weights import load_weights
+        except ModuleNotFoundError as error:
+            if error.name != "torch":
+                raise
+            raise UserError(f"{path} needs PyTorch: python -m pip install -r requirements.txt") from error
+
+        self.machine, self.tta = pick_machine(device, precision, threads), tta
+        self.model, self.content = load_weights(path, machine=self.machine)
+        self.name, self.device = str(self.machine), self.machine.device.type
+
+    def probabilities(self, pixels: np.ndarray) -> np.ndarray:
+        import torch
+
+        from val import forward
+
+        images = torch.from_numpy(pixels)
+        logits = [forward(self.model, part, machine=self.machine, tta=self.tta) for part in images.split(MOST)]
+        return torch.cat(logits).softmax(1).numpy()
+
+    def activation_maps(self, pixels: np.ndarray) -> np.ndarray:
+        import torch
+
+        from dataset import preprocess
+        from explain import activation_maps
+
+        inputs = preprocess(torch.from_numpy(pixels).to(self.machine.device))
+        return activation_maps(self.model, inputs).cpu().numpy()

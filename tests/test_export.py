@@ -1,0 +1,115 @@
+"""ONNX: the graph answers as PyTorch does, says whose it is, and a wrong file is refused."""
+
+import hashlib
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper
+
+import export
+from config import CLASSES, Config
+from dataset import load
+from demo.faces import demo_faces
+from errors import UserError
+from helpers import REPO, faces, write_folders
+from predictor import OnnxEngine, TorchEngine
+
+SHIPPED = REPO / "final_weights_new.pth"
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """The shipped weights and their .onnx, written by the command."""
+    path = Path(shutil.copy(SHIPPED, tmp_path_factory.mktemp("export")))
+    assert export.main([str(path)]) == 0
+    return path, path.with_suffix(".onnx")
+
+
+@pytest.fixture(scope="module")
+def engines(exported):
+    return OnnxEngine(exported[1], threads=1), TorchEngine(exported[0], threads=1)
+
+
+@pytest.fixture(scope="module")
+def images():
+    """1,008 rendered faces (N, 48, 48), a twelfth of them as they are, the others moved."""
+    rendered, _, _ = demo_faces(12, seed=0)
+    return np.concatenate([np.roll(rendered, (move, -move), (1, 2)) for move in range(-6, 6)])
+
+
+def test_both_engines_give_the_same_probabilities(engines, images):
+    onnx_engine, torch_engine = engines
+    found, expected = onnx_engine.probabilities(images), torch_engine.probabilities(images)
+    assert found.shape == (1008, 7) and found.dtype == np.float32
+    assert np.abs(found - expected).max() < 1e-4 and len(np.unique(found.argmax(1))) == 7
+    maps = [engine.activation_maps(images[:70]) for engine in engines]
+    np.testing.assert_allclose(*maps, atol=1e-3)
+
+
+@pytest.mark.parametrize("tta", ["flip", "crops"])
+def test_both_engines_average_the_same_views(exported, images, tta):
+    path, graph = exported
+    pair = OnnxEngine(graph, threads=1, tta=tta), TorchEngine(path, threads=1, tta=tta)
+    found, expected = (engine.probabilities(images[::40]) for engine in pair)
+    assert np.abs(found - expected).max() < 1e-4
+    assert np.abs(found - OnnxEngine(graph, threads=1).probabilities(images[::40])).max() > 1e-3
+
+
+def test_any_number_of_images_is_computed(engines, images):
+    engine = engines[0]
+    whole = engine.probabilities(images[:130])
+    for count in (0, 1, 64, 65):
+        np.testing.assert_allclose(engine.probabilities(images[:count]), whole[:count], atol=1e-5)
+
+
+def test_the_file_is_small_and_says_whose_it_is(exported, engines):
+    path, graph = exported
+    assert graph.stat().st_size < 6e6
+    engine = engines[0]
+    assert engine.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert engine.content["model"] == "EmotionResNet-small" and engine.content["classes"] == list(CLASSES)
+    assert 0.7 < engine.content["metrics"]["official"]["accuracy"] < 0.72 and engine.content["temperature"] < 1
+
+
+def test_a_network_without_averaged_maps_is_exported_without_activation_maps(weights, tmp_path):
+    assert export.main([str(weights), "--out", str(tmp_path / "net.onnx")]) == 0
+    engine, (pixels, labels) = OnnxEngine(tmp_path / "net.onnx", threads=1), faces(35)
+    assert (engine.probabilities(pixels).argmax(1) == labels).all()
+    with pytest.raises(UserError, match="TheModel has no class activation maps: use --engine torch"):
+        engine.activation_maps(pixels)
+
+
+def test_int8_is_smaller_and_scored_beside_float32(exported, tmp_path, capsys):
+    archive = write_folders(tmp_path / "archive")
+    flags = ["--int8", "--data", str(archive), "--cache", str(tmp_path / "cache"), "--out", str(tmp_path / "q.onnx")]
+    assert export.main([str(exported[0]), *flags]) == 0
+    out = capsys.readouterr().out
+    assert "float32 accuracy" in out and "int8    accuracy" in out and "of the answers differ" in out
+    assert (tmp_path / "q.onnx").stat().st_size < 3e6
+    val = load(Config(data=str(archive), cache=str(tmp_path / "cache"))).split("val")
+    both = (
+        OnnxEngine(path, threads=1).probabilities(np.array(val.images)) for path in (exported[1], tmp_path / "q.onnx")
+    )
+    assert np.abs(np.subtract(*both)).mean() < 0.05
+
+
+def test_a_file_that_is_damaged_or_of_another_project_is_refused(exported, tmp_path):
+    whole = exported[1].read_bytes()
+    other = onnx.load(exported[1])
+    classes = onnx.load(exported[1])
+    helper.set_model_props(other, {})
+    next(each for each in classes.metadata_props if each.key == "classes").value = '["cat", "dog"]'
+    for name, content, message in (
+        ("half", whole[: len(whole) // 2], "is damaged, or not an ONNX model"),
+        ("text", b"hello", "is damaged, or not an ONNX model"),
+        ("other", other.SerializeToString(), "was not written by export.py"),
+        ("classes", classes.SerializeToString(), "gives the classes"),
+    ):
+        (tmp_path / f"{name}.onnx").write_bytes(content)
+        with pytest.raises(UserError, match=rf"{name}.onnx {message}"):
+            OnnxEngine(tmp_path / f"{name}.onnx")
+    with pytest.raises(UserError, match=r"no\.onnx: No such file"):
+        OnnxEngine(tmp_path / "no.onnx")
