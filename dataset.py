@@ -1,6 +1,7 @@
 """The faces as arrays: found, decoded once, cached in one canonical order, and split.
 
-`split_rows` says how the splits are made. `python dataset.py` prints what is found and writes a sheet of faces.
+`split_rows` says how the splits are made. `python dataset.py` prints what is found and writes a sheet of faces;
+with `--crop NEW_FOLDER` it writes face crops of a folder of photos.
 """
 
 import hashlib
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cli import Parser, add_flags
+from cli import Parser, add_flags, nonempty
 from config import CLASSES, Config
 from errors import UserError, exit_status, plain, quoted
 from readers.cache import SPLITS, Cache, cached
@@ -223,7 +224,8 @@ def assemble(config: Config, source: Source, cache: Cache, *, notes: Sequence[st
         notes.append(
             f"note: {uncropped / len(labels):.1%} of the images ({uncropped:,} of {len(labels):,}) look uncropped: a "
             f"side above {MAX_FACE_SIDE} pixels, or above {MAX_FACE_RATIO} times the other. Each is squashed to "
-            f"{SIZE}x{SIZE} as a whole: crop them to the faces"
+            f"{SIZE}x{SIZE} as a whole. Crop them first: "
+            f"python dataset.py --data {quoted(source.path)} --crop NEW_FOLDER"
         )
     given, mark = None, ""
     if config.votes:
@@ -314,8 +316,23 @@ def stratified_rows(labels: np.ndarray, limit: int) -> np.ndarray:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser("dataset.py", f"Print what dataset is found here, and write a sheet of its faces, {SHEET}.")
+    help_ = "write face crops of the photos in the folder --data there, in the same class folders, and do nothing else"
+    parser.add_argument("--crop", type=nonempty, metavar="NEW_FOLDER", help=help_)
     add_flags(parser, ("data", "cache", "val_fraction", "limit", "votes"))
-    return exit_status(show, parser.resolve(parser.parse_args(argv)).config)
+    args = parser.resolve(parser.parse_args(argv))
+    return exit_status(crop, args.config.data, Path(args.crop)) if args.crop else exit_status(show, args.config)
+
+
+def crop(photos: str, out: Path) -> int:
+    """Write face crops of a folder of photos, and print what was skipped."""
+    from faces.folder import crop_folder  # late: OpenCV
+
+    if not photos:
+        raise UserError("--crop: name the folder of photos with --data")
+    for line in crop_folder(Path(photos), out):
+        print(plain(line))
+    print(f"train on them: python interface.py --data {quoted(out)}")
+    return 0
 
 
 def show(config: Config) -> int:

