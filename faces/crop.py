@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from faces.detect import Box
-from readers.decode import SIZE, squash
+from readers.decode import SIZE
 
 SIDE = 1.15
 WHOLE_SIDE = 64  # pixels: an image without a longer side is a face crop already; a photo has no room in it
@@ -28,11 +28,6 @@ FLAT = 10  # standard deviation of the grey levels: the least of 4,000 is 14
 def is_crop(width: int, height: int) -> bool:
     """Return whether an image of this size is taken whole, as a face crop: no side is above `WHOLE_SIDE`."""
     return max(width, height) <= WHOLE_SIDE
-
-
-def whole(image: np.ndarray) -> np.ndarray:
-    """Return a whole photo (H, W, 3) uint8 RGB as (48, 48) uint8 grey, as `readers.decode.decode` does."""
-    return squash(Image.fromarray(image).convert("L"))
 
 
 def frame(box: Box) -> tuple[float, float, float]:

@@ -7,9 +7,9 @@ from pathlib import Path
 from PIL import Image
 
 from errors import UserError, counted
-from faces.crop import crop, is_crop, notes, whole
+from faces.crop import crop, is_crop, notes
 from faces.detect import Detector
-from readers.decode import BadImage, decode_rgb
+from readers.decode import BadImage, Decoded, decode_or_rgb
 from readers.sources import open_inputs
 
 
@@ -35,14 +35,14 @@ def crop_folder(photos: Path, out: Path) -> Iterator[str]:
         try:
             if item.problem:
                 raise BadImage(item.problem)
-            image = decode_rgb(photos / item.name)
+            image = decode_or_rgb(item.read(), is_crop)
         except BadImage as error:
             count["file"] += 1
             yield f"skipped {item.name}: {error}"
             continue
         box = None
-        if is_crop(image.shape[1], image.shape[0]):
-            pixels = whole(image)
+        if isinstance(image, Decoded):  # a face crop already
+            pixels = image.pixels
         elif boxes := detector.find(image):
             box = max(boxes, key=lambda box: box.width * box.height)
             pixels = crop(image, box)

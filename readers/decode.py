@@ -149,11 +149,7 @@ def _pixels(image: Image.Image) -> np.ndarray:
         # libjpeg gives luma itself, and large photos already shrunk, to no less than twice our size.
         image.draft("L", (2 * SIZE, 2 * SIZE))
     image.load()
-    return squash(_grey(_upright(image)))
-
-
-def squash(grey: Image.Image) -> np.ndarray:
-    """Return a whole image of mode "L" as (48, 48) uint8, antialiased; 48x48 pixels come through bit for bit."""
+    grey = _grey(_upright(image))
     return np.array(grey if grey.size == (SIZE, SIZE) else grey.resize((SIZE, SIZE), Image.Resampling.BILINEAR))
 
 
