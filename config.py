@@ -52,23 +52,23 @@ class Config:
     dropout: float = setting(0.5, "probability of dropping a unit of the head in training", 0.0, 0.95)
     # Loss
     loss: str = setting("focal", "loss function", choices=("focal", "cross_entropy"))
-    focal_gamma: float = setting(2.0, "focal loss: exponent that weakens easy images; 0 is cross-entropy", 0.0, 10.0)
+    focal_gamma: float = setting(1.0, "focal loss: exponent that weakens easy images; 0 is cross-entropy", 0.0, 10.0)
     label_smoothing: float = setting(0.0, "cross-entropy: probability spread evenly over all classes", 0.0, 0.9)
     class_weights: str = setting("none", "weight of rare classes", choices=("none", "inverse", "effective"))
     # Optimisation
     epochs: int = setting(40, "passes over the training images, at most", 1, 100_000)
     batch_size: int = setting(128, "images per step", 1, 65_536)
-    optimizer: str = setting("adam", "update rule; sgd has Nesterov momentum 0.9", choices=("adam", "adamw", "sgd"))
+    optimizer: str = setting("adamw", "update rule; sgd has Nesterov momentum 0.9", choices=("adam", "adamw", "sgd"))
     lr: float = setting(1e-3, "learning rate at the start; with onecycle and cosine the highest", 1e-9, 100.0)
-    weight_decay: float = setting(1e-5, "weight decay, not applied to biases and norms", 0.0, 1.0)
+    weight_decay: float = setting(0.05, "weight decay, not applied to biases and norms", 0.0, 1.0)
     clip: float = setting(0.0, "largest norm of the gradient; 0 is no limit", 0.0, 1e6)
     schedule: str = setting("plateau", "learning-rate schedule", choices=SCHEDULES)
-    warmup: float = setting(0.2, "onecycle, cosine: share of the steps in which the rate rises", 0.0, 0.9)
-    plateau_factor: float = setting(0.5, "plateau: factor on the rate when the loss stops falling", 0.01, 0.99)
-    plateau_patience: int = setting(2, "plateau: epochs without a lower validation loss before that", 0, 1000)
+    warmup: float = setting(0.05, "all but constant: share of the steps in which the rate rises", 0.0, 0.9)
+    plateau_factor: float = setting(0.7, "plateau: factor on the rate when the loss stops falling", 0.01, 0.99)
+    plateau_patience: int = setting(1, "plateau: epochs without a validation loss 1 % lower before that", 0, 1000)
     stop_metric: str = setting("accuracy", "validation metric that selects the best epoch", choices=METRICS)
     stop_patience: int = setting(8, "stop after this many epochs without a better stop_metric; 0 is never", 0, 100_000)
-    ema: float = setting(0.0, "decay of the moving average of the weights, which is scored; 0 is off", 0.0, 0.99999)
+    ema: float = setting(0.998, "decay of the moving average of the weights, which is scored; 0 is off", 0.0, 0.99999)
     # Augmentation, in training only; mixup and cutmix work without `augment` too
     augment: bool = setting(True, "augment every training image anew in each epoch")
     flip: bool = setting(True, "augment: mirror half of the images")
@@ -118,9 +118,9 @@ STRONG = {"rotation": 15.0, "zoom": 0.15, "cutout": 0.3, "contrast": 0.3, "brigh
 # What a recipe changes. Its minutes and accuracy: docs/results.md.
 RECIPES: dict[str, dict[str, Any]] = {
     # The rendered demo faces: a run on them uses this recipe unless another one is named.
-    "demo": {"epochs": 6, "batch_size": 32, "schedule": "onecycle"},
+    "demo": {"epochs": 6, "batch_size": 32, "schedule": "onecycle", "warmup": 0.2},
     # TheModel, its best recipe so far: AdamW in one cycle (arXiv 1708.07120), weights averaged over two epochs.
-    "simple": {**SMOOTHED, "optimizer": "adamw", "weight_decay": 0.05, "schedule": "onecycle", "ema": 0.998},
+    "simple": {**SMOOTHED, "schedule": "onecycle", "warmup": 0.2},
     # EmotionResNet-nano in ten minutes on two cores: too short to overfit, so little augmentation and no smoothing.
     "nano": {
         **SGD,
@@ -130,7 +130,6 @@ RECIPES: dict[str, dict[str, Any]] = {
         "label_smoothing": 0.0,
         "epochs": 36,
         "warmup": 0.1,
-        "ema": 0.998,
     },
     # EmotionResNet-small in one and a half to two and a half hours on two cores.
     "small": {
@@ -139,7 +138,6 @@ RECIPES: dict[str, dict[str, Any]] = {
         "model": "EmotionResNet-small",
         "dropout": 0.3,
         "epochs": 110,
-        "warmup": 0.05,
         "ema": 0.999,
         "window": 40,
     },
@@ -152,8 +150,6 @@ RECIPES: dict[str, dict[str, Any]] = {
         "epochs": 60,
         "batch_size": 256,
         "lr": 0.3,
-        "warmup": 0.05,
-        "ema": 0.998,
         "mixup": 0.2,
     },
     # ImprovedFER2013Model, its best recipe so far: SGD in one cycle.
@@ -162,7 +158,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "model": "ImprovedFER2013Model",
         "dropout": 0.3,
         "schedule": "onecycle",
-        "ema": 0.998,
+        "warmup": 0.2,
         "cutout": 0.25,
     },
 }

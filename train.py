@@ -19,6 +19,7 @@ from ranks import Ranks
 from training.augment import Epoch, augment, blend, rows, sample_epoch, window_size
 from training.batches import Batch
 from training.distill import Teachers, load_teachers
+from training.optim import warm_up
 from training.state import Trainer
 from training.stop import StopRequest, agreed, ctrl_c_is_a_request
 from utils import Machine, channels_last
@@ -96,6 +97,8 @@ def train_epoch(trainer: Trainer, request: StopRequest) -> bool:
     bar = {"total": trainer.steps, "initial": progress.step, "leave": False, "unit": "step"}
     for batch in tqdm(batches, f"epoch {progress.epoch + 1}", disable=None if ranks.first else True, **bar):
         torch.manual_seed(step_seed(trainer.config, progress.epoch, progress.step, ranks.rank))
+        step, steps = progress.epoch * trainer.steps + progress.step, trainer.config.epochs * trainer.steps
+        warm_up(trainer.optimizer, trainer.config, step=step, steps=steps)
         progress.rate = float(trainer.optimizer.param_groups[0]["lr"])
         losses, hits = train_step(trainer, epoch, batch)
         loss_sum += losses

@@ -182,7 +182,7 @@ def test_a_run_writes_what_the_readme_names_and_says_what_to_do_next(first):
     names = {file.name for file in (cwd / "runs" / "first").iterdir()} - {".lock"}
     figures = {"curves.png", "confusion.png", "reliability.png", "mistakes.png"}
     assert names == {"config.json", "metrics.jsonl", "best.pth"} | figures and all(name in out for name in names)
-    assert "last.pth (0 MB)" in out and "loss is focal loss (gamma 2)" in out and "angry " in out
+    assert "last.pth (0 MB)" in out and "loss is focal loss (gamma 1)" in out and "angry " in out
     assert re.search(r"temperature 1\.000 .* \(ECE\)", out)  # fewer than 200 images to fit it on
     lines = [line for line in out.splitlines() if line.startswith("epoch ")]
     assert len(lines) == 2 and lines[0].startswith("epoch   1/2  lr 0.001 ") and lines[0].endswith(" left")

@@ -9,7 +9,7 @@ from torch import nn
 
 from config import Config
 from model import build_model
-from training.optim import WeightAverage, cosine, make_optimizer, make_scheduler
+from training.optim import WeightAverage, cosine, make_optimizer, make_scheduler, warm_up
 from utils import Machine, pick_machine
 
 MACHINE = pick_machine("cpu", "fp32")
@@ -84,6 +84,26 @@ def test_cosine_fits_any_number_of_steps(total, warmup):
 def test_one_cycle_is_highest_after_its_warm_up():
     found = rates(Config(schedule="onecycle", lr=0.4, warmup=0.3, epochs=10), 10)
     assert found.index(max(found)) == 29 and max(found) == pytest.approx(0.4)
+
+
+def test_on_the_plateau_schedule_the_rate_rises_in_a_line_to_its_highest():
+    config = Config(schedule="plateau", lr=0.4, warmup=0.25)
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=config.lr)
+    found = []
+    for step in range(8):
+        warm_up(optimizer, config, step=step, steps=8)
+        found.append(optimizer.param_groups[0]["lr"])
+    assert found == pytest.approx([0.2] + [0.4] * 7)
+
+
+@pytest.mark.parametrize(("fall", "cut"), [(0.995, True), (0.98, False)])
+def test_a_loss_that_falls_by_half_a_percent_an_epoch_is_a_plateau(fall, cut):
+    config = Config(schedule="plateau")
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=config.lr)
+    scheduler = make_scheduler(optimizer, config, 1)
+    for epoch in range(8):
+        scheduler.step(fall**epoch)
+    assert (optimizer.param_groups[0]["lr"] < config.lr) == cut
 
 
 def test_the_average_leaves_the_first_weights_at_once_and_ends_at_its_decay():

@@ -206,11 +206,11 @@ def fake_scores(monkeypatch):
     return fake
 
 
-def test_on_a_plateau_the_rate_is_cut_twice_before_the_stop(run_fit, fake_scores):
+def test_on_a_plateau_the_rate_is_cut_three_times_before_the_stop(run_fit, fake_scores):
     fake_scores([(0.5, 1.0)] * 40)
     rates = [row["lr"] for row in run_fit("run", epochs=40).history]
     assert len(rates) == 9  # the first epoch is the best one, then 8 without a better
-    assert rates[0] == 1e-3 and sum(now < before for before, now in pairwise(rates)) == 2
+    assert rates[2] == 1e-3 and sum(now < before for before, now in pairwise(rates)) == 3
 
 
 def test_stop_patience_0_never_stops_early(run_fit, fake_scores):
