@@ -129,18 +129,23 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def new_run_folder(runs: str, name: str) -> Path:
-    """The folder runs/name, created now. Raises UserError if it holds a run already or cannot be created."""
-    folder = Path(runs) / name
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{folder} cannot be created: {error.strerror}") from error
-    if any(folder.iterdir()):
+def check_unused(folder: Path) -> None:
+    """Raise UserError if `folder` holds a run, or anything else."""
+    if folder.is_dir() and any(folder.iterdir()):
         raise UserError(
             f"{folder} exists already: choose another name with --run, "
             f"or go on with it: python interface.py --resume {quoted(folder)}"
         )
+
+
+def new_run_folder(runs: str, name: str) -> Path:
+    """The folder runs/name, created now. Raises UserError if it holds a run already or cannot be created."""
+    folder = Path(runs) / name
+    check_unused(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be created: {error.strerror}") from error
     return folder
 
 

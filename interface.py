@@ -5,13 +5,13 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cli import Parser, add_flags, combine, differences, nonempty
 from config import MACHINE_FIELDS, RECIPES, Config
-from errors import counted, exit_status, find_weights, locked, new_run_folder, quoted, run_folder, write_json
+from errors import check_unused, counted, exit_status, locked, new_run_folder, quoted, run_folder, write_json
 from metrics import ANSWERED_RIGHT, describe
 from ranks import Ranks, joined
 
@@ -100,7 +100,7 @@ def prepare(args: argparse.Namespace, name: str, ranks: Ranks, locks: ExitStack)
         read_last,
     )
     from utils import count_params, pick_machine, read_checkpoint
-    from weights import leakage_notes
+    from weights import leakage_notes, load_pretrained
 
     config, run, last, ended, leakage = args.config, Path(args.config.runs, name), None, False, []
     for note in args.notes:
@@ -111,6 +111,8 @@ def prepare(args: argparse.Namespace, name: str, ranks: Ranks, locks: ExitStack)
             locks.enter_context(locked(run))
         config, last = read_last(run, args.flags)
         ended = has_ended(run)
+    elif ranks.first:
+        check_unused(run)
     machine = pick_machine(config.device, config.precision, config.threads)
     ranks.check(machine.device.type)
     print(f"machine: {describe_machine(machine, ranks)}")
@@ -121,7 +123,7 @@ def prepare(args: argparse.Namespace, name: str, ranks: Ranks, locks: ExitStack)
         if args.bare:
             config, _ = combine(args.flags, recipe="demo")
     fresh = not (last or ended)  # else the weights of `pretrained` and `teachers` are in the run's own files
-    model = new_model(config if fresh else replace(config, pretrained=""), machine)
+    model = new_model(config, machine)
     teachers = None if ended else load_teachers(config, data, machine)
     if last:
         check_resume(last, data, teachers, machine, ranks)
@@ -132,8 +134,7 @@ def prepare(args: argparse.Namespace, name: str, ranks: Ranks, locks: ExitStack)
     changed = ", ".join(f"{key} {value}" for key, value in differences(config).items()) or "nothing"
     print(f"{config.model}, {count_params(model):,} parameters; run {run}; differs from config.py: {changed}")
     if config.pretrained and fresh:
-        path = find_weights(config.pretrained, flag="--pretrained")
-        content = read_checkpoint(path)
+        path, content = load_pretrained(model, config, machine=machine)
         leakage = leakage_notes(path, content, data, config.val_fraction)
         print("\n".join([f"begins with {describe(path, content)}", *leakage]))
     trainer = Trainer(model, data, config, run=run, machine=machine, ranks=ranks, teachers=teachers, leakage=leakage)
@@ -144,6 +145,7 @@ def prepare(args: argparse.Namespace, name: str, ranks: Ranks, locks: ExitStack)
     )
     if last:
         trainer.restore(last)
+        print(f"goes on in epoch {trainer.progress.epoch + 1}, after {trainer.progress.step} of {trainer.steps} steps")
     if ended:
         trainer.progress = final_progress(run)
     if not args.resume and ranks.first:  # only now, so that what is refused leaves no folder
@@ -154,16 +156,12 @@ def prepare(args: argparse.Namespace, name: str, ranks: Ranks, locks: ExitStack)
 
 
 def new_model(config: Config, machine: "Machine") -> "FaceNet":
-    """Seed everything, then initialise the network, or give it the weights of `config.pretrained`. Raises UserError."""
+    """Seed everything, then initialise the network."""
     from model import build_model
     from utils import seed_everything
-    from weights import load_pretrained
 
     seed_everything(config.seed, deterministic=config.deterministic)
-    model = build_model(config.model, **config.arguments).to(machine.device, memory_format=machine.layout)
-    if config.pretrained:
-        load_pretrained(model, config, machine=machine)
-    return model
+    return build_model(config.model, **config.arguments).to(machine.device, memory_format=machine.layout)
 
 
 def report(trainer: "Trainer", *, promoted: bool) -> None:
@@ -172,6 +170,7 @@ def report(trainer: "Trainer", *, promoted: bool) -> None:
     last.pth, which the run no longer needs, is removed. `promoted`: whatever the weights score.
     """
     from dataset import DEMO_NOTE
+    from train import duration
     from training.promote import promote
     from weights import calibrate
 
@@ -193,8 +192,8 @@ def report(trainer: "Trainer", *, promoted: bool) -> None:
             f"predict.py is not sure below a probability of {fitted.threshold:.3f}: "
             f"{fitted.coverage:.1%} of these images are above it, {ANSWERED_RIGHT:.0%} of them right"
         )
-    minutes = sum(row["seconds"] for row in history) / 60
-    print(f"{counted(len(history), 'epoch')} in {minutes:.1f} minutes; {run} holds {files}")
+    took = duration(sum(row["seconds"] for row in history))
+    print(f"{counted(len(history), 'epoch')} in {took}; {run} holds {files}")
     if last.exists():
         size = last.stat().st_size / 1e6
         last.unlink()
@@ -208,21 +207,19 @@ def report(trainer: "Trainer", *, promoted: bool) -> None:
 def plot(trainer: "Trainer", fitted: "Calibration") -> list[str]:
     """Plot a run's curves, confusion matrix, reliability before and after the temperature, and mistakes; the files."""
     import plots
-    from val import predict_logits
-    from weights import load_weights
 
     run, val = trainer.run, trainer.data.split("val")
-    model, _ = load_weights(run / "best.pth", machine=trainer.machine)
     kept = ~val.copies
     name = f"{run.name}: validation{'' if kept.all() else ', deduplicated'}"
-    probabilities = predict_logits(model, val, machine=trainer.machine).softmax(1).numpy()[kept]
     caption = "These faces are rendered, not photographs." if trainer.data.demo else ""
     scaled = f"Temperature {fitted.temperature:.3f}. {caption}".strip()
     files = [run / f"{figure}.png" for figure in ("curves", "confusion", "reliability", "mistakes")]
     plots.curves(trainer.history, files[0], title=f"{run.name}: {trainer.loss_name}", caption=caption)
     plots.confusion(fitted.after.deduplicated.confusion, files[1], title=name, caption=caption)
     plots.reliability(fitted.before.deduplicated, fitted.after.deduplicated, files[2], title=name, caption=scaled)
-    plots.mistakes(val.images[kept], val.labels[kept], probabilities, files[3], title=name, caption=caption)
+    plots.mistakes(
+        val.images[kept], val.labels[kept], fitted.probabilities[kept], files[3], title=name, caption=caption
+    )
     return [file.name for file in files]
 
 

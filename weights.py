@@ -100,6 +100,7 @@ class Calibration(NamedTuple):
     coverage: float  # the share of the images above it
     before: Scores  # with temperature 1
     after: Scores
+    probabilities: np.ndarray  # (N, 7) float32 of all validation images, calibrated
 
 
 def calibrate(path: Path, data: FaceData, *, machine: Machine) -> Calibration:
@@ -114,21 +115,22 @@ def calibrate(path: Path, data: FaceData, *, machine: Machine) -> Calibration:
     kept = np.flatnonzero(~val.copies)
     temperature = fit_temperature(logits[kept], val.labels[kept])
     before, after = (score(logits / divisor, val.labels, val.copies) for divisor in (1.0, temperature))
+    probabilities = (logits / temperature).softmax(1).numpy()
     threshold, coverage = 0.0, 1.0  # always sure: with few images a threshold says more of them than of the network
     if len(kept) >= CALIBRATION_IMAGES:
-        threshold, coverage = find_threshold((logits[kept] / temperature).softmax(1).numpy(), val.labels[kept])
+        threshold, coverage = find_threshold(probabilities[kept], val.labels[kept])
     found = {"temperature": temperature, "threshold": threshold, "coverage": coverage, "metrics": after.plain()}
     write_checkpoint(path, content | found)
-    return Calibration(temperature, threshold, coverage, before, after)
+    return Calibration(temperature, threshold, coverage, before, after, probabilities)
 
 
-def load_pretrained(model: FaceNet, config: Config, *, machine: Machine) -> None:
-    """Give `model`, as `config` builds it, the weights in the file `config.pretrained`.
+def load_pretrained(model: FaceNet, config: Config, *, machine: Machine) -> tuple[Path, dict[str, Any]]:
+    """Give `model`, as `config` builds it, the weights in the file `config.pretrained`; its path and content.
 
     Raises UserError for a file that `load_weights` refuses, and for another network than `model`.
     """
     path = find_weights(config.pretrained, flag="--pretrained")
-    there, _ = load_weights(path, machine=machine)
+    there, content = load_weights(path, machine=machine)
     if there.name != model.name or there.arguments | {"dropout": 0} != model.arguments | {"dropout": 0}:
         width = f" --width {there.arguments['width']:g}" if "width" in there.arguments else ""
         raise UserError(
@@ -136,6 +138,7 @@ def load_pretrained(model: FaceNet, config: Config, *, machine: Machine) -> None
             f"name other weights"
         )
     model.load_state_dict(there.state_dict())
+    return path, content
 
 
 def leakage_notes(path: Path, content: dict[str, Any], data: FaceData, val_fraction: float) -> list[str]:

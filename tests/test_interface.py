@@ -360,7 +360,8 @@ def test_a_stopped_run_needs_its_pretrained_weights_no_more(cwd, tmp_path, monke
     assert done.status == 130 and "go on with: python interface.py --resume runs/stopped" in done.out
     monkeypatch.undo()
     moved.unlink()
-    assert "begins with" not in trained(cwd, "--resume", "runs/stopped")
+    out = trained(cwd, "--resume", "runs/stopped")
+    assert "begins with" not in out and "goes on in epoch 1, after 1 of 3 steps" in out
 
 
 def test_pretrained_weights_of_other_data_or_of_another_network(cwd, tmp_path):
