@@ -74,6 +74,12 @@ def test_the_file_is_small_and_says_whose_it_is(exported, engines):
     assert 0.7 < engine.content["metrics"]["official"]["accuracy"] < 0.72 and engine.content["temperature"] < 1
 
 
+def test_the_shipped_file_belongs_to_the_shipped_weights():
+    shipped = OnnxEngine(SHIPPED.with_suffix(".onnx"), threads=1)
+    assert shipped.sha256 == hashlib.sha256(SHIPPED.read_bytes()).hexdigest()
+    assert 0.5 < shipped.content["threshold"] < 0.7 < shipped.content["coverage"]
+
+
 def test_a_network_without_averaged_maps_is_exported_without_activation_maps(weights, tmp_path):
     assert export.main([str(weights), "--out", str(tmp_path / "net.onnx")]) == 0
     engine, (pixels, labels) = OnnxEngine(tmp_path / "net.onnx", threads=1), faces(35)
