@@ -272,10 +272,10 @@ class Output:
             lines = [summary(metrics), *table(metrics)]
             if counts["unscored"]:
                 lines.append(f"not scored, no class or no face is known: {counts['unscored']}")
-        if self.predictor.threshold and counts["faces"]:
+        if unsure := counts["faces"] - counts["sure"]:
             lines.append(
-                f"sure of {counts['sure'] / counts['faces']:.1%} of the faces: on validation images "
-                f"{ANSWERED_RIGHT:.0%} of such answers are right"
+                f"not sure of {unsure} of {counted(counts['faces'], 'face')}: answers are given from a probability of "
+                f"{self.predictor.threshold:.2f} on, where {ANSWERED_RIGHT:.0%} are right (on validation images)"
             )
         if self.args.sheet:
             from faces.draw import sheet

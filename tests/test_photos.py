@@ -96,7 +96,7 @@ def test_not_sure_is_printed_with_the_likeliest(go, place, tmp_path):
     write_checkpoint(place / "unsure.pth", read_checkpoint(place / "w.pth") | {"threshold": 0.999})
     _, out, _ = go("photos/one.png", "--weights", "unsure.pth", "--top-k", "2")
     assert "photos/one.png  not sure: happy 0.9" in out and ", neutral 0.0" in out
-    assert "sure of 0.0% of the faces" in out
+    assert "not sure of 1 of 1 face: answers are given from a probability of 1.00 on" in out
 
 
 @pytest.mark.parametrize("form", ["path", "text", "bytes", "Pillow", "array"])
