@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from cli import Parser, add_flags
-from errors import exit_status
+from errors import SHIPPED, exit_status, find_weights
 from faces.crop import SIDE, crop
 from faces.detect import Box, Detector
 
@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
     from dataset import load, stratified_rows
     from utils import pick_machine
     from val import BATCH, forward
-    from weights import SHIPPED, find_weights, load_weights
+    from weights import load_weights
 
     machine = pick_machine("cpu", "fp32", 1)
     model, _ = load_weights(find_weights(SHIPPED), machine=machine)

@@ -1,14 +1,12 @@
-"""Our training against the plain PyTorch loop, step by step, and against another commit: images/s.
+"""Our training against the plain PyTorch loop, and against another commit: images/s.
 
     python -m bench.train [--data PATH] [--rounds 5] [--images 3840] [--models TheModel ImprovedFER2013Model]
-    python -m bench.train --steps
     python -m bench.train --against ../other --data archive.zip --models TheModel EmotionResNet-small
 
 The plain loop is what people write in an afternoon: ImageFolder over files, torchvision's transforms with the same
 augmentation (flip, rotate, shift, zoom), a DataLoader, the same network, loss and optimizer. Ours is
 `python interface.py` on a zip of the same files. The first epoch counts from before the data are opened, and for ours
-with the first checkpoint and the scoring; the later epochs count training alone. --steps takes single steps on random
-images; each row adds a measure to the row above it.
+with the first checkpoint and the scoring; the later epochs count training alone.
 
 --against runs interface.py of another checkout (`git worktree add ../other COMMIT`) and of this one, with the same
 settings: the first epoch of the first model on all images with no cache, and later epochs on --images of them.
@@ -35,22 +33,13 @@ from torchvision import datasets, transforms
 from bench import common
 from cli import Parser
 from config import Config
-from dataset import load, preprocess
+from dataset import load
 from errors import exit_status
 from losses import make_loss
 from model import build_model
-from utils import channels_last, keep_freed_memory
 
 PLAIN = ("plain, float32", "plain, float32, channels_last", "plain, bfloat16 autocast")
 LATER_EPOCHS = 2  # of ours
-MEASURES = (
-    "float32, contiguous",
-    "weights channels_last",
-    "bfloat16 autocast",
-    "freed memory kept",
-    "input channels_last too",
-)
-WARM_UP_STEPS, STEPS = 3, 11
 # Flags that give ours the plain loop's work, and two checkouts the same work, whatever their defaults are
 WORK = "--batch-size 128 --shift 4 --rotation 12 --zoom 0.1 --cutmix 0"
 AS_PLAIN = f"{WORK} --contrast 0 --brightness 0 --mixup 0 --ema 0 --label-smoothing 0 --optimizer adam --lr 0.001"
@@ -93,31 +82,6 @@ def plain_loop(cell: common.Cell) -> dict[str, float]:
     return {"first": seconds[0], "later": len(folder) / seconds[1]}
 
 
-def single_steps(cell: common.Cell) -> dict[str, float]:
-    """Images/s of training steps on the CPU with the first `measures` of MEASURES."""
-    config, on = Config(model=cell["model"]), MEASURES[: cell["measures"]]
-    if "freed memory kept" in on:
-        keep_freed_memory()
-    torch.manual_seed(0)
-    layout = torch.channels_last if "weights channels_last" in on else torch.contiguous_format
-    model = build_model(config.model).to(memory_format=layout)
-    optimizer = torch.optim.Adam(model.parameters(), fused=True)
-    images = preprocess(torch.randint(0, 256, (config.batch_size, 48, 48)).byte())
-    labels = torch.arange(config.batch_size) % 7
-    if "input channels_last too" in on:
-        images = channels_last(images)
-    seconds = []
-    for _ in range(WARM_UP_STEPS + STEPS):
-        start = time.perf_counter()
-        with torch.autocast("cpu", torch.bfloat16, enabled="bfloat16 autocast" in on):
-            logits = model(images)
-        torch.nn.functional.cross_entropy(logits.float(), labels).backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        seconds.append(time.perf_counter() - start)
-    return {"rate": config.batch_size / statistics.median(seconds[WARM_UP_STEPS:])}
-
-
 # --- Tables ---
 
 
@@ -145,16 +109,6 @@ def compare(args: argparse.Namespace, model: str, folder: Path, images: int) -> 
         print(f"{name:<44}{medians}{ratios}", flush=True)
 
 
-def step_table(args: argparse.Namespace) -> None:
-    """Print what each of MEASURES brings."""
-    print("images/s, batches of 128")
-    for model in args.models:
-        steps = {label: {"model": model, "measures": number} for number, label in enumerate(MEASURES, 1)}
-        cells = {label: partial(common.run_cell, "train.py", cell) for label, cell in steps.items()}
-        for label, rows in common.take_turns(cells, args.rounds, label=model).items():
-            print(f"{model:<24}{label:<28}{statistics.median(row['rate'] for row in rows):>10.0f}", flush=True)
-
-
 def against(args: argparse.Namespace) -> None:
     """Print how fast another checkout and this one train."""
     data = args.data if args.data == "demo" else os.path.abspath(args.data)
@@ -169,8 +123,8 @@ def against(args: argparse.Namespace) -> None:
 
 def run(args: argparse.Namespace) -> int:
     print(common.header())
-    if args.steps or args.against:
-        step_table(args) if args.steps else against(args)
+    if args.against:
+        against(args)
         return 0
     args.device = "cuda" if torch.cuda.is_available() else "cpu"  # of both loops
     with tempfile.TemporaryDirectory() as top:
@@ -185,10 +139,9 @@ def run(args: argparse.Namespace) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser("-m bench.train", __doc__.splitlines()[0])
     parser.add_argument("--workers", type=int, default=2, help="of the plain loops (2; try 0 and 1 too)")
-    parser.add_argument("--steps", action="store_true", help="what each measure brings to a single step")
     args = common.parse(parser, argv, models=["TheModel", "ImprovedFER2013Model"], images=3840)
     if args.one:
-        print(json.dumps(single_steps(args.one) if "measures" in args.one else plain_loop(args.one)))
+        print(json.dumps(plain_loop(args.one)))
         return 0
     return exit_status(run, args)
 
