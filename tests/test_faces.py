@@ -146,6 +146,13 @@ def test_a_crop_is_antialiased():
     assert abs(pixels.astype(int) - 127).max() <= 3
 
 
+def test_a_tilted_head_is_turned_upright(detector):
+    photo = np.array(Image.fromarray(ASTRONAUT).rotate(15, Image.Resampling.BICUBIC, fillcolor=(128, 128, 128)))
+    straight, tilted = (crop(image, detector.find(image)[0]).astype(int) for image in (ASTRONAUT, photo))
+    unturned = crop(photo, detector.find(photo)[0]._replace(landmarks=None))
+    assert abs(tilted - straight).mean() < abs(unturned - straight).mean()
+
+
 # --- Crops and notes ---
 
 
