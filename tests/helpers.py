@@ -21,6 +21,11 @@ def faces(count: int, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     return (noise + (labels * 28)[:, None, None]).astype(np.uint8), labels
 
 
+def same_weights(first: dict, second: dict) -> bool:
+    """Whether two state dicts are equal bit for bit."""
+    return first.keys() == second.keys() and all(value.equal(second[name]) for name, value in first.items())
+
+
 def save_face(path: Path, label: int = 3, *, size: tuple[int, int] = (48, 48)) -> Path:
     """An image that the weights read as class `label`, in the format of its suffix."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -69,15 +69,12 @@ def rows(text):
 # --- Training and prediction ---
 
 
-def test_train_compares_ours_with_the_plain_loops(bench, here, data):
+def test_ours_is_compared_with_the_plain_loops_and_the_usual_way_to_predict(bench, here, data):
     text = bench(train, *data, "--images", 14, "--workers", 0, *NANO)
     assert re.search(r"cores.*; cpu .*; python [\d.]+ torch \S+ numpy \S+, commit \S+$", text, re.M)
     for name in (*train.PLAIN, "ours"):
         first, later, *ratios = rows(text)[name]
         assert int(first) > 0 and int(later) > 0 and len(ratios) == 2
-
-
-def test_predict_compares_ours_with_the_usual_way(bench, here, data):
     usual, ours, *_ = rows(bench(predict, *data, *NANO))["EmotionResNet-nano"]
     assert int(usual) > 0 and int(ours) > 0
 

@@ -211,8 +211,6 @@ def test_why_a_study_is_too_small_comes_from_its_size(recipe, limit, seeds, leng
         return Split(name, np.zeros((count, 48, 48), np.uint8), np.zeros(count, int), np.zeros(count, DIGEST), none)
 
     splits = {name: split(name, count) for name, count in zip(("train", "val"), images, strict=True)}
-    data, size = (
-        FaceData(splits, "fer2013", "archive.zip", "0" * 16),
-        Size(Config(**RECIPES[recipe], limit=limit), seeds, *lengths),
-    )
+    data = FaceData(splits, "fer2013", "archive.zip", "0" * 16)
+    size = Size(Config(**RECIPES[recipe], limit=limit), seeds, *lengths)
     assert experiments.why(size, data).count("it") == reasons

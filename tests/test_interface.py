@@ -18,8 +18,9 @@ import torch
 
 import errors
 import interface
-from helpers import REPO, csv_of_folders, run_script, write_folders, zip_folder
+from helpers import REPO, run_script, same_weights, write_folders
 from train import duration, epoch_line
+from utils import read_checkpoint
 
 QUICK = ("--model", "EmotionResNet-nano", "--width", "0.2", "--threads", "1", "--device", "cpu")
 
@@ -55,16 +56,8 @@ def refused(cwd, *args) -> str:
     return done.err
 
 
-def read(path) -> dict:
-    return torch.load(path, weights_only=True)
-
-
 def state(run) -> dict:
-    return read(run / "best.pth")["state_dict"]
-
-
-def same(first, second) -> bool:
-    return first.keys() == second.keys() and all(torch.equal(value, second[name]) for name, value in first.items())
+    return read_checkpoint(run / "best.pth")["state_dict"]
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +161,10 @@ def test_a_run_killed_again_and_again_ends_with_the_same_weights(tmp_path):
         assert run(*resume, code=TELL_FIRST_STEP % "os.kill(os.getpid(), signal.SIGINT)") == 130
         assert run(*resume) == 0
         forks.stdin.close()
-    assert same(state(whole), state(cut)) and read(whole / "best.pth")["metrics"] == read(cut / "best.pth")["metrics"]
+    assert (
+        same_weights(state(whole), state(cut))
+        and read_checkpoint(whole / "best.pth")["metrics"] == read_checkpoint(cut / "best.pth")["metrics"]
+    )
     timed = re.compile(r'"seconds.*')
     rows = [timed.sub("", (run / "metrics.jsonl").read_text()) for run in (whole, cut)]
     assert rows[0] == rows[1] and rows[0].count("\n") == 12
@@ -198,9 +194,7 @@ def test_a_line_of_an_epoch_has_one_width_and_the_time_left():
     row |= {"val_accuracy": 0.6038, "val_accuracy_deduplicated": 0.6, "best": True, "seconds": 18.3}
     row |= {"images_per_second": 1570.0}
     line = epoch_line([row], 60, copies=False)
-    assert line == (
-        "epoch   9/60  lr 2.5e-06   train 1.041  62.1%  val 1.102  60.4% *   18.3s   1570 img/s  18 min left"
-    )
+    assert line == "epoch   9/60  lr 2.5e-06   train 1.041  62.1%  val 1.102  60.4% *   18.3s   1570 img/s  18 min left"
     later = epoch_line([{**row, "epoch": 10, "lr": 0.0712, "val_accuracy": 1.0, "best": False}] * 10, 60, copies=False)
     assert len(later) == len(line) and "lr 0.0712 " in later
     assert "60.4% /  60.0% *" in epoch_line([row], 60, copies=True)
@@ -208,30 +202,18 @@ def test_a_line_of_an_epoch_has_one_width_and_the_time_left():
     assert [duration(seconds) for seconds in (0, 45, 200, 4000, 9000)] == ["0 s", "45 s", "3 min", "67 min", "2.5 h"]
 
 
-def test_a_second_figure_only_where_there_are_copies(first, tmp_path):
+def test_notes_on_the_data_are_printed_and_a_second_figure_where_there_are_copies(first, tmp_path):
     assert "deduplicated  accuracy" not in first[1] and "official" not in first[1]
     write_folders(tmp_path / "archive", train=35, val=14, test=0, val_copies=2)
+    (tmp_path / "archive" / "train" / "happy").rename(tmp_path / "archive" / "train" / "Happiness")
     out = trained(tmp_path, *QUICK, "--epochs", 1)
+    assert "'Happiness' is read as happy" in out
     assert "official / deduplicated" in out and re.search(r"val [\d.]+ +[\d.]+% / +[\d.]+% ", out)
     assert re.search(r"official .* of 14\)", out) and re.search(r"deduplicated .* of 12\)", out)
 
 
-def test_folders_zip_and_shuffled_csv_give_the_same_weights(tmp_path):
-    folder = write_folders(tmp_path / "faces", val_copies=2)
-    forms = [folder, zip_folder(folder, tmp_path / "a.zip"), csv_of_folders(folder, tmp_path / "fer2013.csv")]
-    prints = set()
-    for form in forms:
-        out = trained(tmp_path, *QUICK, "--epochs", 1, "--data", form, "--run", form.name)
-        prints.add(re.search(r"fingerprint (\w+)", out)[1])
-    states = [state(tmp_path / "runs" / form.name) for form in forms]
-    assert len(prints) == 1 and all(same(states[0], other) for other in states[1:])
-
-
 def test_the_figures_of_a_run_are_those_that_scoring_its_file_gives(cwd, capsys, monkeypatch):
-    """Those of shipped weights are their own: rounded to 16 bits, they may name a few images otherwise.
-
-    So 33.46 % of a run and 33.55 % of test.py, which scores the shipped file, can both be right.
-    """
+    """Those of shipped weights are their own: rounded to 16 bits, they may name a few images otherwise."""
     import test as script
 
     shutil.copytree(cwd / "runs" / "first", cwd / "runs" / "ships")
@@ -241,20 +223,6 @@ def test_the_figures_of_a_run_are_those_that_scoring_its_file_gives(cwd, capsys,
         assert script.main(["--split", "val", "--weights", file, "--threads", "1"]) == 0
         assert re.search(own, out)[1] in capsys.readouterr().out
     os.remove("final_weights_new.pth")
-
-
-def test_one_teacher_file_is_read_once(cwd, monkeypatch):
-    teacher, files, load = cwd / "runs" / "first" / "best.pth", [], torch.load
-    monkeypatch.setattr(torch, "load", lambda file, **named: files.append(str(file)) or load(file, **named))
-    trained(cwd, *QUICK, "--epochs", 1, "--teachers", teacher, "--run", "student")
-    assert files.count(str(teacher)) == 1
-
-
-def test_notes_on_the_data_are_printed(tmp_path):
-    """Such as that photos look uncropped, or that a folder is read as another name."""
-    write_folders(tmp_path / "archive", train=35, val=14, test=0)
-    (tmp_path / "archive" / "train" / "happy").rename(tmp_path / "archive" / "train" / "Happiness")
-    assert "'Happiness' is read as happy" in trained(tmp_path, *QUICK, "--epochs", 1)
 
 
 def test_the_demo_says_that_its_faces_are_rendered_and_has_a_recipe(tmp_path):
@@ -290,41 +258,38 @@ def test_an_ended_run_reports_again_and_is_promoted_when_asked(cwd):
     (run / "curves.png").unlink()
     out = trained(cwd, "--resume", "runs/first")
     assert "is left as it is" in out and shipped.read_bytes() == before and "epoch   1/2" not in out
-    assert (run / "curves.png").exists() and same(state(run), weights)
+    assert (run / "curves.png").exists() and same_weights(state(run), weights)
     out = trained(cwd, "--resume", "runs/first", "--promote")
     assert "final_weights_new.pth is replaced" in out and (run / "replaced_weights.pth").read_bytes() == before
-    content = read(shipped)
+    content = read_checkpoint(shipped)
     assert content["config"]["data"] == "" and content["dataset"]["source"] == "archive"
     shipped.unlink()
 
 
-def test_a_run_on_other_data_or_a_part_of_it_leaves_the_shipped_weights(first):
+def test_a_run_on_other_data_or_a_part_of_it_leaves_the_shipped_weights_and_reads_a_teacher_once(first, monkeypatch):
     cwd, out = first
     assert "final_weights_new.pth is left as it is: it was trained on another dataset" in out
-    out = trained(cwd, *QUICK, "--epochs", 1, "--limit", 28, "--run", "limited")
+    teacher, files, load = cwd / "runs" / "first" / "best.pth", [], torch.load
+    monkeypatch.setattr(torch, "load", lambda file, **named: files.append(str(file)) or load(file, **named))
+    out = trained(cwd, *QUICK, "--epochs", 1, "--limit", 28, "--run", "limited", "--teachers", teacher)
     assert "is left as it is: the run was made with --limit 28" in out
-    assert not (cwd / "final_weights_new.pth").exists()
+    assert not (cwd / "final_weights_new.pth").exists() and files.count(str(teacher)) == 1
 
 
-def test_what_makes_a_run_longer_is_named_and_works(cwd):
-    command = re.search(
-        r"python interface.py (--config .* --epochs 3)", refused(cwd, "--resume", "runs/first", "--epochs", 3)
-    )
+def test_a_run_from_anothers_config_is_the_same_and_what_makes_it_longer_is_named(cwd):
+    trained(cwd, "--config", "runs/first", "--run", "again")
+    assert same_weights(state(cwd / "runs" / "first"), state(cwd / "runs" / "again"))
+    message = refused(cwd, "--resume", "runs/first", "--epochs", 3)
+    command = re.search(r"python interface.py (--config .* --epochs 3)", message)
     out = trained(cwd, *command[1].split(), "--run", "longer")
     assert "begins with weights runs/first/best.pth" in out and "epoch   3/3" in out
 
 
-def test_a_run_made_from_another_runs_config_is_the_same(cwd):
-    trained(cwd, "--config", "runs/first", "--run", "again")
-    assert same(state(cwd / "runs" / "first"), state(cwd / "runs" / "again"))
-
-
-def test_resume_refuses_other_data(cwd, tmp_path):
+def test_resume_refuses_other_data_other_settings_and_a_run_in_use(cwd, tmp_path):
     other = write_folders(tmp_path / "other", train=42, val=14, test=0)
     assert "name the run's dataset with --data" in refused(cwd, "--resume", "runs/first", "--data", other)
-
-
-def test_two_processes_cannot_resume_one_run(cwd):
+    for flags in (["--recipe", "nano"], ["--lr", "0.1"], ["--config", "runs/first"]):
+        assert call(cwd, "--resume", "runs/first", *flags).status == 2
     with errors.locked(cwd / "runs" / "first"):
         assert "is in use by another process" in refused(cwd, "--resume", "runs/first")
 
@@ -341,12 +306,12 @@ def test_a_pretrained_run_begins_with_the_weights_of_another_once(cwd):
     for name, value in before.items():
         if "running" not in name and "batches" not in name:  # statistics of batch norm follow the images
             torch.testing.assert_close(after[name], value, atol=1e-5, rtol=0)
-    assert read(cwd / "runs/from-first/best.pth")["config"]["pretrained"] == "first"
+    assert read_checkpoint(cwd / "runs/from-first/best.pth")["config"]["pretrained"] == "first"
     bare = cwd / "runs" / "bare"  # killed before its first last.pth
     bare.mkdir()
     shutil.copy(cwd / "runs" / "from-first" / "config.json", bare)
     assert "begins with weights runs/first/best.pth" in trained(cwd, "--resume", "runs/bare")
-    assert same(state(bare), after)
+    assert same_weights(state(bare), after)
 
 
 def test_a_stopped_run_needs_its_pretrained_weights_no_more(cwd, tmp_path, monkeypatch):
@@ -387,9 +352,3 @@ def test_a_run_that_is_refused_leaves_no_folder_and_changes_none(cwd, tmp_path):
         assert message in refused(cwd, "--data", data, "--run", "refused").lower()
     assert not (cwd / "runs" / "refused").exists()
     assert "runs/none: no such folder" in refused(cwd, "--resume", "runs/none")
-
-
-def test_flags_that_a_resumed_run_cannot_take_are_refused():
-    for flags in (["--recipe", "nano"], ["--lr", "0.1"], ["--config", "runs/first"]):
-        with pytest.raises(SystemExit):
-            interface.parse(["--resume", "runs/first", *flags])

@@ -103,9 +103,8 @@ def test_curves_of_any_length(tmp_path, count):
 
 def test_one_epoch_is_a_large_point_each_with_its_value(tmp_path, saved):
     plots.curves(rows(1), tmp_path / "curves.png", title="")
-    for axes, labels in zip(
-        saved[0].axes, (["train: 1.900", "val: 1.800"], ["train: 20.0%", "val: 20.0%"]), strict=True
-    ):
+    wanted = ["train: 1.900", "val: 1.800"], ["train: 20.0%", "val: 20.0%"]
+    for axes, labels in zip(saved[0].axes, wanted, strict=True):
         assert [text.get_text() for text in axes.get_legend().get_texts()][:2] == labels
         assert min(line.get_markersize() for line in axes.lines) >= 8
 

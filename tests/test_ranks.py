@@ -75,12 +75,9 @@ def together(size: int, script: str, *args, cwd: Path, code: str = "", status: i
     return done[0][1]
 
 
-def weights(run: Path) -> dict[str, torch.Tensor]:
-    return torch.load(run / "best.pth", weights_only=True)["state_dict"]
-
-
-def distance(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> float:
-    """The largest relative difference of a layer's weights, by their norms."""
+def distance(run: Path, other: Path) -> float:
+    """The largest relative difference of a layer's best weights, by their norms."""
+    first, second = (torch.load(each / "best.pth", weights_only=True)["state_dict"] for each in (run, other))
     return max(float((value - second[name]).norm() / second[name].norm()) for name, value in first.items())
 
 
@@ -100,7 +97,7 @@ def place(tmp_path_factory):
 def test_several_processes_give_the_weights_and_figures_of_one(place):
     out = together(3, "interface", *EXACT, "--epochs", 2, "--run", "three", cwd=place)
     assert ", 3 processes" in out
-    assert distance(weights(place / "runs/three"), weights(place / "runs/one")) < 1e-4
+    assert distance(place / "runs/three", place / "runs/one") < 1e-4
     for ours, theirs in zip(history(place / "runs/three"), history(place / "runs/one"), strict=True):
         assert ours.keys() == theirs.keys()
         for name in ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "val_macro_f1_deduplicated"):
@@ -126,7 +123,7 @@ def test_a_run_of_two_goes_on_with_another_number_of_processes(place, later):
     assert "stopped in epoch 1" in out
     assert torch.load(place / run / "last.pth", weights_only=True)["progress"]["step"] == 1
     together(later, "interface", "--resume", run, cwd=place)
-    assert distance(weights(place / run), weights(place / "runs/one")) < 1e-4
+    assert distance(place / run, place / "runs/one") < 1e-4
     for name in ("train_loss", "train_accuracy"):
         assert history(place / run)[0][name] == pytest.approx(history(place / "runs/one")[0][name], rel=1e-4)
 

@@ -58,13 +58,8 @@ def make_study(*, images=1500, seeds=3, gains=(), only=None, demo=False, other_g
         about = {"grouping": grouping, "variant": variant, "groups": shift if groups else [], "schedule": schedule}
         made.append(Configuration(name, name, kind, control, predicted=np.stack(predicted), **cost, **about))
     about = {"name": "quick", "why": "", "command": "python experiments.py --quick", "machine": "cpu_x", "minutes": 9.5}
-    about |= {
-        "versions": {"torch": "2.14"},
-        "source": "archive.zip",
-        "fingerprint": "14bc",
-        "demo": demo,
-        "seeds": seeds,
-    }
+    about |= {"versions": {"torch": "2.14"}, "source": "archive.zip", "fingerprint": "14bc"}
+    about |= {"demo": demo, "seeds": seeds}
     about |= {"train": [100] * 7, "val": np.bincount(labels, minlength=7).tolist(), "rate": 0.15}
     study = Study(about, labels, copies, np.flatnonzero(~copies)[:60], made)
     for one in (study.base, study.best):

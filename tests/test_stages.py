@@ -82,9 +82,8 @@ def finished(make):
 def test_a_stage_made_of_something_else_is_refused(finished, make, changes, network, message):
     settings = {"epochs": 1, **NANO, **changes}
     with pytest.raises(UserError, match=f"{message}.*--name"):
-        make(precision=settings["precision"]).train(
-            "one", lambda: build_model(NANO["model"], **network), Config(**settings)
-        )
+        stages = make(precision=settings["precision"])
+        stages.train("one", lambda: build_model(NANO["model"], **network), Config(**settings))
 
 
 def test_a_hyperparameter_that_an_older_stage_does_not_have_had_its_default(finished, make, capsys):

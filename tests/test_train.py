@@ -17,7 +17,7 @@ import train
 from config import CLASSES, Config
 from dataset import load, preprocess
 from errors import UserError
-from helpers import write_folders
+from helpers import same_weights, write_folders
 from metrics import measure
 from model import build_model
 from ranks import Ranks
@@ -26,7 +26,7 @@ from training import state
 from training.augment import sample_epoch
 from training.distill import load_teachers
 from training.state import Trainer, check_resume, has_ended, read_history, read_last
-from utils import pick_machine, seed_everything
+from utils import pick_machine, read_checkpoint, seed_everything
 from val import Scores
 from weights import load_weights
 
@@ -72,17 +72,9 @@ def new_trainer(data, tmp_path, **settings):
     return Trainer(new_model(config), data, config, run=tmp_path, machine=MACHINE, teachers=teachers)
 
 
-def same(first, second) -> bool:
-    return all(torch.equal(value, second[name]) for name, value in first.items())
-
-
 def figures(run) -> list[dict]:
     """metrics.jsonl without what the clock says."""
     return [{key: row[key] for key in row if key not in ("seconds", "images_per_second")} for row in read_history(run)]
-
-
-def read(path) -> dict:
-    return torch.load(path, weights_only=True)
 
 
 @pytest.fixture
@@ -118,26 +110,30 @@ def test_a_run_cut_in_mid_epoch_ends_with_the_same_weights(run_fit, tmp_path, ct
     cut = run_fit("cut", **settings)
     assert cut.stopped and not cut.done and (cut.progress.epoch, cut.progress.step) == (1, 2)
     rest = run_fit("cut", resume=read_last(tmp_path / "cut")[1], **settings)
-    assert rest.done and same(whole.model.state_dict(), rest.model.state_dict())
+    assert rest.done and same_weights(whole.model.state_dict(), rest.model.state_dict())
     assert figures(tmp_path / "whole") == figures(tmp_path / "cut")
-    best = [read(tmp_path / name / "best.pth")["state_dict"] for name in ("whole", "cut")]
-    assert same(*best)
+    best = [read_checkpoint(tmp_path / name / "best.pth")["state_dict"] for name in ("whole", "cut")]
+    assert same_weights(*best)
 
 
 def test_the_seed_decides_the_weights(run_fit):
     first, again, other = (run_fit(f"run{i}", seed=seed, epochs=1) for i, seed in enumerate((1, 1, 2)))
-    assert same(first.model.state_dict(), again.model.state_dict())
-    assert not same(first.model.state_dict(), other.model.state_dict())
+    assert same_weights(first.model.state_dict(), again.model.state_dict())
+    assert not same_weights(first.model.state_dict(), other.model.state_dict())
 
 
 # --- Steps ---
 
 
-def test_batches_are_near_equal_and_every_image_comes_once(run_fit, monkeypatch):
+def test_batches_are_near_equal_every_image_comes_once_and_the_averaged_weights_are_kept(
+    run_fit, tmp_path, monkeypatch
+):
     seen, step = [], train.train_step
     monkeypatch.setattr(train, "train_step", lambda *args: seen.append(args[2]) or step(*args))
-    run_fit("run", epochs=1)
+    trainer = run_fit("run", ema=0.5, epochs=1)
     assert [len(batch) for batch in seen] == [12, 12, 11] and sorted(np.concatenate(seen)) == list(range(35))
+    assert not same_weights(trainer.eval_model.state_dict(), trainer.model.state_dict())
+    assert same_weights(read_checkpoint(tmp_path / "run" / "best.pth")["state_dict"], trainer.eval_model.state_dict())
 
 
 def test_an_image_is_blended_with_the_one_before_it(data, tmp_path):
@@ -206,16 +202,12 @@ def fake_scores(monkeypatch):
     return fake
 
 
-def test_on_a_plateau_the_rate_is_cut_three_times_before_the_stop(run_fit, fake_scores):
+def test_on_a_plateau_the_rate_is_cut_three_times_before_the_stop_unless_patience_is_0(run_fit, fake_scores):
     fake_scores([(0.5, 1.0)] * 40)
     rates = [row["lr"] for row in run_fit("run", epochs=40).history]
     assert len(rates) == 9  # the first epoch is the best one, then 8 without a better
     assert rates[2] == 1e-3 and sum(now < before for before, now in pairwise(rates)) == 3
-
-
-def test_stop_patience_0_never_stops_early(run_fit, fake_scores):
-    fake_scores([(0.5, 1.0)] * 12)
-    assert len(run_fit("run", epochs=12, stop_patience=0).history) == 12
+    assert len(run_fit("patient", epochs=12, stop_patience=0).history) == 12
 
 
 @pytest.mark.parametrize(("metric", "best_epoch"), [("accuracy", 2), ("loss", 3), ("macro_f1", 2)])
@@ -223,14 +215,8 @@ def test_the_best_epoch_goes_by_the_chosen_metric(run_fit, tmp_path, fake_scores
     fake_scores([(0.4, 1.5), (0.6, 1.2), (0.5, 1.1), (0.6, 1.3)])
     trainer = run_fit("run", epochs=4, stop_metric=metric)
     assert [row["epoch"] for row in trainer.history if row["best"]][-1] == best_epoch
-    kept = read(tmp_path / "run" / "best.pth")["metrics"]["official"]
+    kept = read_checkpoint(tmp_path / "run" / "best.pth")["metrics"]["official"]
     assert kept["accuracy"] == {2: 0.6, 3: 0.5}[best_epoch]
-
-
-def test_the_averaged_weights_are_scored_and_kept(run_fit, tmp_path):
-    trainer = run_fit("run", ema=0.5, epochs=1)
-    assert not same(trainer.eval_model.state_dict(), trainer.model.state_dict())
-    assert same(read(tmp_path / "run" / "best.pth")["state_dict"], trainer.eval_model.state_dict())
 
 
 @pytest.mark.parametrize("pause", [0.0, 1e9])  # between saves: on a CPU, and on a GPU whose epochs are short
@@ -260,8 +246,8 @@ def test_where_epochs_are_short_the_best_weights_wait_for_the_next_save(run_fit,
     monkeypatch.setattr(state, "write_checkpoint", lambda path, *rest: written.append(path.name) or write(path, *rest))
     run_fit("rare", epochs=3, stop_metric="loss")
     assert written == ["last.pth", "best.pth", "last.pth"]
-    kept = [read(tmp_path / name / "best.pth") for name in ("usual", "rare")]
-    assert same(kept[0]["state_dict"], kept[1]["state_dict"]) and kept[0]["metrics"] == kept[1]["metrics"]
+    kept = [read_checkpoint(tmp_path / name / "best.pth") for name in ("usual", "rare")]
+    assert same_weights(kept[0]["state_dict"], kept[1]["state_dict"]) and kept[0]["metrics"] == kept[1]["metrics"]
 
 
 def test_a_full_disk_ends_the_run_and_keeps_the_last_state(run_fit, tmp_path, monkeypatch):
@@ -293,14 +279,11 @@ def test_the_first_state_is_saved_before_the_first_step_and_leftovers_are_remove
 # --- Refused before the first step ---
 
 
-def test_a_window_needs_a_network_that_takes_it(run_fit):
+def test_settings_that_the_network_cannot_train_with_are_refused(run_fit):
     fixed = {"model": "ImprovedFER2013Model", "width": 1.0, "window": 40}
     with pytest.raises(UserError, match=r"--window 40: ImprovedFER2013Model takes whole faces only; give --window 48"):
         run_fit("run", **fixed)
     assert run_fit("run", **fixed, augment=False, epochs=1).done  # where nothing is augmented it is unused
-
-
-def test_a_batch_of_one_image_is_refused_for_batch_norm(run_fit):
     with pytest.raises(UserError, match=r"--batch-size 1 over 35 images makes batches of one image"):
         run_fit("run", batch_size=1)
 
@@ -308,82 +291,56 @@ def test_a_batch_of_one_image_is_refused_for_batch_norm(run_fit):
 # --- Resume ---
 
 
-def test_a_run_at_its_end_trains_nothing(run_fit, tmp_path, monkeypatch):
-    run_fit("run", epochs=1)
-    monkeypatch.setattr(train, "train_step", lambda *_: pytest.fail("trained on"))
-    assert run_fit("run", epochs=1, resume=read_last(tmp_path / "run")[1]).done
-
-
-def test_a_folder_without_a_run_cannot_be_resumed(tmp_path):
+def test_a_run_killed_before_its_first_state_begins_anew_and_a_folder_without_one_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"holds no run to go on with; --resume takes a run's folder"):
         read_last(tmp_path)
-
-
-def test_a_run_killed_before_its_first_state_begins_anew(tmp_path):
     (tmp_path / "config.json").write_text('{"epochs": 3}')
     config, content = read_last(tmp_path, {"threads": 2})
     assert (config.epochs, config.threads, content) == (3, 2, None) and not has_ended(tmp_path)
 
 
-@pytest.mark.parametrize("kept", [("best.pth",), ("metrics.jsonl",), ("best.pth", "metrics.jsonl")])
-def test_a_run_whose_state_was_removed_too_early_is_not_begun_anew_over_its_weights(
-    run_fit, tmp_path, fake_scores, kept
+@pytest.mark.parametrize("settings", [{"epochs": 2}, {"epochs": 9, "stop_patience": 1}])
+def test_without_its_state_an_ended_run_is_read_and_another_is_not_begun_anew_over_its_weights(
+    run_fit, tmp_path, fake_scores, settings
 ):
-    fake_scores([(0.5, 1.0)] * 2)
-    run_fit("my run", epochs=2)
-    rows = (tmp_path / "my run" / "metrics.jsonl").read_text().splitlines()
-    (tmp_path / "my run" / "metrics.jsonl").write_text(rows[0])
-    for name in {"last.pth", "best.pth", "metrics.jsonl"} - set(kept):
-        (tmp_path / "my run" / name).unlink()
-    with pytest.raises(UserError) as raised:
-        read_last(tmp_path / "my run")
-    assert "last.pth is gone" in str(raised.value) and all(name in str(raised.value) for name in kept)
-    assert str(raised.value).endswith(f"--config '{tmp_path}/my run/config.json'")
-
-
-@pytest.mark.parametrize(("settings", "epochs"), [({"epochs": 2}, 2), ({"epochs": 9, "stop_patience": 1}, 2)])
-def test_an_ended_run_needs_no_last_state(run_fit, tmp_path, fake_scores, settings, epochs):
     fake_scores([(0.5, 1.0)] * 9)
-    run_fit("run", **settings)
-    assert not has_ended(tmp_path / "run")
-    (tmp_path / "run" / "last.pth").unlink()
-    config, last = read_last(tmp_path / "run", {"threads": 2})
-    assert has_ended(tmp_path / "run") and last is None and config.threads == 2
-    assert len(read_history(tmp_path / "run")) == epochs
+    run_fit("my run", **settings)
+    run, best, metrics = (tmp_path / "my run" / name for name in ("", "best.pth", "metrics.jsonl"))
+    assert not has_ended(run)
+    (run / "last.pth").unlink()
+    config, last = read_last(run, {"threads": 2})
+    assert has_ended(run) and last is None and config.threads == 2 and len(read_history(run)) == 2
+    row = metrics.read_text().splitlines()[0]
+    for kept in ((best, metrics), (best,), (metrics,)):
+        metrics.write_text(row)
+        for path in {best, metrics} - set(kept):
+            path.rename(tmp_path / path.name)
+        with pytest.raises(UserError, match=r"last\.pth is gone") as raised:
+            read_last(run)
+        assert all(path.name in str(raised.value) for path in kept)
+        assert str(raised.value).endswith(f"--config '{run}/config.json'")
 
 
-def test_a_run_of_another_version_is_refused_by_the_setting_it_has(run_fit, tmp_path):
-    run_fit("run", epochs=1)
-    content = read(tmp_path / "run" / "last.pth")
-    content["config"]["momentum"] = 0.9
-    torch.save(content, tmp_path / "run" / "last.pth")
-    with pytest.raises(UserError, match=r"does not fit this version of the code: .* unknown momentum"):
-        read_last(tmp_path / "run")
-
-
-@pytest.mark.parametrize(
-    ("key", "change"),
-    [
-        ("state_dict", lambda state: state | {next(iter(state)): torch.zeros(3)}),
-        ("optimizer", lambda state: state | {"param_groups": state["param_groups"][:1]}),
-        ("progress", lambda state: {}),
-    ],
-)
-def test_a_run_of_another_network_is_refused(run_fit, tmp_path, key, change):
-    run_fit("run", epochs=1)
-    content = read_last(tmp_path / "run")[1]
-    with pytest.raises(UserError, match=r"last\.pth does not fit the network .* of this code: .* start a new run"):
-        run_fit("run", resume={**content, key: change(content[key])}, epochs=2)
-
-
-def test_the_optimizer_goes_on_as_this_machine_has_it(run_fit, tmp_path):
+def test_a_run_at_its_end_trains_nothing_and_one_of_other_code_is_refused(run_fit, tmp_path, monkeypatch):
     trainer = run_fit("run", epochs=1, optimizer="adam")
     content = read_last(tmp_path / "run")[1]
-    own = trainer.optimizer.param_groups[0]["fused"]
+    monkeypatch.setattr(train, "train_step", lambda *_: pytest.fail("trained on"))
+    assert run_fit("run", epochs=1, optimizer="adam", resume=content).done
+    for change in (
+        {"state_dict": content["state_dict"] | {next(iter(content["state_dict"])): torch.zeros(3)}},
+        {"optimizer": content["optimizer"] | {"param_groups": content["optimizer"]["param_groups"][:1]}},
+        {"progress": {}},
+    ):
+        with pytest.raises(UserError, match=r"last\.pth does not fit the network .* of this code: .* start a new run"):
+            run_fit("run", resume=content | change, epochs=2, optimizer="adam")
+    own = trainer.optimizer.param_groups[0]["fused"]  # the optimizer goes on as this machine has it
     for group in content["optimizer"]["param_groups"]:
         group["fused"] = not group["fused"]
     trainer.restore(content)
     assert [group["fused"] for group in trainer.optimizer.param_groups] == [own] * 2
+    torch.save(content | {"config": content["config"] | {"momentum": 0.9}}, tmp_path / "run" / "last.pth")
+    with pytest.raises(UserError, match=r"does not fit this version of the code: .* unknown momentum"):
+        read_last(tmp_path / "run")
 
 
 def test_a_run_keeps_all_that_it_was_trained_on(run_fit, tmp_path, data, ctrl_c_in_mid_epoch, capsys):
@@ -396,24 +353,20 @@ def test_a_run_keeps_all_that_it_was_trained_on(run_fit, tmp_path, data, ctrl_c_
     both = [{**here, "machine": "a laptop"}, here]
     content = read_last(tmp_path / "run")[1]
     assert content["progress"]["made_on"] == both
-    assert read(tmp_path / "run" / "best.pth")["made_on"] == [here]  # the first epoch is the best one
-    check_resume(content, data, None, MACHINE)
-    assert "was trained on a laptop with torch" in capsys.readouterr().out
+    assert read_checkpoint(tmp_path / "run" / "best.pth")["made_on"] == [here]  # the first epoch is the best one
 
+    def noted(made_on, *ranks) -> str:
+        capsys.readouterr()
+        content["progress"]["made_on"] = made_on
+        check_resume(content, data, None, MACHINE, *ranks)
+        return capsys.readouterr().out
 
-def test_other_data_are_refused_and_another_machine_is_noted(data, capsys):
-    here = {"machine": str(MACHINE), "versions": {"torch": str(torch.__version__)}}
-    last = {"fingerprint": "0123", "targets": {"votes": "", "teachers": []}, "progress": {"made_on": [here]}}
+    assert "was trained on a laptop with torch" in noted(both) and not noted([here])
+    assert f"this is {MACHINE}, 2 processes with torch" in noted([here], Ranks(0, 2))
+    older = {**here, "versions": {"torch": "2.0"}}
+    assert f"trained on {MACHINE} with torch 2.0, this is {MACHINE}" in noted([older])
     with pytest.raises(UserError, match="trained on data with fingerprint 0123, these have"):
-        check_resume(last, data, None, MACHINE)
-    last["fingerprint"] = data.fingerprint
-    check_resume(last, data, None, MACHINE)
-    assert not capsys.readouterr().out
-    check_resume(last, data, None, MACHINE, Ranks(0, 2))
-    assert f"this is {MACHINE}, 2 processes with torch" in capsys.readouterr().out
-    last["progress"]["made_on"] = [{**here, "versions": {"torch": "2.0"}}]
-    check_resume(last, data, None, MACHINE)
-    assert f"trained on {MACHINE} with torch 2.0, this is {MACHINE}" in capsys.readouterr().out
+        check_resume(content | {"fingerprint": "0123"}, data, None, MACHINE)
 
 
 def test_a_ctrl_c_while_the_processes_talk_is_not_lost():
@@ -480,13 +433,13 @@ def test_a_taught_run_goes_on_with_its_teachers_wherever_they_are(
     ctrl_c_in_mid_epoch()
     assert not run_fit("cut", teachers=first).done
     moved = str(shutil.move(first, tmp_path / "moved.pth"))
-    torch.save(read(moved) | {"temperature": 2.0}, moved)  # calibrated meanwhile: the weights are the same
+    torch.save(read_checkpoint(moved) | {"temperature": 2.0}, moved)  # calibrated meanwhile: the weights are the same
     config, last = read_last(tmp_path / "cut", {"teachers": other})
     with pytest.raises(UserError, match=r"made with other teachers than these: name the files .* by --teachers"):
         check_resume(last, data, load_teachers(config, data, MACHINE), MACHINE)
     check_resume(last, data, load_teachers(Config(teachers=moved), data, MACHINE), MACHINE)
     rest = run_fit("cut", resume=last, teachers=moved)
-    assert rest.done and same(whole.model.state_dict(), rest.model.state_dict())
+    assert rest.done and same_weights(whole.model.state_dict(), rest.model.state_dict())
 
 
 def test_a_teacher_that_may_know_the_validation_images_is_noted(run_fit, teacher, tmp_path, capsys):
@@ -496,7 +449,7 @@ def test_a_teacher_that_may_know_the_validation_images_is_noted(run_fit, teacher
     trainer = run_fit("run", epochs=1, teachers=f"{mine},{theirs}")
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("teacher: ", "note: "))]
     assert len(lines) == 3 and mine in lines[0] and theirs in lines[1] and theirs in lines[2]
-    content = read(trainer.run / "best.pth")
+    content = read_checkpoint(trainer.run / "best.pth")
     assert content["dataset"]["leakage"] and content["config"]["teachers"] == "best.pth,best.pth"  # no folders
 
 
