@@ -1,35 +1,38 @@
 """For torch.hub: `torch.hub.load("PATH OF THIS FOLDER", "emotion_net", source="local")`."""
 
-from pathlib import Path
-
+import torch
 from torch import Tensor, nn
+
+from config import CLASSES
+from dataset import preprocess
+from errors import SHIPPED, find_weights
+from model import FaceNet
+from utils import pick_machine
+from weights import load_weights
 
 dependencies = ["torch", "numpy", "PIL"]
 
 
 class EmotionNet(nn.Module):
-    """A trained network with its preprocessing: pixels (B, 48, 48) uint8 in, probabilities (B, 7) float32 out.
+    """A network with its preprocessing: pixels (B, 48, 48) uint8 to probabilities (B, 7) float32 of `classes`.
 
-    `classes` are the names of the seven, in their order.
+    With `maps` it returns activation maps (B, 7, H, W) float32 too: class activation maps, as explain.py says.
     """
 
-    def __init__(self, weights: str = "") -> None:
+    def __init__(self, network: FaceNet, *, maps: bool = False) -> None:
         super().__init__()
-        from config import CLASSES
-        from errors import SHIPPED, find_weights
-        from utils import pick_machine
-        from weights import load_weights
+        self.network, self.maps, self.classes = network, maps, CLASSES
 
-        path = find_weights(weights) if weights else Path(__file__).parent / SHIPPED
-        self.network, _ = load_weights(path, machine=pick_machine("cpu", "fp32"))
-        self.classes = CLASSES
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        from dataset import preprocess
-
-        return (self.network(preprocess(pixels)) / self.network.temperature).softmax(1)
+    def forward(self, pixels: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        images, temperature = preprocess(pixels), self.network.temperature
+        if not self.maps:
+            return (self.network(images) / temperature).softmax(1)
+        maps, classifier = self.network.maps(images), self.network.classifier
+        probabilities = (classifier(self.network.head(maps)) / temperature).softmax(1)
+        return probabilities, torch.einsum("bchw,kc->bkhw", maps, classifier.weight / temperature)
 
 
 def emotion_net(weights: str = "") -> EmotionNet:
     """The shipped network, or the one in a weight file or run's folder, on the CPU in evaluation mode."""
-    return EmotionNet(weights).eval()
+    network, _ = load_weights(find_weights(weights or SHIPPED), machine=pick_machine("cpu", "fp32"))
+    return EmotionNet(network).eval()

@@ -15,7 +15,7 @@ import json
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
 FACES = ("auto", "find", "whole")
 ENGINES = ("auto", "onnx", "torch")
-PLAIN = (("auto", "auto"), ("cpu", "auto"), ("auto", "fp32"), ("cpu", "fp32"))  # device and precision of onnxruntime
 BATCH, MOST = 64, 256  # images that onnxruntime, and PyTorch, compute at a time
 
 
@@ -67,8 +66,7 @@ class Predictor:
 
         An array is (H, W, 3) uint8 in RGB order. Raises BadImage for what cannot be read, and UserError.
         """
-        look = self.look(image)
-        return self.answer([look])[0]
+        return self.answer([self.look(image)])[0]
 
     def crops(self, pixels: np.ndarray) -> np.ndarray:
         """Probabilities (N, 7) float32, in the order of config.CLASSES, of face crops (N, 48, 48) uint8."""
@@ -105,20 +103,6 @@ class Predictor:
 # --- Engines ---
 
 
-class Engine(Protocol):
-    """A network that computes. Any number of threads may use it at once."""
-
-    content: dict[str, Any]  # what the weight file says of itself
-    name: str  # where it computes, in words
-    device: str  # torch's type of it
-
-    def probabilities(self, pixels: np.ndarray) -> np.ndarray:
-        """(N, 7) float32, of pixels (N, 48, 48) uint8."""
-
-    def activation_maps(self, pixels: np.ndarray) -> np.ndarray:
-        """(N, 7, H, W) float32, how much each place of an image speaks for each emotion. Raises UserError."""
-
-
 def open_engine(
     weights: str = "",
     *,
@@ -128,7 +112,7 @@ def open_engine(
     threads: int = 0,
     tta: str = "none",
     maps: bool = False,
-) -> tuple[Engine, Path, list[str]]:
+) -> "tuple[OnnxEngine | TorchEngine, Path, list[str]]":
     """The network in a weight file, a run's folder or an .onnx file, where it lies, and notes; "" is the shipped one.
 
     "auto" is onnxruntime where an .onnx file with the weights' own name was made from them (`export.py` does that), and
@@ -137,16 +121,14 @@ def open_engine(
     """
     path, notes = find_weights(weights or SHIPPED), []
     beside = path.with_suffix(".onnx")
-    if engine == "auto" and beside.is_file() and beside != path and (device, precision) in PLAIN:
+    plain = device in ("auto", "cpu") and precision in ("auto", "fp32")  # what onnxruntime does
+    if engine == "auto" and plain and beside.is_file() and beside != path:
         try:
             found = OnnxEngine(beside, threads=threads, tta=tta)
-            if found.sha256 == hashlib.sha256(path.read_bytes()).hexdigest():
-                if found.has_maps or not maps:
-                    return found, path, notes
-            else:
-                notes.append(
-                    f"note: {beside} is not used: it was made from other weights; python export.py {path} makes it anew"
-                )
+            if found.sha256 != hashlib.sha256(path.read_bytes()).hexdigest():
+                raise UserError(f"{beside} was made from other weights: python export.py {path} makes it anew")
+            if found.has_maps or not maps:
+                return found, path, notes
         except UserError as error:
             notes.append(f"note: {error}; PyTorch is used")
     if path.suffix == ".onnx" or engine == "onnx":
@@ -160,19 +142,20 @@ def open_engine(
 
 
 class OnnxEngine:
-    """The graph in an .onnx file that export.py wrote. Raises UserError for a damaged or foreign one."""
+    """The graph in an .onnx file that export.py wrote. Any number of threads may use it.
+
+    `content` is what the weight file says of itself, `name` where it computes, in words. Raises UserError for a file
+    that is damaged or of another project.
+    """
 
     device = "cpu"
 
     def __init__(self, path: Path, *, threads: int = 0, tta: str = "none") -> None:
-        self.session, self.tta = session(path, threads=threads), tta
+        self.session, self.tta = session(path.read_bytes(), threads=threads, name=str(path)), tta
         facts = self.session.get_modelmeta().custom_metadata_map
         try:
-            classes, self.content, self.sha256 = (
-                json.loads(facts["classes"]),
-                json.loads(facts["weights"]),
-                facts["sha256"],
-            )
+            classes, self.content = json.loads(facts["classes"]), json.loads(facts["weights"])
+            self.sha256 = facts["sha256"]
         except (LookupError, ValueError) as error:
             raise UserError(f"{path} was not written by export.py of this project: export the weights again") from error
         if classes != list(CLASSES):
@@ -181,6 +164,7 @@ class OnnxEngine:
         self.name = f"onnxruntime ({counted(self.session.get_session_options().intra_op_num_threads, 'thread')})"
 
     def probabilities(self, pixels: np.ndarray) -> np.ndarray:
+        """(N, 7) float32, of pixels (N, 48, 48) uint8."""
         if self.tta == "none":
             return run_onnx(self.session, pixels)
         # The mean of logarithms is the mean of the logits, but for a number that is the same for all classes
@@ -189,12 +173,13 @@ class OnnxEngine:
         return powers / powers.sum(1, keepdims=True)
 
     def activation_maps(self, pixels: np.ndarray) -> np.ndarray:
+        """(N, 7, H, W) float32, how much each place of an image speaks for each emotion. Raises UserError."""
         if not self.has_maps:
             raise UserError(f"{self.content['model']} has no class activation maps: use --engine torch")
         return run_onnx(self.session, pixels, output="activation_maps")
 
 
-def session(model: bytes | Path, *, threads: int = 0) -> "InferenceSession":
+def session(model: bytes, *, threads: int = 0, name: str = "the graph") -> "InferenceSession":
     """An onnxruntime session on the CPU. Raises UserError where the library is missing or the model damaged."""
     try:
         import onnxruntime
@@ -205,12 +190,9 @@ def session(model: bytes | Path, *, threads: int = 0) -> "InferenceSession":
     options.intra_op_num_threads, options.inter_op_num_threads = threads or cpu_quota(), 1
     options.log_severity_level = 3  # errors
     try:
-        content = model.read_bytes() if isinstance(model, Path) else model
-        return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    except OSError as error:
-        raise UserError(f"{model}: {error.strerror}") from error
+        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except (errors.Fail, errors.InvalidArgument, errors.InvalidGraph, errors.InvalidProtobuf) as error:
-        raise UserError(f"{model} is damaged, or not an ONNX model: write it again with export.py") from error
+        raise UserError(f"{name} is damaged, or not an ONNX model: write it again with export.py") from error
 
 
 def run_onnx(session: "InferenceSession", pixels: np.ndarray, *, output: str = "probabilities") -> np.ndarray:
@@ -223,7 +205,7 @@ def run_onnx(session: "InferenceSession", pixels: np.ndarray, *, output: str = "
 
 
 class TorchEngine:
-    """The network in a weight file. Raises UserError as `load_weights` and `pick_machine` do."""
+    """As OnnxEngine, the network in a weight file. Raises UserError as `load_weights` and `pick_machine` do."""
 
     def __init__(
         self, path: Path, *, device: str = "cpu", precision: str = "fp32", threads: int = 0, tta: str = "none"
@@ -232,8 +214,6 @@ class TorchEngine:
             from utils import pick_machine
             from weights import load_weights
         except ModuleNotFoundError as error:
-            if error.name != "torch":
-                raise
             raise UserError(f"{path} needs PyTorch: python -m pip install -r requirements.txt") from error
 
         self.machine, self.tta = pick_machine(device, precision, threads), tta

@@ -18,7 +18,7 @@ from plots import ink_on
 OKABE_ITO = ("#d55e00", "#009e73", "#cc79a7", "#e69f00", "#0072b2", "#56b4e9", "#a6a6a6", "#ffffff")
 COLOURS = dict(zip((*CLASSES, NOT_SURE), OKABE_ITO, strict=True))
 PANEL, TRACK = "#1b1e22", "#43484e"  # behind the bars: the chart, and the rest of a bar up to probability 1
-HEAT = ((87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164))  # matplotlib's inferno without its black end
+HEAT, OPACITY = "#ff8c00", 0.75  # of activation maps, where they are highest
 LEAST_SIDE = 640  # pixels: a smaller photo is enlarged before anything is written on it
 LEAST_TEXT = 13  # pixels
 MAX_CARDS = 12  # faces that get a chart; with more, words only
@@ -31,8 +31,8 @@ def annotate(image: np.ndarray, faces: Sequence[Face], maps: Sequence[np.ndarray
 
     `image` is (H, W, 3) uint8 RGB; below LEAST_SIDE it is enlarged by a whole factor. `maps` are activation maps of the
     likeliest class, for each face an (H', W') float array that covers its `pixels`; they are shown in a strip below.
-    Charts are beside the faces if all of them fit there and hide no face, else in the strip. Where not even the words
-    fit, the faces are numbered and the words are in the strip. Without a face, the strip says so.
+    Charts are beside the faces if all of them fit there and hide no face, else in the strip. Where not even the answers
+    fit beside the faces, the faces are numbered and the answers are in the strip. Without a face, the strip says so.
     """
     photo = Image.fromarray(image)
     factor = max(1, math.ceil(LEAST_SIDE / max(photo.size)))
@@ -40,14 +40,13 @@ def annotate(image: np.ndarray, faces: Sequence[Face], maps: Sequence[np.ndarray
         photo = photo.resize((factor * photo.width, factor * photo.height), Image.Resampling.BICUBIC)
     least = max(LEAST_TEXT, max(photo.size) // 100)
     boxes = [np.rint(factor * np.array(face.box[:4] if face.box else (0, 0, *image.shape[1::-1]))) for face in faces]
-    sizes = [round(min(max(box[2] / 8, least), 2.2 * least)) for box in boxes]
-    lines = [max(2, size // 7) for size in sizes]
-    frames = [(box + line * np.array((-1, -1, 2, 2))).astype(int) for box, line in zip(boxes, lines, strict=True)]
-    size_below = round(max(LEAST_TEXT, min(1.5 * least, photo.width / 25)))
-    beside, below = _layout(faces, sizes, frames, photo.size, maps, size_below)
-    picture = _stack([photo, _rows(below, photo.width, least)])
+    size = round(np.clip(min((box[2] for box in boxes), default=0) / 8, least, 2.2 * least))
+    line = max(2, size // 7)
+    frames = [(box + line * np.array((-1, -1, 2, 2))).astype(int) for box in boxes]
+    beside, below = _layout(faces, frames, photo.size, maps, size)
+    picture = _stack([photo, _rows(below, photo.width, least)] if below else [photo])
     draw = ImageDraw.Draw(picture)
-    for face, (x, y, width, height), line in zip(faces, frames, lines, strict=True):
+    for face, (x, y, width, height) in zip(faces, frames, strict=True):
         if face.box:
             draw.rectangle((x, y, x + width - 1, y + height - 1), outline=COLOURS[face.answer], width=line)
     for block, place in beside:
@@ -74,42 +73,34 @@ def sheet(faces: Sequence[tuple[str, Face]], *, columns: int = 10) -> Image.Imag
     return _stack(parts or [_rows([_label("no face found", NOT_SURE, 2 * SHEET_TEXT)], width, GAP)])
 
 
-def _layout(faces, sizes, frames, photo_size, maps, size_below) -> tuple[list, list[Image.Image]]:
+def _layout(faces, frames, photo_size, maps, size) -> tuple[list, list[Image.Image]]:
     """Return (block, (x, y)) of what is written in the photo, and the blocks of the strip below it."""
     if not faces:
-        return [], [_label("no face found", NOT_SURE, size_below)]
-    few = len(faces) <= MAX_CARDS or maps is not None
-    each = list(zip(faces, sizes, strict=True))
-    if few and maps is None:
-        cards = [_card(face, _words(face), size) for face, size in each]
+        return [], [_label("no face found", NOT_SURE, 2 * size)]
+    few = len(faces) <= MAX_CARDS or maps
+    if few and not maps:
+        cards = [_card(face, _words(face), size) for face in faces]
         if beside := _arrange(cards, frames, photo_size, sideways=True):
             return beside, []
-    numbers = [f"{number} " if len(faces) > 1 else "" for number in range(1, len(faces) + 1)]
-    below = [
-        _card(face, number + _words(face), size_below, None if maps is None else maps[index])
-        if few
-        else _label(number + _words(face), face.answer, size_below)
-        for index, (face, number) in enumerate(zip(faces, numbers, strict=True))
-    ]
-    words = [face.answer for face in faces]
-    full = [
-        _words(face) if frame[2] > 6 * size else face.answer for (face, size), frame in zip(each, frames, strict=True)
-    ]
-    for texts in (full, words):
-        if few:
-            texts = [number + text for number, text in zip(numbers, texts, strict=True)]
-        labels = [_label(text, face.answer, size) for text, (face, size) in zip(texts, each, strict=True)]
-        if beside := _arrange(labels, frames, photo_size):
-            return beside, below if few else []
-    tags = [_label(number.strip(), face.answer, size) for number, (face, size) in zip(numbers, each, strict=True)]
-    return _arrange(tags, frames, photo_size, corner=True) if len(faces) > 1 else [], below
+    numbers = [f"{number} " for number in range(1, len(faces) + 1)] if len(faces) > 1 else [""]
+    each = list(zip(faces, numbers, maps or [None] * len(faces), strict=True))
+    if few:
+        below = [_card(face, number + _words(face), size, heat) for face, number, heat in each]
+        labels = [_label(number + face.answer, face.answer, size) for face, number, _ in each]
+    else:
+        below = [_label(number + _words(face), face.answer, size) for face, number, _ in each]
+        labels = [_label(face.answer, face.answer, size) for face in faces]
+    if beside := _arrange(labels, frames, photo_size):
+        return beside, below if few else []
+    tags = [_label(number.strip(), face.answer, size) for face, number, _ in each if number]
+    corners = [(max(0, x), max(0, y)) for x, y, _, _ in frames]
+    return list(zip(tags, corners, strict=False)), below
 
 
-def _arrange(blocks, frames, photo_size, *, sideways: bool = False, corner: bool = False) -> list:
+def _arrange(blocks, frames, photo_size, *, sideways: bool = False) -> list:
     """Return each block with a place (x, y) that touches its frame, is inside the photo, and hides no face or block.
 
-    Empty if one of them has no such place; with `corner` it goes into the corner of its own frame. Above and below the
-    frame are tried first, or with `sideways` right and left.
+    Empty if one has no such place. Above and below the frame are tried first, or with `sideways` right and left.
     """
     taken, placed = np.array(frames), []
     for block, (x, y, width, height) in zip(blocks, frames, strict=True):
@@ -123,9 +114,7 @@ def _arrange(blocks, frames, photo_size, *, sideways: bool = False, corner: bool
             if apart.all() and left + wide <= photo_size[0] and top + high <= photo_size[1]:
                 break
         else:
-            if not corner:
-                return []
-            left, top = max(0, x), max(0, y)
+            return []
         placed.append((block, (int(left), int(top))))
         taken = np.vstack([taken, (left, top, wide, high)])
     return placed
@@ -172,14 +161,10 @@ def _card(face: Face, text: str, size: int, heat: np.ndarray | None = None) -> I
 
 def _explain(face: Face, heat: np.ndarray, side: int) -> list[Image.Image]:
     """The face, and the face under the part of the activation map that is above 0, relative to its maximum."""
-    plain = Image.fromarray(face.pixels).resize((side, side), Image.Resampling.BICUBIC).convert("RGB")
-    heat = np.maximum(heat, 0) / max(heat.max(), 1e-12)
-    large = Image.fromarray(heat.astype(np.float32)).resize((side, side), Image.Resampling.BICUBIC)
-    share = np.clip(np.asarray(large), 0, 1)
-    stops = np.linspace(0, 1, len(HEAT))
-    colours = np.stack([np.interp(share, stops, channel) for channel in zip(*HEAT, strict=True)], axis=-1)
-    mixed = np.asarray(plain) + 0.7 * share[..., None] * (colours - np.asarray(plain))
-    return [plain, Image.fromarray(np.rint(mixed).astype(np.uint8))]
+    plain = Image.fromarray(face.pixels).convert("RGB").resize((side, side), Image.Resampling.BICUBIC)
+    shares = np.maximum(heat, 0) / max(heat.max(), 1e-12)
+    opacity = Image.fromarray((OPACITY * 255 * shares).astype(np.uint8)).resize((side, side), Image.Resampling.BICUBIC)
+    return [plain, Image.composite(Image.new("RGB", (side, side), HEAT), plain, opacity)]
 
 
 def _rows(blocks: list[Image.Image], width: int, gap: int) -> Image.Image:
@@ -204,13 +189,12 @@ def _stack(pictures: list[Image.Image]) -> Image.Image:
 
 
 def _tile(name: str, face: Face) -> Image.Image:
-    """A face of the contact sheet with its name, shortened in the middle, and probability."""
-    letters, shown, kept = _font(SHEET_TEXT), name, len(name)
-    while kept > 2 and letters.getlength(shown) > TILE:
-        kept -= 1
-        shown = f"{name[: (kept + 1) // 2]}…{name[-(kept // 2) :]}"
+    """A face of the contact sheet with the end of its name, and probability."""
+    letters = _font(SHEET_TEXT)
+    while letters.getlength(name) > TILE:
+        name = f"…{name[2:]}"
     tile = Image.new("RGB", (TILE, TILE + 3 * SHEET_TEXT), PANEL)
     tile.paste(Image.fromarray(face.pixels).resize((TILE, TILE), Image.Resampling.BICUBIC))
-    words = _words(face).removeprefix(f"{NOT_SURE}: ")
-    ImageDraw.Draw(tile).text((0, TILE + 2), f"{shown}\n{words}", "white", letters)
+    words = f"{face.emotion} {face.probability:.2f}"
+    ImageDraw.Draw(tile).text((0, TILE + 2), f"{name}\n{words}", "white", letters)
     return tile

@@ -81,7 +81,7 @@ def test_the_shipped_file_belongs_to_the_shipped_weights():
 
 
 def test_a_network_without_averaged_maps_is_exported_without_activation_maps(weights, tmp_path):
-    assert export.main([str(weights), "--out", str(tmp_path / "net.onnx")]) == 0
+    assert export.main([shutil.copy(weights, tmp_path / "net.pth").as_posix()]) == 0
     engine, (pixels, labels) = OnnxEngine(tmp_path / "net.onnx", threads=1), faces(35)
     assert (engine.probabilities(pixels).argmax(1) == labels).all()
     with pytest.raises(UserError, match="TheModel has no class activation maps: use --engine torch"):
@@ -90,15 +90,14 @@ def test_a_network_without_averaged_maps_is_exported_without_activation_maps(wei
 
 def test_int8_is_smaller_and_scored_beside_float32(exported, tmp_path, capsys):
     archive = write_folders(tmp_path / "archive")
-    flags = ["--int8", "--data", str(archive), "--cache", str(tmp_path / "cache"), "--out", str(tmp_path / "q.onnx")]
-    assert export.main([str(exported[0]), *flags]) == 0
+    path, graph = exported
+    assert export.main([str(path), "--int8", "--data", str(archive), "--cache", str(tmp_path / "cache")]) == 0
     out = capsys.readouterr().out
     assert "float32 accuracy" in out and "int8    accuracy" in out and "of the answers differ" in out
-    assert (tmp_path / "q.onnx").stat().st_size < 3e6
+    small = path.with_name(f"{path.stem}-int8.onnx")
+    assert small.stat().st_size < 3e6
     val = load(Config(data=str(archive), cache=str(tmp_path / "cache"))).split("val")
-    both = (
-        OnnxEngine(path, threads=1).probabilities(np.array(val.images)) for path in (exported[1], tmp_path / "q.onnx")
-    )
+    both = (OnnxEngine(each, threads=1).probabilities(np.array(val.images)) for each in (graph, small))
     assert np.abs(np.subtract(*both)).mean() < 0.05
 
 
@@ -117,5 +116,3 @@ def test_a_file_that_is_damaged_or_of_another_project_is_refused(exported, tmp_p
         (tmp_path / f"{name}.onnx").write_bytes(content)
         with pytest.raises(UserError, match=rf"{name}.onnx {message}"):
             OnnxEngine(tmp_path / f"{name}.onnx")
-    with pytest.raises(UserError, match=r"no\.onnx: No such file"):
-        OnnxEngine(tmp_path / "no.onnx")

@@ -22,8 +22,8 @@ FLOORS = (
     {"val"},
     {"weights"},
     {"explain", "training"},
-    {"predictor", "test", "train"},
-    {"export", "hubconf", "interface", "predict", "study"},
+    {"hubconf", "predictor", "test", "train"},
+    {"export", "interface", "predict", "study"},
     {"bench", "experiments"},
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
@@ -33,7 +33,6 @@ HEAVY = {"torch", "torchvision", "matplotlib", "cv2"}  # a second or more: `--he
 FACE_NAME = re.compile(r"(Training|PublicTest|PrivateTest)_\d+\.(png|jpe?g)", re.IGNORECASE)
 MEGABYTE = 1_000_000
 LONGEST = 400  # lines of a file
-# What a prediction without torch needs
 # What a prediction without torch needs
 TORCH_FREE = ("config", "cli", "errors", "faces", "metrics", "predict", "predictor", "ranks", "readers")
 
