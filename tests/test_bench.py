@@ -5,14 +5,16 @@ import io
 import json
 import re
 import shutil
+import time
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
+import skimage
 from PIL import Image
 
-from bench import ablate, common, crops, drive, predict, results, speedrun, train
+from bench import ablate, common, crops, drive, photos, predict, results, speedrun, train
 from bench.common import config_for, ratio, settings_after, take_turns
 from config import CLASSES, RECIPES, Config
 from dataset import load
@@ -77,6 +79,15 @@ def test_ours_is_compared_with_the_plain_loops_and_the_usual_way_to_predict(benc
         assert int(first) > 0 and int(later) > 0 and len(ratios) == 2
     usual, ours, *_ = rows(bench(predict, *data, *NANO))["EmotionResNet-nano"]
     assert int(usual) > 0 and int(ours) > 0
+
+
+def test_the_ways_from_a_photo_to_an_answer_are_timed(monkeypatch, tmp_path):
+    monkeypatch.setattr(photos, "REPEATS", 1)
+    for name in ("small.png", "large.jpg", "group.jpg"):
+        Image.fromarray(skimage.data.astronaut()).save(tmp_path / name)
+    for way in ("ours", "afternoon"):
+        found = photos.measure(way, str(tmp_path), time.time())
+        assert found["faces"] >= 1 and min(found.values()) > 0
 
 
 def test_train_and_predict_compare_two_checkouts(bench, here, data, tmp_path):
