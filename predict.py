@@ -16,10 +16,9 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from itertools import islice
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
 
 import numpy as np
 
@@ -31,7 +30,7 @@ from faces.tables import Row, open_table, rows_of
 from metrics import ANSWERED_RIGHT, describe, measure, summary, table
 from predictor import ENGINES, FACES, Look, Predictor
 from ranks import joined
-from readers.decode import EXTENSIONS, cut, decode_rgb, looks_uncropped, work_in_batches
+from readers.decode import EXTENSIONS, cut, decode_rgb, work_in_batches
 from readers.layout import Item, is_image_name
 from readers.sources import open_inputs
 
@@ -79,30 +78,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     return exit_status(predict, parse(argv))
 
 
-class Task(NamedTuple):
-    """What there is to do."""
-
-    predictor: Predictor
-    items: list[Item]  # the images, not decoded yet
-    lines: list[str]  # about weights and inputs
-
-
 def predict(args: argparse.Namespace) -> int:
     """Load the weights, predict every image as it comes, print the summary.
 
     Raises UserError where nothing can be read, where --strict forbids what was skipped, or where an output fails.
     """
     with joined() as ranks, ExitStack() as tables:
-        task = ranks.in_turn(prepare, args)
-        ranks.check(task.predictor.engine.device)
-        output = Output(args, task)
+        predictor, items, lines = ranks.in_turn(prepare, args)
+        ranks.check(predictor.engine.device)
+        output = Output(args, predictor, items)
         if ranks.first:
             output.writers = [tables.enter_context(open_table(*each)) for each in args.tables.items()]
-            output.say(task.lines)
-        mine = islice(cut(task.items, BATCH), ranks.rank, None, ranks.size)
-        read = work_in_batches(lambda item: task.predictor.look(item.read()), mine, cpu_quota() // ranks.size)
-        predicted = (make_rows(*batch, task.predictor) for batch in read)
-        for _ in range(0, len(task.items), BATCH * ranks.size):
+            output.say(lines)
+        mine = islice(cut(items, BATCH), ranks.rank, None, ranks.size)
+        read = work_in_batches(lambda item: predictor.look(item.read()), mine, cpu_quota() // ranks.size)
+        predicted = (make_rows(*batch, predictor) for batch in read)
+        for _ in range(0, len(items), BATCH * ranks.size):
             for rows in ranks.gather(next(predicted, [])) or []:  # the first process has those of all
                 output.write(rows)
         if ranks.first:
@@ -116,8 +107,8 @@ def predict(args: argparse.Namespace) -> int:
     return 0
 
 
-def prepare(args: argparse.Namespace) -> Task:
-    """The network and the list of all images; none is decoded yet. Raises UserError."""
+def prepare(args: argparse.Namespace) -> tuple[Predictor, list[Item], list[str]]:
+    """The network, all images, none of them decoded yet, and lines about both. Raises UserError."""
     paths, machine = find_inputs(args.paths), {name: getattr(args.config, name) for name in MACHINE}
     settings = {"engine": args.engine, "tta": args.tta, "maps": args.explain, **machine}
     predictor = Predictor(args.weights, faces=args.faces, **settings)
@@ -130,20 +121,15 @@ def prepare(args: argparse.Namespace) -> Task:
         lines.append(
             f"note: {counted(training, 'image')} in train/: networks learn from such, so an accuracy on them is no test"
         )
-    return Task(predictor, items, lines)
+    return predictor, items, lines
 
 
 def make_rows(items: list[Item], looks: list[Look | str], predictor: Predictor) -> list[tuple[Item, list[Row]]]:
     """For each item its rows: `looks` has what was found in it, or why it could not be read."""
     answers = iter(predictor.answer([look for look in looks if isinstance(look, Look)]))
-    rows = []
-    for item, look in zip(items, looks, strict=True):
-        true, note = CLASSES[item.label] if item.label >= 0 else "", ""
-        found = look if isinstance(look, str) else next(answers)
-        if isinstance(look, Look) and found and not found[0].box and looks_uncropped(look.width, look.height):
-            note = f"{look.width}x{look.height}: a cropped face is expected"
-        rows.append((item, rows_of(item.name, found, true=true, note=note)))
-    return rows
+    found = [look if isinstance(look, str) else next(answers) for look in looks]
+    trues = [CLASSES[item.label] if item.label >= 0 else "" for item in items]
+    return [(item, rows_of(item.name, *each)) for item, *each in zip(items, found, trues, strict=True)]
 
 
 # --- In: paths to images ---
@@ -197,14 +183,14 @@ def check_folder(folder: Path, paths: Iterable[Path]) -> None:
 class Output:
     """What is printed and written about all images, in their order. Only the first process uses it."""
 
-    def __init__(self, args: argparse.Namespace, task: Task) -> None:
-        self.args, self.predictor = args, task.predictor
+    def __init__(self, args: argparse.Namespace, predictor: Predictor, items: list[Item]) -> None:
+        self.args, self.predictor = args, predictor
         self.stream = sys.stderr if "-" in args.tables.values() else sys.stdout  # a table on stdout is alone there
         self.writers: list[Callable[[list[Row]], None]] = []  # of the tables
         self.scored: list[tuple[np.ndarray, int]] = []  # probabilities and label of images of known class
         self.sheet: list[tuple[str, Face]] = []
         self.pictures: set[Path] = set()  # written by --annotate; their names are those of the images below `around`
-        self.around = os.path.commonpath([os.path.dirname(os.path.abspath(item.name)) for item in task.items] or ["/"])
+        self.around = os.path.commonpath([os.path.dirname(os.path.abspath(item.name)) for item in items] or ["/"])
         self.counts: Counter[str] = Counter()
         self.started = time.perf_counter()
 
@@ -217,8 +203,19 @@ class Output:
             for write in self.writers:
                 write(rows)
             faces = [row for row in rows if row.face]
-            self.count(rows, faces)
-            if rows[0].problem:
+            self.scored += [(row.face.probabilities, CLASSES.index(row.true)) for row in faces if row.true]
+            read = not rows[0].problem
+            self.counts.update(
+                images=int(read),
+                skipped=int(not read),
+                faces=len(faces),
+                sure=sum(row.face.sure for row in faces),
+                photos=int(read and (not faces or faces[0].number > 0)),
+                empty=int(read and not faces),
+                notes=sum(bool(row.note) for row in rows),
+                unscored=int(read and not any(row.true for row in faces)),
+            )
+            if not read:
                 print(f"skipped {rows[0].file}: {rows[0].problem}", file=sys.stderr)
                 continue
             if not self.args.quiet:
@@ -229,38 +226,20 @@ class Output:
             if self.args.annotate:
                 self.annotate(item, [row.face for row in faces])
 
-    def count(self, rows: list[Row], faces: list[Row]) -> None:
-        """Count the `rows` of one file, of which `faces` have a face."""
-        self.scored += [(row.face.probabilities, CLASSES.index(row.true)) for row in faces if row.true]
-        read = not rows[0].problem
-        self.counts.update(
-            images=int(read),
-            skipped=int(not read),
-            faces=len(faces),
-            sure=sum(row.face.sure for row in faces),
-            photos=int(read and (not faces or faces[0].number > 0)),
-            empty=int(read and not faces),
-            notes=sum(bool(row.note) for row in rows),
-            unscored=int(read and not any(row.true for row in faces)),
-        )
-
     def annotate(self, item: Item, faces: list[Face]) -> None:
         """Write the image of `item` with its answers into the folder of --annotate. Raises UserError."""
         from faces.draw import annotate
 
         inside = PurePosixPath(os.path.relpath(os.path.abspath(item.name), self.around))
-        target, number = Path(self.args.annotate, inside).with_suffix(".jpg"), 1
-        while target in self.pictures:  # a.png and a.jpg
-            number += 1
-            target = target.with_stem(f"{inside.stem}-{number}")
+        target = Path(self.args.annotate, inside).with_suffix(".jpg")
+        if target in self.pictures:  # of a.jpg and a.png
+            target = Path(self.args.annotate, f"{inside}.jpg")
         self.pictures.add(target)
         maps = self.predictor.maps(faces) if self.args.explain else None
         picture, buffer = annotate(decode_rgb(item.read()), faces, maps), io.BytesIO()
         picture.save(buffer, "JPEG", quality=90)
-        try:
+        with suppress(OSError):  # write_file says so
             target.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"--annotate: {target.parent} cannot be made ({error.strerror})") from error
         write_file(target, buffer.getvalue())
 
     def summarize(self) -> None:

@@ -25,7 +25,7 @@ from errors import SHIPPED, UserError, counted, cpu_quota, find_weights
 from faces.crop import crop, is_crop, notes
 from faces.detect import Box, Detector
 from faces.face import Face
-from readers.decode import SIZE, Decoded, decode_or_rgb, read_file
+from readers.decode import SIZE, Decoded, decode_or_rgb, looks_uncropped, read_file
 from readers.views import tta_views
 
 if TYPE_CHECKING:
@@ -39,9 +39,8 @@ BATCH, MOST = 64, 256  # images that onnxruntime, and PyTorch, compute at a time
 class Look(NamedTuple):
     """What was found in an image: the pixels (48, 48) uint8 of each face, with its box; without a box, of all of it."""
 
-    width: int
-    height: int
     faces: list[tuple[Box | None, np.ndarray]]
+    note: str = ""  # what makes it doubtful
 
 
 class Predictor:
@@ -79,16 +78,21 @@ class Predictor:
         elif isinstance(image, np.ndarray):
             image = Image.fromarray(image)
         found = decode_or_rgb(image, self.whole)
-        if isinstance(found, Decoded):
-            return Look(found.width, found.height, [(None, found.pixels)])
-        return Look(found.shape[1], found.shape[0], [(box, crop(found, box)) for box in self.detector.find(found)])
+        if not isinstance(found, Decoded):
+            return Look([(box, crop(found, box)) for box in self.detector.find(found)])
+        far = looks_uncropped(found.width, found.height)
+        note = f"{found.width}x{found.height}: a cropped face is expected" if far else ""
+        return Look([(None, found.pixels)], note)
 
     def answer(self, looks: Sequence[Look]) -> list[list[Face]]:
         """The faces of each of `looks` with their probabilities."""
         pixels = [face for look in looks for _, face in look.faces]
         values = iter(self.crops(np.array(pixels, np.uint8).reshape(-1, SIZE, SIZE)))
         return [
-            [Face(box, face, next(values), self.threshold, tuple(notes(face, box))) for box, face in look.faces]
+            [
+                Face(box, face, next(values), self.threshold, tuple(filter(None, (look.note, *notes(face, box)))))
+                for box, face in look.faces
+            ]
             for look in looks
         ]
 

@@ -11,15 +11,14 @@ from itertools import chain, repeat
 from pathlib import Path
 from typing import Any, TextIO
 
-import numpy as np
-
 from config import CLASSES
 from errors import UserError, plain
 from faces.face import Face
 
 NO_FACE = "no face"  # the answer where none was found
 PLACE = ("x", "y", "width", "height", "score")  # of a face in its photo: pixels, and the detector's score
-COLUMNS = ("file", "face", *PLACE, "answer", "prediction", "probability", *CLASSES, "true", "note", "problem")
+BEFORE = ("file", "face", *PLACE, "answer", "prediction", "probability")
+AFTER = ("true", "note", "problem")
 
 
 @dataclass(frozen=True)
@@ -39,20 +38,20 @@ class Row:
         return self.face.answer if self.face else "" if self.problem else NO_FACE
 
     def entry(self) -> dict[str, Any]:
-        """What is known, by name; in place of the classes' columns there are `probabilities`."""
-        entry = {"file": self.file, "face": self.number, **dict.fromkeys(PLACE), "answer": self.answer}
-        entry |= {"prediction": "", "probability": "", "probabilities": {}}
+        """What is known, by name, and None for the rest; `probabilities` are a dict of their own."""
+        entry = dict.fromkeys((*BEFORE, "probabilities", *AFTER)) | {"file": self.file, "face": self.number or None}
+        texts = {"answer": self.answer, "true": self.true, "note": self.note, "problem": self.problem}
+        entry |= {name: text for name, text in texts.items() if text}
         if self.face:
             values = [round(value, 6) for value in self.face.probabilities.tolist()]
             entry |= {"prediction": self.face.emotion, "probability": max(values)}
             entry["probabilities"] = dict(zip(CLASSES, values, strict=True))
-            if box := self.face.box:
-                entry |= {name: round(float(value), 2) for name, value in zip(PLACE, box, strict=False)}
-        entry |= {"true": self.true, "note": self.note, "problem": self.problem}
-        return {name: None if value in ("", 0, {}) and name not in PLACE else value for name, value in entry.items()}
+            for name, value in zip(PLACE, self.face.box or (), strict=False):
+                entry[name] = round(float(value), 2)
+        return entry
 
 
-def rows_of(name: str, found: list[Face] | str, *, true: str = "", note: str = "") -> list[Row]:
+def rows_of(name: str, found: list[Face] | str, true: str) -> list[Row]:
     """The rows of the file `name`: `found` are its faces, or why it could not be read.
 
     `true` is the image's class: of several faces the largest is meant.
@@ -62,15 +61,9 @@ def rows_of(name: str, found: list[Face] | str, *, true: str = "", note: str = "
         return [Row(file, true=true, problem=plain(found))]
     if not found:
         return [Row(file, true=true)]
-    sizes = [face.box.width * face.box.height if face.box else 1 for face in found]
+    largest = max(found, key=lambda face: face.box.width * face.box.height if face.box else 0)
     return [
-        Row(
-            file,
-            number if face.box else 0,
-            face,
-            true if number == int(np.argmax(sizes)) + 1 else "",
-            ", ".join([*([note] if note else []), *face.notes]),
-        )
+        Row(file, number if face.box else 0, face, true if face is largest else "", ", ".join(face.notes))
         for number, face in enumerate(found, 1)
     ]
 
@@ -105,15 +98,13 @@ def open_table(form: str, target: str) -> Iterator[Callable[[list[Row]], None]]:
 
 @contextmanager
 def csv_rows(file: TextIO) -> Iterator[Callable[[list[Row]], None]]:
-    """A function that writes rows to `file` as csv, with COLUMNS."""
-    writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore", lineterminator="\n")
+    """A function that writes rows to `file` as csv, with a column for each class."""
+    writer = csv.DictWriter(file, (*BEFORE, *CLASSES, *AFTER), extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
 
     def write(rows: list[Row]) -> None:
         for entry in (row.entry() for row in rows):
-            cells = entry | (entry["probabilities"] or {})
-            texts = {name: f"{value:.6f}" for name, value in cells.items() if isinstance(value, float)}
-            writer.writerow(cells | texts)
+            writer.writerow(entry | (entry["probabilities"] or {}))
 
     yield write
 

@@ -150,7 +150,7 @@ def test_annotated_copies_have_the_names_of_the_photos_and_a_sheet_has_all_faces
         status, out, err = go(str(source), "--annotate", str(tmp_path / folder), "--sheet", str(sheet), "--explain")
         assert status == 0, err
         names = {path.relative_to(tmp_path / folder).as_posix() for path in (tmp_path / folder).rglob("*.*")}
-        assert names == {"a.jpg", "a-2.jpg", "sub/b.jpg"} and f"3 pictures in {tmp_path / folder}" in out
+        assert names == {"a.jpg", "a.png.jpg", "sub/b.jpg"} and f"3 pictures in {tmp_path / folder}" in out
         assert Image.open(tmp_path / folder / "a.jpg").width >= 512 and Image.open(sheet).height > 100
 
 
