@@ -65,8 +65,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     for form, target in args.tables.items():
         if target.lower().endswith(READ):
             parser.error(f"argument --{form}: {target} is named like an image, a zip or weights; name another file")
-    if args.csv and args.csv == args.json:
-        parser.error(f"argument --json: {args.json} is where --csv writes; name another file")
     if args.sheet and not args.sheet.lower().endswith(".png"):
         parser.error(f"argument --sheet: {args.sheet} does not end in .png")
     if args.explain and not args.annotate:
@@ -113,8 +111,7 @@ def prepare(args: argparse.Namespace) -> tuple[Predictor, list[Item], list[str]]
     settings = {"engine": args.engine, "tta": args.tta, "maps": args.explain, **machine}
     predictor = Predictor(args.weights, faces=args.faces, **settings)
     items, notes, training = list_inputs(paths)
-    if args.annotate:
-        check_folder(Path(args.annotate), paths)
+    check_outputs(args, paths)
     content = predictor.engine.content
     lines = [describe(predictor.path, content, tta=args.tta), *predictor.notes, *(() if args.quiet else notes)]
     if training:
@@ -169,12 +166,14 @@ def list_inputs(paths: Iterable[Path]) -> tuple[list[Item], list[str], int]:
     return items, notes, training
 
 
-def check_folder(folder: Path, paths: Iterable[Path]) -> None:
-    """Raise UserError where pictures written into `folder` could replace what is read from `paths`."""
-    place = Path(os.path.realpath(folder))
+def check_outputs(args: argparse.Namespace, paths: Iterable[Path]) -> None:
+    """Raise UserError where pictures could replace what is read from `paths`."""
     for path in map(Path, map(os.path.realpath, paths)):
-        if place == path.parent if is_image_name(path.name) else path in (place, *place.parents):
-            raise UserError(f"--annotate {folder}: images are read from there; name another folder")
+        folder = path.parent if is_image_name(path.name) else path
+        for flag, target, read in (("annotate", args.annotate, folder), ("sheet", args.sheet, path)):
+            place = Path(os.path.realpath(target or os.devnull))
+            if place == read or path in place.parents:
+                raise UserError(f"--{flag} {target}: images are read from there; choose another place")
 
 
 # --- Out: lines, tables and pictures ---
@@ -195,7 +194,7 @@ class Output:
         self.started = time.perf_counter()
 
     def say(self, lines: list[str]) -> None:
-        print("".join(f"{line}\n" for line in lines), end="", file=self.stream, flush=True)
+        print(*lines, sep="\n", file=self.stream, flush=True)
 
     def write(self, batch: list[tuple[Item, list[Row]]]) -> None:
         """Count the rows of one batch, write them to the tables, print and draw them."""

@@ -169,8 +169,6 @@ def _explain(face: Face, heat: np.ndarray, side: int) -> list[Image.Image]:
 
 def _rows(blocks: list[Image.Image], width: int, gap: int) -> Image.Image:
     """A strip at least `width` wide: the blocks in rows, in columns as wide as the widest block."""
-    if not blocks:
-        return Image.new("RGB", (width, 0))
     wide, high = (max(sides) + gap for sides in zip(*(block.size for block in blocks), strict=True))
     columns = max(1, (width - gap) // wide)
     strip = Image.new("RGB", (max(width, wide + gap), gap + high * math.ceil(len(blocks) / columns)), PANEL)
@@ -190,11 +188,10 @@ def _stack(pictures: list[Image.Image]) -> Image.Image:
 
 def _tile(name: str, face: Face) -> Image.Image:
     """A face of the contact sheet with the end of its name, and probability."""
-    letters = _font(SHEET_TEXT)
-    while letters.getlength(name) > TILE:
+    while _font(SHEET_TEXT).getlength(name) > TILE:
         name = f"…{name[2:]}"
     tile = Image.new("RGB", (TILE, TILE + 3 * SHEET_TEXT), PANEL)
     tile.paste(Image.fromarray(face.pixels).resize((TILE, TILE), Image.Resampling.BICUBIC))
-    words = f"{face.emotion} {face.probability:.2f}"
-    ImageDraw.Draw(tile).text((0, TILE + 2), f"{name}\n{words}", "white", letters)
+    words = f"{name}\n{face.emotion} {face.probability:.2f}"
+    ImageDraw.Draw(tile).text((0, TILE + 2), words, "white", _font(SHEET_TEXT))
     return tile
