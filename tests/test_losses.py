@@ -46,25 +46,20 @@ def test_smoothed_cross_entropy_is_torchs(weight):
     torch.testing.assert_close(got, expected)
 
 
-def test_mean_divides_by_images_not_by_weights():
+def test_mean_divides_by_images_not_by_weights_and_an_unknown_reduction_is_refused():
     loss = CrossEntropy(weight=torch.full((7,), 5.0))
     assert loss(LOGITS, LABELS).item() == pytest.approx(5 * F.cross_entropy(LOGITS, LABELS).item())
+    with pytest.raises(ValueError, match="reduction: 'max' is not one of none, sum, mean"):
+        FocalLoss(reduction="max")(LOGITS, LABELS)
 
 
 @pytest.mark.parametrize("weight", [1.0, WEIGHT])
 def test_a_soft_target_averages_the_loss_of_its_classes(weight):
     one, other = LABELS, (LABELS + 3) % 7
     shares = (0.75 * torch.eye(7)[one] + 0.25 * torch.eye(7)[other]).double()
-    for loss in (
-        FocalLoss(alpha=weight, reduction="none"),
-        CrossEntropy(smoothing=0.2, weight=weight, reduction="none"),
-    ):
+    focal = FocalLoss(alpha=weight, reduction="none")
+    for loss in (focal, CrossEntropy(smoothing=0.2, weight=weight, reduction="none")):
         torch.testing.assert_close(loss(LOGITS, shares), 0.75 * loss(LOGITS, one) + 0.25 * loss(LOGITS, other))
-
-
-def test_an_unknown_reduction_is_refused():
-    with pytest.raises(ValueError, match="reduction: 'max' is not one of none, sum, mean"):
-        FocalLoss(reduction="max")(LOGITS, LABELS)
 
 
 def test_class_weights_average_1_over_the_images():

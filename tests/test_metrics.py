@@ -49,12 +49,9 @@ def test_calibration_error_is_the_mean_gap_weighted_by_images():
     assert measure(np.eye(2)[labels], labels).ece == 0.0  # sure and right, in the last bin
 
 
-def test_the_loss_given_is_averaged_over_images():
+def test_the_loss_given_is_averaged_over_images_and_a_probability_of_zero_costs_much_but_not_infinitely():
     probabilities, labels = probabilities_and_labels(4)
     assert measure(probabilities, labels, np.array([1.0, 2, 3, 6])).loss == 3.0
-
-
-def test_a_probability_of_zero_costs_much_but_not_infinitely():
     assert 100 < measure(np.array([[0.0, 1.0]]), np.array([0])).loss < 1000
 
 
