@@ -23,7 +23,7 @@ YUNET = "face_detection_yunet_2023mar.onnx"
 SIDES = (200, 450, 1024)
 # Real faces score 0.8 to 0.95, the best false one 0.74: docs/results.md, "Faces in photos"
 MIN_SCORE = 0.8
-MIN_SIDE = 16  # of what is searched, in pixels
+MIN_SIDE = 33  # of what is searched, in pixels: of a strip of up to 32 YuNet makes faces of endless size
 MAX_OVERLAP = 0.3  # intersection over union, above which two boxes are one face
 HAAR_NEIGHBOURS = 8  # overlapping hits that make a face; OpenCV's default 3 gave a false face in every eighth photo
 
