@@ -153,9 +153,8 @@ def quantize(graph: "ModelProto", train: "Split") -> "ModelProto":
 
     logging.getLogger().setLevel(logging.ERROR)  # else it warns of what quant_pre_process has just done
     with TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
-        before, ready, after = (Path(folder, f"{name}.onnx") for name in ("before", "ready", "after"))
-        before.write_bytes(graph.SerializeToString())
-        quant_pre_process(before, ready)
+        ready, after = Path(folder, "ready.onnx"), Path(folder, "after.onnx")
+        quant_pre_process(graph, ready)
         quantization.quantize_static(
             ready,
             after,

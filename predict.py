@@ -125,7 +125,7 @@ def prepare(args: argparse.Namespace) -> tuple[Predictor, list[Item], list[str]]
 
 def make_rows(items: list[Item], looks: list[Look | str], predictor: Predictor) -> list[tuple[Item, list[Row]]]:
     """For each item its rows: `looks` has what was found in it, or why it could not be read."""
-    answers = iter(predictor.answer([look for look in looks if isinstance(look, Look)]))
+    answers = iter(predictor.answer([look for look in looks if not isinstance(look, str)]))
     found = [look if isinstance(look, str) else next(answers) for look in looks]
     trues = [CLASSES[item.label] if item.label >= 0 else "" for item in items]
     return [(item, rows_of(item.name, *each)) for item, *each in zip(items, found, trues, strict=True)]

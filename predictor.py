@@ -15,7 +15,7 @@ import json
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -36,11 +36,7 @@ ENGINES = ("auto", "onnx", "torch")
 BATCH, MOST = 64, 256  # images that onnxruntime, and PyTorch, compute at a time
 
 
-class Look(NamedTuple):
-    """What was found in an image: the pixels (48, 48) uint8 of each face, with its box; without a box, of all of it."""
-
-    faces: list[tuple[Box | None, np.ndarray]]
-    note: str = ""  # what makes it doubtful
+Look = list[tuple[Box | None, np.ndarray, tuple[str, ...]]]  # of each face: box, pixels (48, 48) uint8, notes
 
 
 class Predictor:
@@ -78,23 +74,18 @@ class Predictor:
         elif isinstance(image, np.ndarray):
             image = Image.fromarray(image)
         found = decode_or_rgb(image, self.whole)
-        if not isinstance(found, Decoded):
-            return Look([(box, crop(found, box)) for box in self.detector.find(found)])
-        far = looks_uncropped(found.width, found.height)
-        note = f"{found.width}x{found.height}: a cropped face is expected" if far else ""
-        return Look([(None, found.pixels)], note)
+        if isinstance(found, Decoded):
+            faces, far = [(None, found.pixels)], looks_uncropped(found.width, found.height)
+            doubts = (f"{found.width}x{found.height}: a cropped face is expected",) if far else ()
+        else:
+            faces, doubts = [(box, crop(found, box)) for box in self.detector.find(found)], ()
+        return [(box, pixels, (*doubts, *notes(pixels, box))) for box, pixels in faces]
 
     def answer(self, looks: Sequence[Look]) -> list[list[Face]]:
         """The faces of each of `looks` with their probabilities."""
-        pixels = [face for look in looks for _, face in look.faces]
+        pixels = [pixels for look in looks for _, pixels, _ in look]
         values = iter(self.crops(np.array(pixels, np.uint8).reshape(-1, SIZE, SIZE)))
-        return [
-            [
-                Face(box, face, next(values), self.threshold, tuple(filter(None, (look.note, *notes(face, box)))))
-                for box, face in look.faces
-            ]
-            for look in looks
-        ]
+        return [[Face(box, face, next(values), self.threshold, doubts) for box, face, doubts in look] for look in looks]
 
     def maps(self, faces: Sequence[Face]) -> list[np.ndarray]:
         """For each face, how much each place of its pixels speaks for its emotion: (H, W) float32. Raises UserError."""

@@ -1,16 +1,11 @@
 """One face and what the network says about it."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from config import CLASSES
-
-if TYPE_CHECKING:
-    from faces.detect import Box
+from faces.detect import Box
 
 NOT_SURE = "not sure"  # the answer below the threshold
 
