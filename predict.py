@@ -1,9 +1,8 @@
 """Predict: find the faces in files, folders and zips, and name the emotion of each.
 
 `python predict.py` reads test/, or else test.zip, in the current folder; `python predict.py photo.jpg faces/ faces.zip`
-reads these. A small image is taken for a face crop (`--faces`). `--csv` and `--json` write a row per face, and one per
-file without a face; `--annotate` writes copies with the answers drawn into them, `--sheet` one picture of all faces.
-Where folders name the true class, the answers are scored.
+reads these. Tables have a row per face, and one per file without a face. Where folders name the true class, the answers
+are scored. docs/predict.md says more.
 
 Several processes share the work (`torchrun --nproc_per_node=N -- predict.py ...`): each reads and predicts every N-th
 batch, and the first one prints and writes what one process alone would.

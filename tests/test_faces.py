@@ -74,7 +74,7 @@ def test_nothing_is_found_where_there_is_no_face(detector, name):
     assert detector.find(np.array(Image.fromarray(photo).convert("RGB"))) == []
 
 
-@pytest.mark.parametrize("shape", [(1, 20_000), (20_000, 1), (160, 2000), (20, 1000), (300, 16)])
+@pytest.mark.parametrize("shape", [(1, 20_000), (20_000, 1), (1, 1), (160, 2000), (20, 1000), (300, 16)])
 def test_a_strip_has_no_face(detector, shape):
     assert detector.find(np.full((*shape, 3), 90, np.uint8)) == []
 
