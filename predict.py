@@ -90,7 +90,7 @@ def predict(args: argparse.Namespace) -> int:
             output.writers = [tables.enter_context(open_table(*each)) for each in args.tables.items()]
             output.say(lines)
         mine = islice(cut(items, BATCH), ranks.rank, None, ranks.size)
-        read = work_in_batches(lambda item: predictor.look(item.read()), mine, cpu_quota() // ranks.size)
+        read = work_in_batches(lambda item: predictor.look(item.read()), mine, max(1, cpu_quota() // ranks.size))
         predicted = (make_rows(*batch, predictor) for batch in read)
         for _ in range(0, len(items), BATCH * ranks.size):
             for rows in ranks.gather(next(predicted, [])) or []:  # the first process has those of all

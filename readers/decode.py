@@ -228,7 +228,10 @@ def decode_batches(batches: Iterable[list["Item"]], workers: int = 0) -> Iterato
 def work_in_batches(
     work: Callable[["Item"], T], batches: Iterable[list["Item"]], workers: int = 0
 ) -> Iterator[tuple[list["Item"], list[T | str]]]:
-    """Yield every batch with what `work` returns for each item, or why it cannot be read, as `decode_batches` does."""
+    """Yield every batch with what `work` returns for each item, or why it cannot be read, as `decode_batches` does.
+
+    The caller's own thread works until some items have taken long; from then on, the others do.
+    """
 
     def result(item: "Item") -> T | str:
         try:
@@ -237,9 +240,11 @@ def work_in_batches(
             return str(error)
 
     with ThreadPoolExecutor(workers or cpu_quota(), thread_name_prefix="decode") as pool:
+        slow = False
         for items in batches:
+            probed = [] if slow else items[:PROBED]
             start = time.perf_counter()
-            results = [result(item) for item in items[:PROBED]]
-            slow = time.perf_counter() - start > SLOW_SECONDS * PROBED
-            results += (pool.map if slow else map)(result, items[PROBED:])
+            results = [result(item) for item in probed]
+            slow = slow or time.perf_counter() - start > SLOW_SECONDS * PROBED
+            results += (pool.map if slow else map)(result, items[len(probed) :])
             yield items, results
