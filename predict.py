@@ -190,7 +190,9 @@ class Output:
         self.scored: list[tuple[np.ndarray, int]] = []  # probabilities and label of images of known class
         self.sheet: list[tuple[str, Face]] = []
         self.pictures: set[Path] = set()  # written by --annotate; their names are those of the images below `around`
-        self.around = os.path.commonpath([os.path.dirname(os.path.abspath(item.name)) for item in items] or ["/"])
+        self.around = ""
+        if args.annotate and items:
+            self.around = os.path.commonpath([os.path.dirname(os.path.abspath(item.name)) for item in items])
         self.counts: Counter[str] = Counter()
         self.started = time.perf_counter()
 
