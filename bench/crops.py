@@ -90,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
     for face in np.asarray(train.images):
         scene, place = paste(face, int(rng.integers(80, 401)), rng)
         boxes = [box for box in detector.find(scene) if is_at(box, place)]
-        factors += [place.width / (box.width * box.height) ** 0.5 for box in boxes[:1]]
+        factors += [place.width / box.area**0.5 for box in boxes[:1]]
     print(f"{detector.kind}; side of FER2013's square / sqrt(width x height of the box): {np.median(factors):.3f}")
     print(f"(median of {len(factors)} training faces); the rule takes {SIDE}", flush=True)
 

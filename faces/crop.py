@@ -32,7 +32,7 @@ def is_crop(width: int, height: int) -> bool:
 
 def frame(box: Box) -> tuple[float, float, float]:
     """Return left, top and side of the square around a face, in pixels of the photo."""
-    side = SIDE * (box.width * box.height) ** 0.5
+    side = SIDE * box.area**0.5
     return box.x + (box.width - side) / 2, box.y + (box.height - side) / 2, side
 
 

@@ -42,6 +42,11 @@ class Box(NamedTuple):
     score: float = 1.0
     landmarks: np.ndarray | None = None
 
+    @property
+    def area(self) -> float:
+        """In square pixels."""
+        return self.width * self.height
+
 
 class Detector:
     """Finds faces; `kind` is "YuNet" or "Haar". Any threads may share one: each loads the model for itself (5 ms)."""
@@ -120,4 +125,4 @@ def _overlap(one: Box, other: Box) -> float:
     width = min(one.x + one.width, other.x + other.width) - max(one.x, other.x)
     height = min(one.y + one.height, other.y + other.height) - max(one.y, other.y)
     both = max(width, 0) * max(height, 0)
-    return both / (one.width * one.height + other.width * other.height - both)
+    return both / (one.area + other.area - both)

@@ -44,7 +44,7 @@ def crop_folder(photos: Path, out: Path) -> Iterator[str]:
         if isinstance(image, Decoded):  # a face crop already
             pixels = image.pixels
         elif boxes := detector.find(image):
-            box = max(boxes, key=lambda box: box.width * box.height)
+            box = max(boxes, key=lambda box: box.area)
             pixels = crop(image, box)
             if len(boxes) > 1:
                 yield f"{item.name}: {len(boxes)} faces, the largest is taken"

@@ -61,7 +61,7 @@ def rows_of(name: str, found: list[Face] | str, true: str) -> list[Row]:
         return [Row(file, true=true, problem=plain(found))]
     if not found:
         return [Row(file, true=true)]
-    largest = max(found, key=lambda face: face.box.width * face.box.height if face.box else 0)
+    largest = max(found, key=lambda face: face.box.area if face.box else 0)
     return [
         Row(file, number if face.box else 0, face, true if face is largest else "", ", ".join(face.notes))
         for number, face in enumerate(found, 1)
