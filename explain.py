@@ -20,7 +20,7 @@ def activation_maps(model: FaceNet, images: Tensor) -> Tensor:
     with torch.inference_mode(model.averages):
         maps = model.maps(images)
         if model.averages:
-            return torch.einsum("bchw,kc->bkhw", maps, model.classifier.weight) / model.temperature
+            return class_activation_maps(model, maps)
         maps = maps.detach().requires_grad_()
         logits = model.classifier(model.head(maps)) / model.temperature
         each = []
@@ -28,3 +28,8 @@ def activation_maps(model: FaceNet, images: Tensor) -> Tensor:
             (gradient,) = torch.autograd.grad(logit, maps, retain_graph=True)
             each.append((gradient.mean((2, 3), keepdim=True) * maps).sum(1).relu())
         return torch.stack(each, 1).detach()
+
+
+def class_activation_maps(model: FaceNet, maps: Tensor) -> Tensor:
+    """The class activation maps (B, C, H, W) of a network that averages its last maps, given these (B, D, H, W)."""
+    return torch.einsum("bchw,kc->bkhw", maps, model.classifier.weight / model.temperature)

@@ -1,11 +1,11 @@
 """For torch.hub: `torch.hub.load("PATH OF THIS FOLDER", "emotion_net", source="local")`."""
 
-import torch
 from torch import Tensor, nn
 
 from config import CLASSES
 from dataset import preprocess
 from errors import SHIPPED, find_weights
+from explain import class_activation_maps
 from model import FaceNet
 from utils import pick_machine
 from weights import load_weights
@@ -24,12 +24,12 @@ class EmotionNet(nn.Module):
         self.network, self.maps, self.classes = network, maps, CLASSES
 
     def forward(self, pixels: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        images, temperature = preprocess(pixels), self.network.temperature
+        network, images = self.network, preprocess(pixels)
         if not self.maps:
-            return (self.network(images) / temperature).softmax(1)
-        maps, classifier = self.network.maps(images), self.network.classifier
-        probabilities = (classifier(self.network.head(maps)) / temperature).softmax(1)
-        return probabilities, torch.einsum("bchw,kc->bkhw", maps, classifier.weight / temperature)
+            return (network(images) / network.temperature).softmax(1)
+        maps = network.maps(images)
+        probabilities = (network.classifier(network.head(maps)) / network.temperature).softmax(1)
+        return probabilities, class_activation_maps(network, maps)
 
 
 def emotion_net(weights: str = "") -> EmotionNet:
