@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 FACES = ("auto", "find", "whole")
 ENGINES = ("auto", "onnx", "torch")
-BATCH, MOST = 64, 256  # images that onnxruntime, and PyTorch, compute at a time
+ONNX_BATCH = 64  # images that onnxruntime computes at a time
 
 
 Look = list[tuple[Box | None, np.ndarray, tuple[str, ...]]]  # of each face: box, pixels (48, 48) uint8, notes
@@ -192,8 +192,8 @@ def session(model: bytes, *, threads: int = 0, name: str = "the graph") -> "Infe
 
 def run_onnx(session: "InferenceSession", pixels: np.ndarray, *, output: str = "probabilities") -> np.ndarray:
     """The `output` of the graph for pixels (N, 48, 48) uint8."""
-    starts = range(0, max(len(pixels), 1), BATCH)
-    return np.concatenate([session.run([output], {"images": pixels[at : at + BATCH]})[0] for at in starts])
+    starts = range(0, max(len(pixels), 1), ONNX_BATCH)
+    return np.concatenate([session.run([output], {"images": pixels[at : at + ONNX_BATCH]})[0] for at in starts])
 
 
 # --- PyTorch ---
@@ -218,10 +218,10 @@ class TorchEngine:
     def probabilities(self, pixels: np.ndarray) -> np.ndarray:
         import torch
 
-        from val import forward
+        from val import BATCH, forward
 
         images = torch.from_numpy(pixels)
-        logits = [forward(self.model, part, machine=self.machine, tta=self.tta) for part in images.split(MOST)]
+        logits = [forward(self.model, part, machine=self.machine, tta=self.tta) for part in images.split(BATCH)]
         return torch.cat(logits).softmax(1).numpy()
 
     def activation_maps(self, pixels: np.ndarray) -> np.ndarray:
