@@ -36,12 +36,14 @@ Measure = Callable[[], dict[str, float]]
 # --- Fresh processes ---
 
 
-def run_cell(script: str, cell: Cell, *, checkout: Path = ROOT, cwd: Path | None = None) -> dict[str, float]:
+def run_cell(
+    script: str, cell: Cell, *, checkout: Path = ROOT, cwd: Path | None = None, python: str = sys.executable
+) -> dict[str, float]:
     """What `bench/script --one CELL` prints in its last line, as JSON, in a fresh process.
 
-    The process imports the project from `checkout`. Raises UserError where it fails.
+    The process is of `python` and imports the project from `checkout`. Raises UserError where it fails.
     """
-    command = [sys.executable, "-P", str(ROOT / "bench" / script), "--one", json.dumps(cell)]
+    command = [python, "-P", str(ROOT / "bench" / script), "--one", json.dumps(cell)]
     environment = {**os.environ, "PYTHONPATH": str(checkout)}
     done = subprocess.run(command, env=environment, cwd=cwd, capture_output=True, text=True)
     if done.returncode:

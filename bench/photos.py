@@ -10,14 +10,16 @@ Each way is a fresh process; the ways take turns, medians are shown. Run it on a
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+
+from cli import Parser
+from errors import exit_status
 
 ROOT = Path(__file__).resolve().parent.parent
 REPEATS = 5
@@ -96,21 +98,18 @@ def write_photos(folder: Path) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from bench.common import header, take_turns
+    from bench import common  # late: it takes seconds, which are none of the first answer's
 
-    print(header())
+    print(common.header())
     with tempfile.TemporaryDirectory() as folder:
         write_photos(Path(folder))
 
         def cell(way: str) -> dict[str, float]:
-            python = args.fer if way == "fer" else sys.executable
-            command = [python, "-P", __file__, "--one", json.dumps([way, folder, time.time()])]
-            done = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
-            done.check_returncode()
-            return json.loads(done.stdout.splitlines()[-1])
+            facts = {"way": way, "folder": folder, "started": time.time()}
+            return common.run_cell("photos.py", facts, python=args.fer if way == "fer" else sys.executable)
 
-        cells = {way: (lambda way=way: cell(way)) for way in WAYS if way != "fer" or args.fer}
-        found = take_turns(cells, args.rounds, label="photos")
+        cells = {way: partial(cell, way) for way in WAYS if way != "fer" or args.fer}
+        found = common.take_turns(cells, args.rounds, label="photos")
     print(f"{'':<12}{'first answer, s':>18}{'12 megapixels, s':>18}{'group, faces/s':>18}{'faces of 12':>14}")
     for way, rows in found.items():
         first, photo, rate, faces = (statistics.median(row[key] for row in rows) for key in rows[0])
@@ -119,15 +118,15 @@ def run(args: argparse.Namespace) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser("-m bench.photos", description=__doc__.splitlines()[0])
+    parser = Parser("-m bench.photos", __doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3, help="processes of each way (3)")
     parser.add_argument("--fer", metavar="PYTHON", help="the python of an environment with the package fer")
     parser.add_argument("--one", type=json.loads, help=argparse.SUPPRESS)  # one way in this process
     args = parser.parse_args(argv)
     if args.one:
-        print(json.dumps(measure(*args.one)))
+        print(json.dumps(measure(**args.one)))
         return 0
-    return run(args)
+    return exit_status(run, args)
 
 
 if __name__ == "__main__":
