@@ -7,6 +7,7 @@ import pickle
 import platform
 import random
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -156,7 +157,7 @@ def read_checkpoint(path: Path, needed: tuple[str, ...] = ("model", "state_dict"
         raise UserError(
             f"{path}: {error.strerror}; train one with `python interface.py`, or name another file"
         ) from error
-    except (pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, ValueError, EOFError) as error:
+    except (pickle.UnpicklingError, zipfile.BadZipFile, zlib.error, RuntimeError, ValueError, EOFError) as error:
         raise UserError(
             f"{path} is refused: it is damaged, or not a weight file of this project (loading others could run code); "
             f"copy or train it again"

@@ -39,6 +39,16 @@ def test_a_checkpoint_that_is_truncated_or_changed_on_the_way_is_refused(good, s
         read_checkpoint(good)
 
 
+def test_a_checkpoint_whose_entries_claim_to_be_compressed_is_refused(good):
+    data = bytearray(good.read_bytes())
+    for at in range(len(data) - 4):
+        if data[at : at + 4] == b"PK\x01\x02":  # an entry of the zip's directory; its method is 10 bytes further
+            data[at + 10] = zipfile.ZIP_DEFLATED
+    good.write_bytes(data)
+    with pytest.raises(UserError, match=r"a\.pth is refused: it is damaged"):
+        read_checkpoint(good)
+
+
 def test_a_missing_checkpoint_is_named_with_what_to_do(tmp_path):
     with pytest.raises(UserError, match=r"none\.pth: No such file.*python interface\.py.*name another file"):
         read_checkpoint(tmp_path / "none.pth")
