@@ -39,6 +39,8 @@ def exit_status(run: Callable[..., int], *args: Any) -> int:
         if not isinstance(error, MemoryError) and not any(words in str(error) for words in OUT_OF_MEMORY):
             raise
         message = "out of memory: use a smaller --batch-size, stop other programs, or use --device cpu"
+    except ModuleNotFoundError as error:
+        message = f"the package {error.name} is not installed: python -m pip install -r requirements.txt"
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
@@ -76,6 +78,8 @@ def counted(count: int, word: str) -> str:
 
 def plain(name: str) -> str:
     """`name` in one printable line: other characters are escaped, so no file name can forge output."""
+    if name.isprintable():
+        return name
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
 
 
@@ -164,5 +168,6 @@ def find_weights(name: str, *, flag: str = "--weights") -> Path:
     """
     for path in (Path(name), Path(__file__).parent / name):
         if os.path.exists(path):  # Path.exists raises for a name that is too long
-            return path / "best.pth" if os.path.isfile(path / "best.pth") else path
-    raise UserError(f"{name}: no such weight file; train one with `python interface.py`, or name another with {flag}")
+            best = (path / "best.pth", path / "best.onnx")
+            return next((file for file in best if os.path.isfile(file)), path)
+    raise UserError(f"{name}: no such weight file; train one with `python interface.py`, or name another: {flag} FILE")

@@ -65,7 +65,7 @@ def export(args: argparse.Namespace) -> int:
     from val import forward
     from weights import load_weights
 
-    path, machine = find_weights(args.weights or SHIPPED, flag="another name"), pick_machine("cpu", "fp32")
+    path, machine = find_weights(args.weights or SHIPPED, flag="python export.py"), pick_machine("cpu", "fp32")
     model, content = load_weights(path, machine=machine)
     graph = to_onnx(model)
     images, _, _ = demo_faces(5, seed=0)

@@ -87,7 +87,7 @@ def prepare(args: argparse.Namespace, name: str, ranks: Ranks, locks: ExitStack)
 
     The folder is locked until `locks` is closed. Raises UserError.
     """
-    from dataset import DEMO_NOTE, load
+    from dataset import DEMO_NOTE, load, uncropped_notes
     from train import check_run
     from training.distill import load_teachers
     from training.state import (
@@ -117,7 +117,7 @@ def prepare(args: argparse.Namespace, name: str, ranks: Ranks, locks: ExitStack)
     ranks.check(machine.device.type)
     print(f"machine: {describe_machine(machine, ranks)}")
     data = load(config)
-    print("\n".join(data.describe()))
+    print("\n".join([*data.describe(), *uncropped_notes(data)]))
     if data.demo:
         print(DEMO_NOTE)
         if args.bare:
@@ -172,6 +172,7 @@ def report(trainer: "Trainer", *, promoted: bool) -> None:
     from dataset import DEMO_NOTE
     from train import duration
     from training.promote import promote
+    from val import CALIBRATION_IMAGES
     from weights import calibrate
 
     run, data, history, last = trainer.run, trainer.data, trainer.history, trainer.run / "last.pth"
@@ -182,16 +183,22 @@ def report(trainer: "Trainer", *, promoted: bool) -> None:
     print("\n".join(f"  {line}" for line in after.lines()))
     print("\n".join(after.tables()))
     part = ", deduplicated" if data.split("val").copies.any() else ""
-    few = " (too few validation images to fit one)" if fitted.temperature == 1 else ""
-    print(
-        f"temperature {fitted.temperature:.3f}{few} divides the logits from now on; calibration error (ECE){part}: "
-        f"{before.deduplicated.ece:.4f} before and {after.deduplicated.ece:.4f} after"
-    )
-    if fitted.threshold:
+    if not fitted.threshold:
         print(
-            f"predict.py is not sure below a probability of {fitted.threshold:.3f}: "
-            f"{fitted.coverage:.1%} of these images are above it, {ANSWERED_RIGHT:.0%} of them right"
+            f"fewer than {CALIBRATION_IMAGES} validation images: the probabilities are not calibrated, and predict.py "
+            'never answers "not sure" with these weights'
         )
+    else:
+        print(
+            f"temperature: the logits are divided by {fitted.temperature:.3f}, fitted on these images{part}; "
+            f"calibration error (ECE) {before.deduplicated.ece:.4f} before, {after.deduplicated.ece:.4f} after"
+        )
+        answered = (
+            f"below a probability of {fitted.threshold:.3f}; {fitted.coverage:.1%} of these images reach it, and "
+            f"{fitted.right:.1%} of their answers are right"
+        )
+        never = f"always: at no probability {ANSWERED_RIGHT:.0%} of the answers are right"
+        print(f'predict.py answers "not sure" {answered if fitted.coverage else never}')
     took = duration(sum(row["seconds"] for row in history))
     print(f"{counted(len(history), 'epoch')} in {took}; {run} holds {files}")
     if last.exists():

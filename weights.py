@@ -97,7 +97,8 @@ class Calibration(NamedTuple):
 
     temperature: float
     threshold: float  # of the highest probability: below it predict.py is not sure
-    coverage: float  # the share of the images above it
+    coverage: float  # the share of the images that reach it
+    right: float  # the share of these whose answer is right
     before: Scores  # with temperature 1
     after: Scores
     probabilities: np.ndarray  # (N, 7) float32 of all validation images, calibrated
@@ -116,12 +117,13 @@ def calibrate(path: Path, data: FaceData, *, machine: Machine) -> Calibration:
     temperature = fit_temperature(logits[kept], val.labels[kept])
     before, after = (score(logits / divisor, val.labels, val.copies) for divisor in (1.0, temperature))
     probabilities = (logits / temperature).softmax(1).numpy()
-    threshold, coverage = 0.0, 1.0  # always sure: with few images a threshold says more of them than of the network
+    # Always sure: with few images a threshold says more of them than of the network
+    threshold, coverage, right = 0.0, 1.0, after.deduplicated.accuracy
     if len(kept) >= CALIBRATION_IMAGES:
-        threshold, coverage = find_threshold(probabilities[kept], val.labels[kept])
+        threshold, coverage, right = find_threshold(probabilities[kept], val.labels[kept])
     found = {"temperature": temperature, "threshold": threshold, "coverage": coverage, "metrics": after.plain()}
     write_checkpoint(path, content | found)
-    return Calibration(temperature, threshold, coverage, before, after, probabilities)
+    return Calibration(temperature, threshold, coverage, right, before, after, probabilities)
 
 
 def load_pretrained(model: FaceNet, config: Config, *, machine: Machine) -> tuple[Path, dict[str, Any]]:

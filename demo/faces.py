@@ -22,7 +22,7 @@ from config import CLASSES
 from demo import strokes
 from demo.strokes import LINE, Identity, Mouth, Stroke, Upper
 from errors import UserError, exit_status
-from readers.decode import SIZE, Decoded
+from readers.decode import SIZE
 from readers.layout import RENDERED_MARK, Item
 from readers.sources import Source
 
@@ -170,7 +170,7 @@ def demo_source() -> Source:
     def items() -> list[Item]:
         faces = zip(*demo_faces(IDENTITIES + VAL_IDENTITIES, seed=0), strict=True)
         return [
-            Item("", "train" if identity < IDENTITIES else "val", int(label), load=partial(Decoded, image, SIZE, SIZE))
+            Item("", "train" if identity < IDENTITIES else "val", int(label), load=partial(np.asarray, image))
             for image, label, identity in faces
         ]
 

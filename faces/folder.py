@@ -9,7 +9,7 @@ from PIL import Image
 from errors import UserError, counted
 from faces.crop import crop, is_crop, notes
 from faces.detect import Detector
-from readers.decode import BadImage, Decoded, decode_or_rgb
+from readers.decode import BadImage, decode_or_rgb
 from readers.sources import open_inputs
 
 
@@ -41,8 +41,8 @@ def crop_folder(photos: Path, out: Path) -> Iterator[str]:
             yield f"skipped {item.name}: {error}"
             continue
         box = None
-        if isinstance(image, Decoded):  # a face crop already
-            pixels = image.pixels
+        if image.ndim == 2:  # a face crop already
+            pixels = image
         elif boxes := detector.find(image):
             box = max(boxes, key=lambda box: box.area)
             pixels = crop(image, box)

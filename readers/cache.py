@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from errors import UserError
-from readers.decode import SIZE, cut, decode_batches, looks_uncropped
+from readers.decode import SIZE, cut, decode_batches
 from readers.sources import Source
 from readers.votes import file_key
 
@@ -127,17 +127,16 @@ def decode_all(source: Source, raw: Path) -> tuple[np.ndarray, dict[str, Any]]:
     """Write the pixels of `source` to the file `raw` in its own order; their rows of INDEX, and facts for the meta."""
     from tqdm import tqdm  # late: only the first run over a dataset decodes
 
-    parts, bad, uncropped, number = [], [], 0, 0
+    parts, bad, number = [], [], 0
     bar = tqdm(total=source.total, desc="decoding", unit=" images", disable=None, leave=False)
     with open(raw, "wb") as file, bar:
-        for items, pixels, found in decode_batches(cut(source.items(), BATCH)):
+        for items, pixels, problems in decode_batches(cut(source.items(), BATCH)):
             pixels.tofile(file)
             good = []
-            for item, size in zip(items, found, strict=True):
-                if isinstance(size, str):
-                    bad.append(f"{item.name}: {size}")
+            for item, problem in zip(items, problems, strict=True):
+                if problem:
+                    bad.append(f"{item.name}: {problem}")
                 else:
-                    uncropped += looks_uncropped(*size)
                     origin = number if source.kind == "table" else file_key(item.label, item.name)
                     good.append((SPLITS.index(item.split or "train"), item.label, origin))
                 number += 1
@@ -148,7 +147,7 @@ def decode_all(source: Source, raw: Path) -> tuple[np.ndarray, dict[str, Any]]:
             bar.update(len(items))
     if len(bad) == number:
         raise UserError(f"{source.path}: not one image could be read" + (f" (the first: {bad[0]})" if bad else ""))
-    facts = {"unreadable": bad[:NAMED], "skipped": len(bad), "uncropped": uncropped}
+    facts = {"unreadable": bad[:NAMED], "skipped": len(bad)}
     return np.concatenate(parts, dtype=INDEX), facts  # without the type it would be of native byte order
 
 

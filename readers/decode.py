@@ -36,10 +36,6 @@ SIZE = 48
 MIN_SIDE = 8  # below 8x8 pixels there is no face to read
 MAX_PIXELS = 64_000_000
 MAX_BYTES = 64 * 2**20
-# A cropped face is nearly square, and collections of them are at most 384 pixels a side, the largest usual input of
-# networks (most are 112 to 256). Collections of photos start at 512.
-MAX_FACE_RATIO = 1.5
-MAX_FACE_SIDE = 384
 PROBED = 8  # images of a batch whose time tells whether threads are worth it
 SLOW_SECONDS = 0.0005  # for an image; one of FER2013 takes 0.0001
 
@@ -60,16 +56,8 @@ class BadImage(Exception):
     """A file that gives no pixels; `str` is a short reason, without the file's name."""
 
 
-class Decoded(NamedTuple):
-    """`pixels` (48, 48) uint8; `width` and `height` as in the file, before EXIF rotation."""
-
-    pixels: np.ndarray
-    width: int
-    height: int
-
-
-def decode(data: bytes) -> Decoded:
-    """Return the image in `data` as (48, 48) uint8 grey pixels, with the file's own width and height.
+def decode(data: bytes) -> np.ndarray:
+    """Return the image in `data` as (48, 48) uint8 grey pixels.
 
     JPEG, PNG, BMP, WebP, TIFF, PGM/PPM and GIF, known by their first bytes; of several frames the first.
     Grey is ITU-R 601 luma; transparency shows white; 16 bits keep their upper 8. Other sizes are squashed to
@@ -79,12 +67,11 @@ def decode(data: bytes) -> Decoded:
     return decode_or_rgb(data, lambda *_: True)
 
 
-def decode_or_rgb(source: bytes | Image.Image, whole: Callable[[int, int], bool]) -> "Decoded | np.ndarray":
-    """Return what `decode` does for an image whose width and height are `whole`, else what `decode_rgb` does."""
+def decode_or_rgb(source: bytes | Image.Image, whole: Callable[[int, int], bool]) -> np.ndarray:
+    """Return what `decode` does, (48, 48), where `whole` is true of width and height; else what `decode_rgb` does."""
     with _opened(source) as image:
-        size = image.size
-        if whole(*size):
-            return Decoded(_pixels(image), *size)
+        if whole(*image.size):
+            return _pixels(image)
         image.load()
         return np.array(_colours(_upright(image)))
 
@@ -122,8 +109,8 @@ def _opened(source: bytes | Image.Image) -> Iterator[Image.Image]:
         raise BadImage(f"damaged ({str(error) or type(error).__name__})") from error
 
 
-def decode_file(path: Path) -> Decoded:
-    """Return the image in a file; raises BadImage."""
+def decode_file(path: Path) -> np.ndarray:
+    """Return what `decode` does for the image in a file; raises BadImage."""
     return decode(read_file(path))
 
 
@@ -136,11 +123,6 @@ def read_file(path: Path) -> bytes:
             return file.read(MAX_BYTES + 1)
     except OSError as error:
         raise BadImage(f"cannot be read ({error.strerror})") from error
-
-
-def looks_uncropped(width: int, height: int) -> bool:
-    """Return whether an image of this size is rather a photo than a cropped face."""
-    return max(width, height) > min(MAX_FACE_SIDE, MAX_FACE_RATIO * min(width, height))
 
 
 def _pixels(image: Image.Image) -> np.ndarray:
@@ -192,13 +174,13 @@ def _grey(image: Image.Image) -> Image.Image:
 class Batch(NamedTuple):
     """Images decoded together.
 
-    `pixels` (G, 48, 48) uint8 are of the G good ones among the N `items`; `found` (N) has width and height of each
-    file, or why it has no pixels.
+    `pixels` (G, 48, 48) uint8 are of the G good ones among the N `items`; `problems` (N) say why a file has no pixels,
+    or are empty.
     """
 
     items: list["Item"]
     pixels: np.ndarray
-    found: list[tuple[int, int] | str]
+    problems: list[str]
 
 
 def cut(items: Iterable["Item"], size: int) -> Iterator[list["Item"]]:
@@ -208,7 +190,7 @@ def cut(items: Iterable["Item"], size: int) -> Iterator[list["Item"]]:
         yield some
 
 
-def load(item: "Item") -> Decoded:
+def load(item: "Item") -> np.ndarray:
     """Return the pixels of an item, or raise BadImage."""
     return item.load() if item.load else decode(item.read())
 
@@ -220,9 +202,9 @@ def decode_batches(batches: Iterable[list["Item"]], workers: int = 0) -> Iterato
     FER2013 from a zip by one thread, 11,300 by two).
     """
     for items, results in work_in_batches(load, batches, workers):
-        pixels = [result.pixels for result in results if isinstance(result, Decoded)]
-        found = [result if isinstance(result, str) else (result.width, result.height) for result in results]
-        yield Batch(items, np.array(pixels, np.uint8).reshape(-1, SIZE, SIZE), found)
+        pixels = [result for result in results if not isinstance(result, str)]
+        problems = [result if isinstance(result, str) else "" for result in results]
+        yield Batch(items, np.array(pixels, np.uint8).reshape(-1, SIZE, SIZE), problems)
 
 
 def work_in_batches(
@@ -243,8 +225,10 @@ def work_in_batches(
         slow = False
         for items in batches:
             probed = [] if slow else items[:PROBED]
-            start = time.perf_counter()
-            results = [result(item) for item in probed]
-            slow = slow or time.perf_counter() - start > SLOW_SECONDS * PROBED
+            results, times = [], [time.perf_counter()]
+            for item in probed:
+                results.append(result(item))
+                times.append(time.perf_counter())
+            slow = slow or np.median(np.diff(times)) > SLOW_SECONDS  # the first image of a process always takes long
             results += (pool.map if slow else map)(result, items[len(probed) :])
             yield items, results

@@ -6,10 +6,14 @@ Folders and zips are read by the same rules, from their lists of names alone; no
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from os.path import splitext
+from typing import TYPE_CHECKING
 
 from config import CLASSES
 from errors import UserError
-from readers.decode import EXTENSIONS, Decoded
+from readers.decode import EXTENSIONS
+
+if TYPE_CHECKING:
+    import numpy as np
 
 SYNONYMS = {
     "anger": "angry",
@@ -33,7 +37,7 @@ class Item:
     split: str = ""  # "train", "val", "test" or "" (not known)
     label: int = -1  # index into CLASSES, -1 unknown
     problem: str = ""  # why it can't be used; "" if fine
-    load: Callable[[], Decoded] | None = None
+    load: "Callable[[], np.ndarray] | None" = None
     read: Callable[[], bytes] | None = None  # the bytes of its file, where it has one; raises BadImage too
 
 

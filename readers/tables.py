@@ -14,7 +14,7 @@ import numpy as np
 
 from config import CLASSES
 from errors import UserError
-from readers.decode import DAMAGE, SIZE, BadImage, Decoded
+from readers.decode import DAMAGE, SIZE, BadImage
 from readers.layout import CSV_NAMES, Item
 
 USAGES = {"training": "train", "publictest": "val", "privatetest": "test"}
@@ -78,7 +78,7 @@ def _item(row: list[str], columns: list[int], name: str) -> Item:
     return Item(name, split, label, load=partial(_pixels, text))
 
 
-def _pixels(text: str) -> Decoded:
+def _pixels(text: str) -> np.ndarray:
     values = text.split()
     if len(values) != SIZE * SIZE:
         raise BadImage(f"{len(values)} pixels where {SIZE * SIZE} are expected")
@@ -86,7 +86,7 @@ def _pixels(text: str) -> Decoded:
         pixels = np.frombuffer(bytearray(map(_BYTE.__getitem__, values)), np.uint8)
     except KeyError as error:
         raise BadImage(f"pixel {str(error.args[0])[:20]!r} is not a number from 0 to 255") from error
-    return Decoded(pixels.reshape(SIZE, SIZE), SIZE, SIZE)
+    return pixels.reshape(SIZE, SIZE)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
+import skimage
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader
@@ -13,7 +14,7 @@ from torchvision.datasets import ImageFolder
 
 import dataset
 from config import CLASSES, Config
-from dataset import EmotionFolder, load, preprocess, sample_validation, stratified_rows
+from dataset import EmotionFolder, load, preprocess, sample_validation, stratified_rows, uncropped_notes
 from demo import faces as demo_faces
 from errors import UserError
 from helpers import REPO, csv_of_folders, write_folders, zip_folder
@@ -125,13 +126,18 @@ def test_a_class_with_one_image_keeps_it_in_train(tmp_path):
         load_from(write_folders(tmp_path / "b", train=7, val=0, test=0), tmp_path)
 
 
-def test_uncropped_photos_are_counted(archive, tmp_path):
-    assert not load_from(archive, tmp_path).notes
-    for number, size in enumerate([(512, 512), (384, 384), (224, 224), (72, 48), (48, 90)]):
-        Image.new("L", size).save(archive / "train" / "sad" / f"{number}.png")
-    for _ in range(2):  # decoded, and from the cache
-        (note,) = load_from(archive, tmp_path).notes
-        assert "1.7%" in note and "2 of 117" in note and "crop" in note
+def test_photos_that_are_not_cropped_get_a_note(tmp_path):
+    face = Image.fromarray(skimage.data.astronaut()).convert("L").crop((160, 50, 290, 180))
+    for folder, side in (("crops", 130), ("photos", 300)):
+        for number in range(28):
+            photo = Image.new("L", (side, side), 100)
+            photo.paste(face.point(lambda grey, dark=number: grey - dark), ((side - 130) // 2, (side - 130) // 2))
+            place = tmp_path / folder / "train" / CLASSES[number % 7] / f"{number}.png"
+            place.parent.mkdir(parents=True, exist_ok=True)
+            photo.save(place)
+    assert not uncropped_notes(load_from(tmp_path / "crops", tmp_path))
+    (note,) = uncropped_notes(load_from(tmp_path / "photos", tmp_path))
+    assert "--crop" in note and "20 of 20" in note
 
 
 # --- Which dataset it is ---

@@ -35,7 +35,7 @@ FACE_NAME = re.compile(r"(Training|PublicTest|PrivateTest)_\d+\.(png|jpe?g)", re
 MEGABYTE = 1_000_000
 LONGEST = 400  # lines of a file
 # What a prediction without torch needs
-TORCH_FREE = ("config", "cli", "errors", "faces", "metrics", "predict", "predictor", "ranks", "readers")
+TORCH_FREE = ("config", "cli", "dataset", "errors", "faces", "metrics", "predict", "predictor", "ranks", "readers")
 
 
 def room(path: Path) -> str:

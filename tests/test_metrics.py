@@ -76,13 +76,13 @@ def test_above_the_threshold_four_of_five_answers_are_right():
     labels = np.where(rng.random(4000) < confidence, 0, 1)  # calibrated: as often right as it says
     probabilities = np.zeros((4000, 7))
     probabilities[:, 0], probabilities[:, 2:] = confidence, (1 - confidence[:, None]) / 5
-    threshold, coverage = find_threshold(probabilities, labels)
+    threshold, coverage, right = find_threshold(probabilities, labels)
     answered = confidence >= threshold
     assert threshold == pytest.approx(0.6, abs=0.05) and coverage == pytest.approx(answered.mean())
-    assert (labels[answered] == 0).mean() == pytest.approx(0.8, abs=0.001)
+    assert right == (labels[answered] == 0).mean() == pytest.approx(0.8, abs=0.001)
 
 
-@pytest.mark.parametrize(("right", "expected"), [(10, (0.6, 1.0)), (0, (1.0, 0.0))])
+@pytest.mark.parametrize(("right", "expected"), [(10, (0.6, 1.0, 1.0)), (0, (1.0, 0.0, 0.0))])
 def test_a_network_that_is_always_or_never_right_answers_always_or_never(right, expected):
     probabilities = np.tile([0.6, 0.4], (10, 1))
     assert find_threshold(probabilities, np.arange(10) >= right) == expected

@@ -68,7 +68,7 @@ def test_each_face_has_a_line_and_a_row(go, place, tmp_path):
     ]
     assert lines[3].startswith("photos/one.png  happy 0.9")
     assert lines[4].startswith("photos/two.jpg  face 1  happy 0.") and "face 2  happy 0." in lines[5]
-    assert "4 images, 4 faces, 1 without a face, 0 skipped" in lines[-1] and "onnxruntime (1 thread)" in lines[-1]
+    assert lines[-1].startswith("4 images, 4 faces, 1 without a face;") and "onnxruntime (1 thread)" in lines[-1]
     with open(tmp_path / "t.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     entries = json.loads((tmp_path / "t.json").read_text())
@@ -97,7 +97,7 @@ def test_not_sure_is_printed_with_the_likeliest(go, place, tmp_path):
     write_checkpoint(place / "unsure.pth", read_checkpoint(place / "w.pth") | {"threshold": 0.999})
     _, out, _ = go("photos/one.png", "--weights", "unsure.pth", "--top-k", "2")
     assert "photos/one.png  not sure: happy 0.9" in out and ", neutral 0.0" in out
-    assert "not sure of 1 of 1 face: answers are given from a probability of 1.00 on" in out
+    assert "not sure of 1 of 1 face: no emotion has a probability of 1.00" in out
 
 
 @pytest.mark.parametrize("form", ["path", "text", "bytes", "Pillow", "array"])
@@ -154,6 +154,17 @@ def test_annotated_copies_have_the_names_of_the_photos_and_a_sheet_has_all_faces
         assert Image.open(tmp_path / folder / "a.jpg").width >= 512 and Image.open(sheet).height > 100
 
 
+def test_annotate_replaces_what_it_wrote_and_nothing_else(go, tmp_path):
+    for _ in range(2):
+        assert go("photos/one.png", "--annotate", str(tmp_path))[0] == 0
+    holiday = tmp_path / "two.jpg"
+    Image.new("RGB", (60, 60)).save(holiday)
+    before = holiday.read_bytes()
+    status, out, err = go("photos", "--annotate", str(tmp_path), "--csv", str(tmp_path / "t.csv"))
+    assert status == 2 and f"{holiday} is there already, and --annotate did not write it" in err and "happy" not in out
+    assert holiday.read_bytes() == before and sorted(file.name for file in tmp_path.iterdir()) == ["one.jpg", "two.jpg"]
+
+
 @pytest.mark.parametrize("words", ["one.png --annotate .", ". --annotate out", "one.png --sheet one.png"])
 def test_pictures_are_not_written_where_images_are_read(go, place, words):
     before = sorted(place.rglob("*"))
@@ -199,6 +210,24 @@ def test_networks_without_maps_in_the_graph_explain_themselves_with_torch(weight
     save_face(tmp_path / "face.png", 4)
     (map_,) = explaining.maps(explaining.faces(tmp_path / "face.png"))
     assert map_.shape == (12, 12)
+
+
+@pytest.mark.parametrize("script", ["interface.py", "test.py", "export.py", "experiments.py --quick", "dataset.py"])
+def test_without_torch_the_other_scripts_name_the_line_that_installs_it(script, tmp_path):
+    code = "import runpy, sys; sys.modules.update(torch=None, torchvision=None, matplotlib=None)\n"
+    file, *flags = script.split()
+    command = [sys.executable, "-c", f"{code}runpy.run_path({str(REPO / file)!r}, run_name='__main__')", *flags]
+    environment = {"PYTHONPATH": str(REPO), "PATH": ""}
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, env=environment)
+    assert done.returncode == 2 and done.stderr.endswith("not installed: python -m pip install -r requirements.txt\n")
+
+
+def test_arrays_of_another_form_are_refused(predictor):
+    for wrong in (ASTRONAUT / 255, ASTRONAUT[..., :2], np.zeros((48, 48), np.float32)):
+        with pytest.raises(BadImage, match=r"\(H, W, 3\) uint8 in RGB order is expected"):
+            predictor.faces(wrong)
+    with pytest.raises(BadImage, match=r"\(N, 48, 48\) uint8 is expected"):
+        predictor.crops(np.zeros((2, 64, 64), np.uint8))
 
 
 def test_photos_are_predicted_annotated_and_explained_without_torch(place, tmp_path):

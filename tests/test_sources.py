@@ -71,11 +71,10 @@ def make(request, tmp_path):
 def read(source, workers=1):
     """(name, split, label, pixels or None, problem) of every image."""
     found = []
-    for items, pixels, sizes in decode_batches(cut(source.items(), 100), workers):
+    for items, pixels, problems in decode_batches(cut(source.items(), 100), workers):
         good = iter(pixels)
-        for item, size in zip(items, sizes, strict=True):
-            bad = isinstance(size, str)
-            found.append((item.name, item.split, item.label, None if bad else next(good), size if bad else ""))
+        for item, problem in zip(items, problems, strict=True):
+            found.append((item.name, item.split, item.label, None if problem else next(good), problem))
     return found
 
 

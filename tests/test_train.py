@@ -455,7 +455,7 @@ def test_a_teacher_that_may_know_the_validation_images_is_noted(run_fit, teacher
 
 def test_a_teacher_of_no_use_is_refused(run_fit, teacher, place):
     for named, message in {
-        "nowhere.pth": r"nowhere.pth: no such weight file; .*, or name another with --teachers",
+        "nowhere.pth": r"nowhere.pth: no such weight file; .*, or name another: --teachers FILE",
         " , ": "--teachers ' , ' names no weight file",
         str(place): "Is a directory",
     }.items():

@@ -89,9 +89,9 @@ def test_calibration_fits_the_temperature_and_rewrites_the_file(tmp_path):
     path = brightness_weights(tmp_path / "w.pth", data=data)  # without a mistake: any temperature below 1 is better
     old = torch.load(path, weights_only=True)
     fitted = calibrate(path, data, machine=MACHINE)
-    temperature, threshold, coverage, before, after, probabilities = fitted
+    temperature, threshold, coverage, right, before, after, probabilities = fitted
     assert probabilities.shape == (280, 7)
-    assert temperature == pytest.approx(0.25) and coverage == 1 and 0 < threshold < 1
+    assert temperature == pytest.approx(0.25) and coverage == right == 1 and 0 < threshold < 1
     assert after.official.ece < before.official.ece
     assert after.deduplicated.accuracy == before.deduplicated.accuracy
     model, content = load_weights(path, machine=MACHINE)
@@ -100,7 +100,7 @@ def test_calibration_fits_the_temperature_and_rewrites_the_file(tmp_path):
     assert after == evaluate(model, data.split("val"), machine=MACHINE)
     assert all(torch.equal(value, old["state_dict"][name]) for name, value in content["state_dict"].items())
     assert all(content[key] == old[key] for key in ("versions", "config", "dataset"))
-    assert calibrate(path, data, machine=MACHINE)[:5] == fitted[:5]  # it starts from 1 each time
+    assert calibrate(path, data, machine=MACHINE)[:6] == fitted[:6]  # it starts from 1 each time
 
 
 def test_fewer_than_200_images_deduplicated_leave_the_temperature_at_one(tmp_path):
