@@ -18,7 +18,14 @@ OLD_NAMES: dict[str, str | None] = {
     "recalibrate": None,
     "compile": None,
 }
-DEVICE_FLAGS = {"gpu": "cuda", "gpus": "cuda", "cuda": "cuda", "cpu": "cpu", "mps": "mps"}  # of other projects
+OTHER_FLAGS = {  # of other projects
+    "gpu": "device cuda",
+    "gpus": "device cuda",
+    "cuda": "device cuda",
+    "cpu": "device cpu",
+    "mps": "device mps",
+    "learning-rate": "lr",
+}
 
 
 class Parser(argparse.ArgumentParser):
@@ -35,11 +42,11 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, text if os.environ.get("RANK", "0") == "0" else None)  # of several processes one prints it
 
     def similar(self, word: str) -> list[str]:
-        """The known flag that `word` probably means: a device, the new name of an old one, or a close spelling."""
+        """The known flag that `word` means, probably: of another project, renamed since, or a close spelling."""
         known = [flag.removeprefix("--") for action in self._actions for flag in action.option_strings]
         name = word.split("=")[0].removeprefix("--").replace("_", "-")
-        if name in DEVICE_FLAGS and "device" in known:
-            return [f"--device {DEVICE_FLAGS[name]}"]
+        if OTHER_FLAGS.get(name, "").split(" ")[0] in known:
+            return [f"--{OTHER_FLAGS[name]}"]
         name = (OLD_NAMES.get(name.replace("-", "_")) or name).replace("_", "-")
         return [f"--{flag}" for flag in get_close_matches(name, known, 1)]
 

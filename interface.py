@@ -140,8 +140,8 @@ def prepare(args: argparse.Namespace, name: str, ranks: Ranks, locks: ExitStack)
     trainer = Trainer(model, data, config, run=run, machine=machine, ranks=ranks, teachers=teachers, leakage=leakage)
     both = "; val is official / deduplicated" if data.split("val").copies.any() else ""
     print(
-        f"loss is {trainer.loss_name}, in nats per image; train is measured in passing, with augmentation, dropout and "
-        f"training's targets{both}; * is a new best"
+        f"loss is {trainer.loss_name}, in nats per image; train is the mean over an epoch's batches, with augmentation "
+        f"and dropout{both}; * is a new best"
     )
     if last:
         trainer.restore(last)

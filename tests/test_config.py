@@ -119,6 +119,7 @@ def test_the_weights_of_an_older_version_are_read_and_can_be_started_from(tmp_pa
     [
         ("--epoch 3", "error: unrecognized arguments: --epoch 3 (did you mean --epochs?)"),
         ("--gpu", "error: unrecognized arguments: --gpu (did you mean --device cuda?)"),
+        ("--learning-rate", "error: unrecognized arguments: --learning-rate (did you mean --lr?)"),
         ("--batchsize=64", "error: unrecognized arguments: --batchsize=64 (did you mean --batch-size?)"),
         ("--teaching 0.5", "error: unrecognized arguments: --teaching 0.5 (did you mean --distill-weight?)"),
         ("--zzz data", "error: unrecognized arguments: --zzz data; see"),
