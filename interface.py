@@ -217,15 +217,22 @@ def plot(trainer: "Trainer", fitted: "Calibration") -> list[str]:
 
     run, val = trainer.run, trainer.data.split("val")
     kept = ~val.copies
-    name = f"{run.name}: validation{'' if kept.all() else ', deduplicated'}"
+    name = f"{run.name}, validation{'' if kept.all() else ', deduplicated'}"
     caption = "These faces are rendered, not photographs." if trainer.data.demo else ""
     scaled = f"Temperature {fitted.temperature:.3f}. {caption}".strip()
     files = [run / f"{figure}.png" for figure in ("curves", "confusion", "reliability", "mistakes")]
     plots.curves(trainer.history, files[0], title=f"{run.name}: {trainer.loss_name}", caption=caption)
-    plots.confusion(fitted.after.deduplicated.confusion, files[1], title=name, caption=caption)
-    plots.reliability(fitted.before.deduplicated, fitted.after.deduplicated, files[2], title=name, caption=scaled)
+    plots.confusion(fitted.after.deduplicated.confusion, files[1], title=f"Confusion matrix: {name}", caption=caption)
+    plots.reliability(
+        fitted.before.deduplicated, fitted.after.deduplicated, files[2], title=f"Calibration: {name}", caption=scaled
+    )
     plots.mistakes(
-        val.images[kept], val.labels[kept], fitted.probabilities[kept], files[3], title=name, caption=caption
+        val.images[kept],
+        val.labels[kept],
+        fitted.probabilities[kept],
+        files[3],
+        title=f"Most confident mistakes: {name}",
+        caption=caption,
     )
     return [file.name for file in files]
 
