@@ -70,7 +70,7 @@ def test_the_python_on_the_pages_answers_as_predict_does(folder, monkeypatch, ca
     printed = capsys.readouterr().out
     assert call("python predict.py photo.jpg --json -") == 0
     (row,) = json.loads(capsys.readouterr().out)
-    assert f" {row['answer']} [" in printed and f"Box(x={row['x']:.1f}" in printed
+    assert f" {row['answer']} {str(row['probability'])[:6]}" in printed and f"Box(x={row['x']:.1f}" in printed
 
 
 def anchors(page: Path) -> set[str]:
