@@ -127,7 +127,7 @@ def read_file(path: Path) -> bytes:
 
 def _pixels(image: Image.Image) -> np.ndarray:
     """Return an opened image upright, grey and shrunk."""
-    if image.format == "JPEG":
+    if image.format in ("JPEG", "MPO"):  # of several pictures the first
         # libjpeg gives luma itself, and large photos already shrunk, to no less than twice our size.
         image.draft("L", (2 * SIZE, 2 * SIZE))
     image.load()

@@ -70,6 +70,11 @@ def test_other_colour_spaces_are_close_to_the_original(mode, kind):
     assert np.abs(decode(data).astype(int) - SMOOTH).max() <= 6
 
 
+def test_of_a_jpeg_with_several_pictures_the_first_is_decoded_as_if_it_were_alone():
+    several = encoded(COLOUR, "MPO", quality=95, save_all=True, append_images=[Image.new("RGB", (60, 60))])
+    assert np.array_equal(decode(several), decode(encoded(COLOUR, "JPEG", quality=95)))
+
+
 def test_colour_becomes_itu_r_601_luma():
     colour = np.empty((48, 48, 3), np.uint8)
     colour[:] = (200, 100, 50)
