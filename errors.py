@@ -106,6 +106,13 @@ def write_file(path: Path, data: bytes) -> None:
         ) from error
 
 
+def check_replaceable(flag: str, target: str, ending: str) -> None:
+    """Raise UserError where the file that `flag` names is there already, and is of another kind than `ending`."""
+    path = os.path.realpath(target)
+    if os.path.isfile(path) and not path.lower().endswith(ending):
+        raise UserError(f"{flag} {target}: it is there already and is no {ending} file; name another one")
+
+
 def write_json(path: Path, values: dict[str, Any]) -> None:
     """Replace `path` by `values` as readable JSON. Raises UserError."""
     write_file(path, (json.dumps(values, indent=2) + "\n").encode())

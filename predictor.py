@@ -48,6 +48,8 @@ class Predictor:
     """
 
     def __init__(self, weights: str | None = None, *, faces: str = "auto", **settings: Any) -> None:
+        if faces not in FACES:
+            raise UserError(f"faces={faces!r}: it is one of {', '.join(FACES)}")
         self.engine, self.path, self.notes = open_engine(weights or "", **settings)
         self.threshold = float(self.engine.content.get("threshold", 0.0))  # older files have none
         self.whole = {"auto": is_crop, "whole": lambda *_: True, "find": lambda *_: False}[faces]
@@ -119,23 +121,32 @@ def open_engine(
     neither device nor precision asks for something else; else PyTorch. With `maps` it is onnxruntime only where that
     gives activation maps. Raises UserError.
     """
-    path, notes = find_weights(weights or SHIPPED), []
+    if engine not in ENGINES:
+        raise UserError(f"engine={engine!r}: it is one of {', '.join(ENGINES)}")
+    path, problems = find_weights(weights or SHIPPED), []
     beside = path.with_suffix(".onnx")
     plain = device in ("auto", "cpu") and precision in ("auto", "fp32")  # what onnxruntime does
-    if engine == "auto" and plain and beside.is_file() and beside != path:
+    if path.suffix == ".onnx":
+        return OnnxEngine(path, threads=threads, tta=tta), path, []
+    if engine == "onnx" or (engine == "auto" and plain):
         try:
+            if not beside.is_file():
+                raise UserError(f"there is no {beside}: python export.py {path} makes it")
             found = OnnxEngine(beside, threads=threads, tta=tta)
             if found.sha256 != hashlib.sha256(path.read_bytes()).hexdigest():
                 raise UserError(f"{beside} was made from other weights: python export.py {path} makes it anew")
-            if found.has_maps or not maps:
-                return found, path, notes
+            if found.has_maps or not maps or engine == "onnx":
+                return found, path, []
         except UserError as error:
-            notes.append(f"note: {error}; PyTorch is used")
-    if path.suffix == ".onnx" or engine == "onnx":
-        if not beside.is_file():
-            raise UserError(f"--engine onnx: there is no {beside}; make it: python export.py {path}")
-        return OnnxEngine(beside, threads=threads, tta=tta), beside, notes
-    return TorchEngine(path, device=device, precision=precision, threads=threads, tta=tta), path, notes
+            if engine == "onnx":
+                raise
+            problems.append(str(error))
+    try:
+        torch = TorchEngine(path, device=device, precision=precision, threads=threads, tta=tta)
+    except ModuleNotFoundError as error:
+        needed = f"{path} needs PyTorch: python -m pip install -r requirements.txt"
+        raise UserError("; else ".join([*problems, needed])) from error
+    return torch, path, [f"note: {problem}; PyTorch is used" for problem in problems if beside.is_file()]
 
 
 # --- onnxruntime ---
@@ -210,14 +221,8 @@ class TorchEngine:
     def __init__(
         self, path: Path, *, device: str = "cpu", precision: str = "fp32", threads: int = 0, tta: str = "none"
     ) -> None:
-        try:
-            from utils import pick_machine
-            from weights import load_weights
-        except ModuleNotFoundError as error:
-            raise UserError(
-                f"{path} needs PyTorch: python -m pip install -r requirements.txt (or an .onnx file beside it, which "
-                f"python export.py {path} writes where PyTorch is)"
-            ) from error
+        from utils import pick_machine
+        from weights import load_weights
 
         self.machine, self.tta = pick_machine(device, precision, threads), tta
         self.model, self.content = load_weights(path, machine=self.machine)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from cli import Parser, add_flags, nonempty
 from config import TTA, TTA_HELP
-from errors import SHIPPED, UserError, exit_status, write_json
+from errors import SHIPPED, UserError, check_replaceable, exit_status, write_json
 from metrics import describe
 from ranks import joined
 from readers.votes import most_voted
@@ -86,6 +86,8 @@ def prepare(args: argparse.Namespace) -> "tuple[Machine, FaceNet | Ensemble, dic
     from weights import load_ensemble, same_dataset
 
     config = args.config
+    if args.json:
+        check_replaceable("--json", args.json, ".json")
     machine = pick_machine(config.device, config.precision, config.threads)
     model, files = load_ensemble(args.weights or [SHIPPED], machine=machine)
     print("\n".join(describe(path, content, tta=args.tta) for path, content in files.items()))

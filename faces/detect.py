@@ -42,6 +42,10 @@ class Box(NamedTuple):
     score: float = 1.0
     landmarks: np.ndarray | None = None
 
+    def __repr__(self) -> str:
+        numbers = ", ".join(f"{name}={value:.1f}" for name, value in zip(self._fields, self[:4], strict=False))
+        return f"Box({numbers}, score={self.score:.2f})"
+
     @property
     def area(self) -> float:
         """In square pixels."""

@@ -177,14 +177,24 @@ def test_weights_that_cannot_be_used_leave_no_table(go, tmp_path, weights):
         ["--top-k", "8"],
         ["--weights", ""],
         ["--csv", "t", "--json", "t"],  # both in one file
-        ["--json", "a.png"],  # over what is read, probably
-        ["--csv", "final_weights_new.pth"],
     ],
 )
 def test_a_typo_in_a_flag_exits_with_2_and_names_it(typo, capsys):
     with pytest.raises(SystemExit) as stopped:
         predict.main(["a.png", *typo])
     assert stopped.value.code == 2 and typo[-2].lstrip("-") in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flag", "name"), [("--json", "a.png"), ("--csv", "w.pth"), ("--csv", "link"), ("--sheet", "s.PNG")]
+)
+def test_a_file_of_another_kind_is_not_replaced(go, tmp_path, flag, name):
+    (tmp_path / "w.pth").write_bytes(b"weights")
+    (tmp_path / "link").symlink_to("w.pth")
+    save_face(tmp_path / "a.png", 4)
+    status, _, err = go("a.png", flag, name)
+    assert (status, "is there already" in err) == ((0, False) if flag == "--sheet" else (2, True))
+    assert (tmp_path / "w.pth").read_bytes() == b"weights"
 
 
 def test_top_k_gives_the_best_first(go, tmp_path):
