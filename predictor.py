@@ -5,6 +5,8 @@
     predictor = Predictor()                      # the shipped weights; Predictor("runs/NAME") takes others
     for face in predictor.faces("photo.jpg"):    # a path, bytes, a PIL image, or (H, W, 3) uint8 in RGB order
         print(face.box, face.emotion, face.probabilities)
+    for frame in predictor.video("clip.mp4"):
+        print(frame.seconds, [(face.track, face.smooth.emotion) for face in frame.faces])
     predictor.crops(crops)                       # (N, 48, 48) uint8 -> (N, 7) float32
 
 No torch is imported unless the torch engine computes.
@@ -12,7 +14,8 @@ No torch is imported unless the torch engine computes.
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +27,9 @@ from config import CLASSES
 from errors import SHIPPED, UserError, counted, cpu_quota, find_weights
 from faces.crop import crop, is_crop, notes
 from faces.detect import Box, Detector
-from faces.face import Face
+from faces.face import Face, Frame, Tracked
+from faces.track import SMOOTH_SECONDS, Smoother
+from faces.video import Reader, follow
 from readers.decode import SIZE, BadImage, decode_or_rgb, read_file
 from readers.views import tta_views
 
@@ -73,6 +78,26 @@ class Predictor:
         if pixels.dtype != np.uint8 or pixels.shape[1:] != (SIZE, SIZE):
             raise BadImage(f"an array of {pixels.dtype} {pixels.shape}: (N, {SIZE}, {SIZE}) uint8 is expected")
         return self.engine.probabilities(pixels)
+
+    def video(self, source: str | Path | Reader, *, every: int = 1, smooth: float = SMOOTH_SECONDS) -> Iterator[Frame]:
+        """Every frame of a video, or each `every`-th, with its seconds and its faces, as tracks of a person each.
+
+        `smooth` is the time constant of the smoothed probabilities in seconds, 0 for none. Frames are RGB, upright.
+        Memory does not grow with the video. Raises UserError for what is no video.
+        """
+        smoother = Smoother(smooth)
+        with source if isinstance(source, Reader) else Reader(source, every=every) as reader:
+            for part in follow(reader, self.detector.find, **({"detect_seconds": 0.0} if reader.live else {})):
+                looks = []
+                for picture, seen in part:
+                    faces = ((box, crop(picture.image, box)) for _, box in seen)
+                    looks.append([(box, pixels, tuple(notes(pixels, box))) for box, pixels in faces])
+                for (picture, seen), faces in zip(part, self.answer(looks), strict=True):
+                    tracked = []
+                    for (track, _), face in zip(seen, faces, strict=True):
+                        smoothed = smoother.update(track, picture.seconds, face.probabilities)
+                        tracked.append(Tracked(track, face, replace(face, probabilities=smoothed)))
+                    yield Frame(*picture, tracked)
 
     def look(self, image: str | Path | bytes | Image.Image | np.ndarray) -> Look:
         """What `faces` finds in `image`, before the network."""

@@ -89,7 +89,7 @@ class Detector:
             found += [_scaled(box, width / size[0], height / size[1]) for box in search(np.asarray(small))]
         faces: list[Box] = []
         for box in sorted(found, key=lambda box: -box.score):
-            if all(_overlap(box, other) <= MAX_OVERLAP for other in faces):
+            if all(overlap(box, other) <= MAX_OVERLAP for other in faces):
                 faces.append(box)
         return sorted(faces, key=lambda box: box.x + box.width / 2)
 
@@ -124,7 +124,7 @@ def _scaled(box: Box, across: float, down: float) -> Box:
     return Box(box.x * across, box.y * down, box.width * across, box.height * down, box.score, landmarks)
 
 
-def _overlap(one: Box, other: Box) -> float:
+def overlap(one: Box, other: Box) -> float:
     """The intersection of two boxes over their union."""
     width = min(one.x + one.width, other.x + other.width) - max(one.x, other.x)
     height = min(one.y + one.height, other.y + other.height) - max(one.y, other.y)

@@ -1,6 +1,7 @@
 """One face and what the network says about it."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -38,3 +39,20 @@ class Face:
     def answer(self) -> str:
         """`emotion`, or "not sure" below the threshold."""
         return self.emotion if self.sure else NOT_SURE
+
+
+class Tracked(NamedTuple):
+    """A face in a frame of a video: the number of its track, from 1, and what is said of it."""
+
+    track: int
+    face: Face  # of this frame alone
+    smooth: Face  # with probabilities that are smoothed over time
+
+
+class Frame(NamedTuple):
+    """A frame of a video: its time and how long it is shown, (H, W, 3) uint8 RGB pixels, and the faces in it."""
+
+    seconds: float
+    duration: float
+    image: np.ndarray
+    faces: list[Tracked]
