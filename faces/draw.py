@@ -73,6 +73,26 @@ def sheet(faces: Sequence[tuple[str, Face]], *, columns: int = 10) -> Image.Imag
     return _stack(parts or [_rows([_label("no face found", NOT_SURE, 2 * SHEET_TEXT)], width, GAP)])
 
 
+def mark(image: np.ndarray, faces: Sequence[tuple[str, Face]]) -> np.ndarray:
+    """Return a copy of a frame of a video with a box and a label for each (name, face), in the same size.
+
+    `image` is (H, W, 3) uint8 RGB.
+    """
+    picture = Image.fromarray(image)
+    draw = ImageDraw.Draw(picture)
+    for name, face in faces:
+        x, y, width, height = (round(value) for value in face.box[:4])
+        size = int(np.clip(width / 7, max(LEAST_TEXT, max(picture.size) // 90), max(picture.size) // 40 + LEAST_TEXT))
+        line = max(2, size // 7)
+        frame = (x - line, y - line, x + width + line - 1, y + height + line - 1)
+        draw.rectangle(frame, outline=COLOURS[face.answer], width=line)
+        label = _label(f"{name} {_words(face)}", face.answer, size)
+        above = y - line - label.height
+        left = max(0, min(x - line, picture.width - label.width))
+        picture.paste(label, (left, above if above >= 0 else min(y + height + line, picture.height - label.height)))
+    return np.asarray(picture)
+
+
 def _layout(faces, frames, photo_size, maps, size) -> tuple[list, list[Image.Image]]:
     """Return (block, (x, y)) of what is written in the photo, and the blocks of the strip below it."""
     if not faces:
@@ -125,16 +145,16 @@ def _words(face: Face) -> str:
 
 
 @functools.cache
-def _font(size: int) -> ImageFont.FreeTypeFont:
+def font(size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.load_default(size=size)
 
 
 def _label(text: str, answer: str, size: int, width: int = 0) -> Image.Image:
     """Text on the answer's colour, at least `width` pixels wide."""
-    width = max(width, math.ceil(_font(size).getlength(text) + 0.8 * size))
+    width = max(width, math.ceil(font(size).getlength(text) + 0.8 * size))
     block = Image.new("RGB", (width, round(1.4 * size)), COLOURS[answer])
     ink = ink_on(np.array(ImageColor.getrgb(COLOURS[answer])) / 255)
-    ImageDraw.Draw(block).text((0.4 * size, 0.7 * size), text, ink, _font(size), anchor="lm")
+    ImageDraw.Draw(block).text((0.4 * size, 0.7 * size), text, ink, font(size), anchor="lm")
     return block
 
 
@@ -142,7 +162,7 @@ def _card(face: Face, text: str, size: int, heat: np.ndarray | None = None) -> I
     """A label, a bar per class below it, and with `heat` the face beside them, without and with its activation map."""
     small = max(LEAST_TEXT - 2, round(0.75 * size))
     step, pad, bar = round(1.2 * small), small // 2, 8 * small
-    names = math.ceil(max(_font(small).getlength(name) for name in CLASSES))
+    names = math.ceil(max(font(small).getlength(name) for name in CLASSES))
     high = len(CLASSES) * step + 2 * pad
     pictures = [] if heat is None else _explain(face, heat, high)
     head = _label(text, face.answer, size, len(pictures) * high + names + bar + 3 * pad)
@@ -153,7 +173,7 @@ def _card(face: Face, text: str, size: int, heat: np.ndarray | None = None) -> I
     draw, left = ImageDraw.Draw(card), len(pictures) * high + pad
     for row, (name, value) in enumerate(zip(CLASSES, face.probabilities, strict=True)):
         middle, start = head.height + pad + (row + 0.5) * step, left + names + pad
-        draw.text((left, middle), name, "white", _font(small), anchor="lm")
+        draw.text((left, middle), name, "white", font(small), anchor="lm")
         for share, colour in ((1, TRACK), (float(value), COLOURS[name])):
             draw.rectangle((start, middle - 0.3 * small, start + share * bar, middle + 0.3 * small), fill=colour)
     return card
@@ -188,10 +208,10 @@ def _stack(pictures: list[Image.Image]) -> Image.Image:
 
 def _tile(name: str, face: Face) -> Image.Image:
     """A face of the contact sheet with the end of its name, and probability."""
-    while _font(SHEET_TEXT).getlength(name) > TILE:
+    while font(SHEET_TEXT).getlength(name) > TILE:
         name = f"…{name[2:]}"
     tile = Image.new("RGB", (TILE, TILE + 3 * SHEET_TEXT), PANEL)
     tile.paste(Image.fromarray(face.pixels).resize((TILE, TILE), Image.Resampling.BICUBIC))
     words = f"{name}\n{face.emotion} {face.probability:.2f}"
-    ImageDraw.Draw(tile).text((0, TILE + 2), words, "white", _font(SHEET_TEXT))
+    ImageDraw.Draw(tile).text((0, TILE + 2), words, "white", font(SHEET_TEXT))
     return tile
