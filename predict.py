@@ -22,11 +22,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from cli import Parser, add_flags, nonempty
+from cli import Parser, add_flags, nonempty, positive, seconds
 from config import CLASSES, TTA, TTA_HELP
 from errors import UserError, check_replaceable, counted, cpu_quota, exit_status, plain, write_file
 from faces.face import Face
 from faces.tables import Row, open_table, rows_of
+from faces.track import SMOOTH_SECONDS
 from metrics import describe, measure, summary, table
 from predictor import ENGINES, FACES, Look, Predictor
 from ranks import joined
@@ -45,7 +46,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The typed flags. A typo, or a value that is not allowed, exits with status 2."""
     parser = Parser("predict.py", "Find faces in photos, and name their emotions.")
     add = parser.add_argument
-    add("paths", nargs="*", metavar="PATH", help="images, folders, zips (default: test/ or test.zip)")
+    add("paths", nargs="*", metavar="PATH", help="photos, videos, folders, zips (default: test/ or test.zip)")
     add("--weights", type=nonempty, metavar="FILE", help="weights to use (default: the shipped ones)")
     help = "auto takes images of up to 64 pixels a side as face crops, and finds the faces in larger ones (default)"
     add("--faces", choices=FACES, default="auto", help=help)
@@ -60,6 +61,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--tta", choices=TTA, default="none", help=TTA_HELP)
     help = "auto is onnxruntime where an .onnx file belongs to the weights, else PyTorch (default)"
     add("--engine", choices=ENGINES, default="auto", help=help)
+    video = parser.add_argument_group("videos").add_argument
+    video("--out", type=nonempty, metavar="DIR", help="where tables, films and timelines go (default: emotions)")
+    video("--every", type=positive, default=1, metavar="N", help="take each N-th frame (default: 1)")
+    help = f"time constant of the smoothing, 0 for none (default: {SMOOTH_SECONDS})"
+    video("--smooth", type=seconds, default=SMOOTH_SECONDS, metavar="SECONDS", help=help)
+    video("--no-film", dest="film", action="store_false", help="write no mp4")
+    help = "watch a camera (0 is the first), a pipe or an address, until Ctrl-C; --out records it"
+    video("--camera", type=nonempty, metavar="NUMBER", help=help)
     add_flags(parser, names=MACHINE)
     args = parser.resolve(parser.parse_intermixed_args(argv))
     args.tables = {form: target for form, target in (("csv", args.csv), ("json", args.json)) if target}
@@ -69,11 +78,30 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"argument --sheet: {args.sheet} does not end in .png")
     if args.explain and not args.annotate:
         parser.error("argument --explain: give --annotate DIR too, where the pictures go")
+    if args.camera and args.paths:
+        parser.error(f"argument --camera: {args.paths[0]} cannot be read at the same time")
     return args
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return exit_status(predict, parse(argv))
+    return exit_status(run, parse(argv))
+
+
+def run(args: argparse.Namespace) -> int:
+    """Predict what is typed, photos first, then videos; or watch a camera. Raises UserError."""
+    import video
+
+    machine = {name: getattr(args.config, name) for name in MACHINE}
+    if args.camera:
+        return video.watch_camera(args, machine)
+    clips, args.paths = video.split_paths(args.paths, args.out) if args.paths else ([], [])
+    if not clips:
+        return predict(args)
+    if args.paths:
+        predict(args)
+    elif given := [f"--{name}" for name in video.PHOTOS_ONLY if getattr(args, name)]:
+        raise UserError(f"{', '.join(given)}: of photos only; what is written about videos goes to --out FOLDER")
+    return video.predict_clips(args, clips, machine)
 
 
 def predict(args: argparse.Namespace) -> int:

@@ -23,7 +23,8 @@ FLOORS = (
     {"weights"},
     {"explain", "training"},
     {"hubconf", "predictor", "test", "train"},
-    {"export", "interface", "predict", "study"},
+    {"export", "interface", "study", "video"},
+    {"predict"},
     {"bench", "experiments"},
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
@@ -35,7 +36,9 @@ FACE_NAME = re.compile(r"(Training|PublicTest|PrivateTest)_\d+\.(png|jpe?g)", re
 MEGABYTE = 1_000_000
 LONGEST = 400  # lines of a file
 # What a prediction without torch needs
-TORCH_FREE = ("config", "cli", "dataset", "errors", "faces", "metrics", "predict", "predictor", "ranks", "readers")
+TORCH_FREE = (
+    *("config", "cli", "dataset", "errors", "faces", "metrics", "predict", "predictor", "ranks", "readers", "video"),
+)
 
 
 def room(path: Path) -> str:
