@@ -62,11 +62,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     help = "auto is onnxruntime where an .onnx file belongs to the weights, else PyTorch (default)"
     add("--engine", choices=ENGINES, default="auto", help=help)
     video = parser.add_argument_group("videos").add_argument
-    video("--out", type=nonempty, metavar="DIR", help="where tables, films and timelines go (default: emotions)")
+    video("--out", type=nonempty, metavar="DIR", help="folder for tables, mp4s and timelines (default: emotions)")
     video("--every", type=positive, default=1, metavar="N", help="take each N-th frame (default: 1)")
     help = f"time constant of the smoothing, 0 for none (default: {SMOOTH_SECONDS})"
     video("--smooth", type=seconds, default=SMOOTH_SECONDS, metavar="SECONDS", help=help)
-    video("--no-film", dest="film", action="store_false", help="write no mp4")
+    video("--no-mp4", dest="mp4", action="store_false", help="write no video with the answers")
     help = "watch a camera (0 is the first), a pipe or an address, until Ctrl-C; --out records it"
     video("--camera", type=nonempty, metavar="NUMBER", help=help)
     add_flags(parser, names=MACHINE)

@@ -6,7 +6,6 @@ timeline of each face (.png). Ctrl-C completes them with what is done; after a k
 
 import argparse
 import os
-import shutil
 import signal
 import sys
 import time
@@ -22,7 +21,7 @@ from faces.face import Frame
 from faces.record import Recorder
 from faces.timeline import clock
 from faces.track import step_weight
-from faces.video import EXTENSIONS, Reader, import_av, is_video
+from faces.video import Reader, import_av, is_video_name
 from metrics import describe
 from predictor import Predictor
 from readers.layout import is_image_name
@@ -30,7 +29,6 @@ from readers.layout import is_image_name
 OUT = "emotions"  # the folder for what is written about clips
 LISTED = 10  # tracks of a clip in the printed summary
 SPEED_SECONDS = 20.0  # time constant of the speed from which the time left follows
-CHECKED_FREE = 64 * 2**20  # bytes that must be free before a clip is begun
 WRITTEN = (".csv", ".mp4", ".json", ".csv.part", ".part.mp4")  # beside timelines
 PHOTOS_ONLY = ("csv", "json", "annotate", "sheet", "explain")  # flags
 
@@ -46,14 +44,14 @@ def split_paths(typed: Sequence[str], out: str | None) -> tuple[list[tuple[Path,
     clips, rest, written = [], [], os.path.realpath(out or OUT)
     for name in typed:
         path = Path(name)
-        if is_video(path):
+        if path.is_file() and is_video_name(name):
             clips.append((path, Path(path.name)))
         elif path.is_dir():
             found, other = [], False
             for folder, folders, names in os.walk(path):
                 folders[:] = sorted(each for each in folders if os.path.realpath(os.path.join(folder, each)) != written)
                 inside = [Path(folder, each) for each in sorted(names)]
-                found += [(each, each.relative_to(path)) for each in inside if each.suffix.lower() in EXTENSIONS]
+                found += [(each, each.relative_to(path)) for each in inside if is_video_name(each.name)]
                 other = other or any(is_image_name(each.name) for each in inside)
             clips += found
             if other or not found:
@@ -125,7 +123,7 @@ def predict_clip(predictor: Predictor, path: Path, base: Path, args: argparse.Na
         if first is None:
             raise UserError(f"{path}: there is no frame in it")
         start = time.perf_counter()
-        with recording(base, reader, film=args.film) as recorder:
+        with recording(base, reader, film=args.mp4) as recorder:
             progress = Progress(path.name, reader.length)
             for frame in chain([first], frames):
                 recorder.write(frame)
@@ -150,14 +148,11 @@ def recording(base: Path, reader: Reader, *, film: bool) -> Iterator[Recorder]:
     recorder = None
     try:
         recorder = Recorder(base, reader, film=film)
-        free = shutil.disk_usage(base.parent).free
-        if free < CHECKED_FREE:
-            raise UserError(f"{base.parent}: only {free // 2**20} MiB are free on this disk")
         yield recorder
         recorder.notes = recorder.finish()
     except OSError as error:
         if recorder:
-            recorder.abandon()
+            recorder.close()
         done = f"; what was done is in {base}.csv.part and {base}.part.mp4" if recorder else ""
         if error.errno in FULL:  # the next clip would not fit either
             raise OSError(error.errno, f"{error.strerror}{done}") from error
@@ -166,19 +161,17 @@ def recording(base: Path, reader: Reader, *, film: bool) -> Iterator[Recorder]:
 
 def report(name: str, recorder: Recorder, notes: list[str], speed: str) -> list[str]:
     """The printed summary of a clip: its faces, when they were seen, and the shares of their answers."""
-    times, tracks = recorder.times, recorder.times.tracks
-    seconds = {track: sum(times.answers[track].values()) for track in tracks}
-    longest = sorted(sorted(tracks, key=lambda track: -seconds[track])[:LISTED])
-    found = counted(len(tracks), "face") if tracks else "no face"
+    times = recorder.times
+    found = counted(len(times.tracks), "face") if times.tracks else "no face"
     lines = [f"{name}  {clock(times.seconds)}, {counted(times.frames, 'frame')}, {found}; {speed}"]
-    for track in longest:
-        shares = sorted(times.shares(track).items(), key=lambda pair: -pair[1])
-        seen = f"{clock(tracks[track]['first'])} to {clock(tracks[track]['last'])}, seen for {seconds[track]:.1f} s"
-        lines.append(f"  face {track}  {seen}: " + ", ".join(f"{answer} {share:.0%}" for answer, share in shares))
-    if left := len(tracks) - len(longest):
+    for track in times.longest(LISTED):
+        shares = ", ".join(f"{answer} {share:.0%}" for answer, share in times.shares(track).items())
+        first, last = (clock(times.tracks[track][name]) for name in ("first", "last"))
+        lines.append(f"  face {track}  {first} to {last}, seen for {times.seen(track):.1f} s: {shares}")
+    if (left := len(times.tracks) - LISTED) > 0:
         lines.append(f"  and {counted(left, 'face')} seen for a shorter time")
     lines += [f"  note: {note}" for note in notes]
-    endings = [".csv", ".json", *([".mp4"] if recorder.film else []), *(["-track*.png"] if tracks else [])]
+    endings = [".csv", ".json", *([".mp4"] if recorder.film else []), *(["-track*.png"] if times.tracks else [])]
     return [*lines, f"  written: {recorder.base}{{{','.join(endings)}}}"]
 
 
@@ -261,7 +254,7 @@ def watch_camera(args: argparse.Namespace, machine: dict) -> int:
         frames = predictor.video(reader, smooth=args.smooth)
         if args.out:
             base = Path(args.out, time.strftime("camera-%Y-%m-%d-%H%M%S"))
-            with recording(base, reader, film=args.film) as recorder:
+            with recording(base, reader, film=args.mp4) as recorder:
                 count = print_live(frames, stop, recorder)
             for line in report(f"camera {args.camera}", recorder, recorder.notes, predictor.engine.name):
                 print(line, flush=True)

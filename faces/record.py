@@ -6,6 +6,7 @@ done is in NAME.csv.part and NAME.part.mp4 (in fragments).
 
 import csv
 import heapq
+import io
 import json
 import os
 from collections import Counter
@@ -18,45 +19,23 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from config import CLASSES
-from errors import write_file
-from faces.draw import COLOURS, mark
+from errors import counted, write_file
+from faces.draw import mark
 from faces.face import Frame
 from faces.tables import PLACE
+from faces.timeline import draw_timelines
 from faces.video import Reader, import_av
 
 if TYPE_CHECKING:
     import av
 
 SMOOTHED = tuple(f"smooth_{name}" for name in CLASSES)
-COLUMNS = ("seconds", "track", *PLACE, "answer", "prediction", "probability", *CLASSES, *SMOOTHED, "note")
+COLUMNS = ("seconds", "duration", "track", *PLACE, "answer", "prediction", "probability", *CLASSES, *SMOOTHED, "note")
+MOST_PICTURES = 20  # timelines: of the faces that were seen for the longest time
 CLOCK = 90_000  # ticks of the film per second: any usual time stamp is exact to 6 microseconds
 KEYFRAME_SECONDS = 2
 ENCODER = {"preset": "veryfast", "crf": "21", "bf": "0"}  # a film with B-frames in fragments would start late
 COPIED = frozenset(("aac", "mp3", "opus", "flac"))  # sound that browsers play from mp4; other sound becomes AAC
-
-
-class Table:
-    """A CSV file with a row per face and frame: `answer`, `prediction`, `probability` are of the smoothed ones."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.part = path, path.with_name(f"{path.name}.part")
-        self.file = open(self.part, "w", encoding="utf-8", newline="")  # noqa: SIM115 (closed in `finish`)
-        self.writer = csv.writer(self.file, lineterminator="\n")
-        self.writer.writerow(COLUMNS)
-
-    def write(self, frame: Frame) -> None:
-        for track, face, smooth in frame.faces:
-            place = [f"{value:.2f}" for value in face.box[:5]]
-            values = [f"{value:.6f}" for value in (smooth.probability, *face.probabilities, *smooth.probabilities)]
-            told = [smooth.answer, smooth.emotion, *values, ", ".join(face.notes)]
-            self.writer.writerow([f"{frame.seconds:.6f}", track, *place, *told])
-
-    def flush(self) -> None:
-        self.file.flush()
-
-    def finish(self) -> None:
-        self.file.close()
-        os.replace(self.part, self.path)
 
 
 class Film:
@@ -85,9 +64,6 @@ class Film:
         self.file.mux(self.stream.encode(picture))
         self.end = frame.seconds + frame.duration
 
-    def flush(self) -> None:
-        pass  # every fragment is written at once
-
     def finish(self, reader: Reader) -> str:
         """Close the film and give it the sound of `reader`; why there is none, or nothing."""
         if self.stream is not None:
@@ -100,8 +76,8 @@ class Film:
         try:
             try:
                 self._join(temporary, reader if reader.sounds else None)
-            except (self.av.error.InvalidDataError, self.av.error.ArgumentError, ValueError) as error:
-                if not reader.sounds:
+            except (self.av.error.FFmpegError, ValueError) as error:
+                if not reader.sounds or isinstance(error, OSError):
                     raise
                 problem = f"the sound is left out: {error}"
                 self._join(temporary, None)
@@ -161,78 +137,95 @@ class Film:
 
 
 class Times:
-    """For each track when it was seen, and for how many seconds with which answer."""
+    """When each track was seen, and for how many seconds with which answer."""
 
     def __init__(self) -> None:
         self.seconds = self.empty = 0.0  # of the video so far, and of it without a face
         self.frames = 0
-        self.tracks: dict[int, dict[str, float]] = {}
-        self.answers: dict[int, Counter[str]] = {}
+        self.tracks: dict[int, dict[str, Any]] = {}
 
     def write(self, frame: Frame) -> None:
         self.frames += 1
         self.seconds = frame.seconds + frame.duration
         self.empty += 0 if frame.faces else frame.duration
-        for track, _, smooth in frame.faces:
-            seen = self.tracks.setdefault(track, {"first": frame.seconds, "last": 0.0})
-            seen["last"] = frame.seconds + frame.duration
-            self.answers.setdefault(track, Counter())[smooth.answer] += frame.duration
+        for number, _, smooth in frame.faces:
+            track = self.tracks.setdefault(number, {"first": frame.seconds, "answers": Counter()})
+            track["last"] = self.seconds
+            track["answers"][smooth.answer] += frame.duration
+
+    def shares(self, track: int) -> dict[str, float]:
+        """The share of each answer in the time for which the track was seen, the largest first."""
+        answers = self.tracks[track]["answers"]
+        return {answer: round(time / max(self.seen(track), 1e-9), 4) for answer, time in answers.most_common()}
+
+    def seen(self, track: int) -> float:
+        return sum(self.tracks[track]["answers"].values())
+
+    def longest(self, most: int) -> list[int]:
+        """The tracks that were seen for the longest time, at most `most`, in order of their numbers."""
+        return sorted(sorted(self.tracks, key=self.seen, reverse=True)[:most])
 
     def summary(self) -> dict[str, Any]:
-        """All of it, in seconds, and the shares of each track's answers in its time."""
+        """All of it, in seconds."""
+        times = {
+            track: {"first": each["first"], "last": each["last"], "seconds": self.seen(track)}
+            for track, each in self.tracks.items()
+        }
         tracks = [
-            {
-                "track": track,
-                **{name: round(value, 3) for name, value in seen.items()},
-                "seconds": round(sum(self.answers[track].values()), 3),
-                "shares": self.shares(track),
-            }
-            for track, seen in self.tracks.items()
+            {"track": track, **{name: round(value, 3) for name, value in each.items()}, "shares": self.shares(track)}
+            for track, each in times.items()
         ]
         known = {"seconds": round(self.seconds, 3), "frames": self.frames, "without_face": round(self.empty, 3)}
         return {**known, "tracks": tracks}
 
-    def shares(self, track: int) -> dict[str, float]:
-        answers, total = self.answers[track], max(sum(self.answers[track].values()), 1e-9)
-        return {answer: round(answers[answer] / total, 4) for answer in COLOURS if answers[answer]}
-
 
 class Recorder:
-    """Everything that is written about one video, beside each other in a folder, under one name."""
+    """Everything that is written about one video, beside each other in a folder, under one name.
+
+    The CSV file has a row per face and frame; `answer`, `prediction` and `probability` are of the smoothed ones.
+    """
 
     def __init__(self, base: Path, reader: Reader, *, film: bool = True) -> None:
         """`base` is the path of the files without an ending. Raises OSError where they cannot be made."""
-        from faces.timeline import Timelines
-
-        self.base, self.reader = base, reader
+        self.base, self.reader, self.times = base, reader, Times()
         base.parent.mkdir(parents=True, exist_ok=True)
-        self.times, self.timelines = Times(), Timelines()
-        self.notes: list[str] = []
-        self.table = Table(base.with_name(f"{base.name}.csv"))
-        self.film = Film(base.with_name(f"{base.name}.mp4"), reader.rate / reader.every) if film else None
+        self.file = open(f"{base}.csv.part", "w", encoding="utf-8", newline="")  # noqa: SIM115 (closed in `close`)
+        self.writer = csv.writer(self.file, lineterminator="\n")
+        self.writer.writerow(COLUMNS)
+        self.film = Film(Path(f"{base}.mp4"), reader.rate / reader.every) if film else None
 
     def write(self, frame: Frame) -> None:
-        for each in (self.table, self.film, self.times, self.timelines):
-            if each:
-                each.write(frame)
-        self.table.flush()
+        for track, face, smooth in frame.faces:
+            place = [f"{value:.2f}" for value in face.box[:5]]
+            values = [f"{value:.6f}" for value in (smooth.probability, *face.probabilities, *smooth.probabilities)]
+            told = [smooth.answer, smooth.emotion, *values, ", ".join(face.notes)]
+            self.writer.writerow([f"{frame.seconds:.6f}", f"{frame.duration:.6f}", track, *place, *told])
+        self.file.flush()
+        self.times.write(frame)
+        if self.film:
+            self.film.write(frame)
 
     def finish(self) -> list[str]:
-        """Complete the files with what was written so far; return notes. Raises OSError."""
-        self.table.finish()
+        """Complete the files with what was written so far; return notes. Raises OSError and UserError."""
+        self.file.close()
+        table = Path(f"{self.base}.csv")
+        os.replace(self.file.name, table)
         notes = [self.film.finish(self.reader)] if self.film else []
         text = json.dumps({"file": self.reader.source, **self.times.summary()}, indent=2) + "\n"
-        write_file(self.base.with_name(f"{self.base.name}.json"), text.encode())
-        for track, png in self.timelines.pictures(self.times.seconds, Path(self.reader.source).name):
-            write_file(self.base.with_name(f"{self.base.name}-track{track}.png"), png)
-        if left := len(self.timelines.tracks) - self.timelines.shown:
-            notes.append(f"no picture of {left} tracks: they are short, or there are too many")
+        write_file(Path(f"{self.base}.json"), text.encode())
+        tracks, name = self.times.longest(MOST_PICTURES), Path(self.reader.source).name
+        for track, picture in draw_timelines(table, tracks, self.times.seconds, name):
+            buffer = io.BytesIO()
+            picture.save(buffer, "PNG")
+            write_file(Path(f"{self.base}-track{track}.png"), buffer.getvalue())
+        if left := len(self.times.tracks) - len(tracks):
+            notes.append(f"no timeline of {counted(left, 'face')} that were seen for a shorter time")
         return [note for note in notes if note]
 
-    def abandon(self) -> None:
+    def close(self) -> None:
         """Close what is open, after an error; what was written so far stays, in the files that end in part."""
         with suppress(OSError):
-            self.table.file.close()
+            self.file.close()
         if self.film:
             with suppress(OSError):
                 self.film.file.close()
