@@ -33,11 +33,11 @@ class Tracker:
         self.tracks: dict[int, _Track] = {}
         self.count = 0  # of all tracks so far
 
-    def match(self, seconds: float, boxes: Sequence[Box]) -> list[int]:
-        """Return the track of each of the boxes found at `seconds`, 0 for a new face. Nothing is changed."""
-        tracks = {number: each for number, each in self.tracks.items() if seconds - each.seconds <= self.forget}
-        numbers, found = list(tracks), [0] * len(boxes)
-        expected = [each.expected(seconds) for each in tracks.values()]
+    def update(self, seconds: float, boxes: Sequence[Box]) -> list[int]:
+        """Return the track of each of the boxes found at `seconds`, which is later than before."""
+        self.tracks = {number: each for number, each in self.tracks.items() if seconds - each.seconds <= self.forget}
+        numbers, found = list(self.tracks), [0] * len(boxes)
+        expected = [each.expected(seconds) for each in self.tracks.values()]
         overlaps = np.array([[overlap(box, place) for place in expected] for box in boxes])
         for row, column in assign(np.where(overlaps >= LEAST_OVERLAP, overlaps, 0.0)):
             found[row] = numbers[column]
@@ -45,18 +45,12 @@ class Tracker:
         near = sorted(
             (distance, row, number)
             for row, box in enumerate(boxes)
-            for number, each in tracks.items()
+            for number, each in self.tracks.items()
             if (distance := each.distance(box)) <= REACH
         )
         for _, row, number in near:
             if not found[row] and number not in found:
                 found[row] = number
-        return found
-
-    def update(self, seconds: float, boxes: Sequence[Box]) -> list[int]:
-        """Return the track of each of the boxes found at `seconds`, which is later than before."""
-        self.tracks = {number: each for number, each in self.tracks.items() if seconds - each.seconds <= self.forget}
-        found = self.match(seconds, boxes)
         for row, box in enumerate(boxes):
             if found[row]:
                 self.tracks[found[row]].move(box, seconds)

@@ -6,15 +6,14 @@
                 print(picture.seconds, [(track, box) for track, box in seen])
 
 Faces are searched in a picture every DETECT_SECONDS. Where two such pictures show the same faces, not far moved, the
-boxes between are interpolated; else every picture between is searched too. So a face that comes or goes, a cut and a
-crossing are found to the picture. Only a face that is seen for less than DETECT_SECONDS can be missed.
+boxes between are interpolated; else the picture in the middle is searched too, and so on. So a face that comes or goes
+and a cut are found to the picture. Only a face that is seen for less than DETECT_SECONDS can be missed.
 """
 
 import queue
 import re
-import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -23,7 +22,7 @@ import numpy as np
 
 from errors import UserError, counted
 from faces.detect import Box, overlap
-from faces.track import Tracker, between
+from faces.track import Tracker, assign, between
 
 if TYPE_CHECKING:
     import av
@@ -216,43 +215,51 @@ class Reader:
 
 
 def follow(
-    pictures: Iterator[Picture] | Reader,
-    find: Callable[[np.ndarray], Sequence[Box]],
-    *,
-    detect_seconds: float = DETECT_SECONDS,
+    pictures: Iterable[Picture], find: Callable[[np.ndarray], Sequence[Box]], *, detect_seconds: float = DETECT_SECONDS
 ) -> Iterator[list[tuple[Picture, Seen]]]:
     """Yield the pictures, some at a time and in order, each with the track and the box of every face in it.
 
     `find` gives the boxes of the faces in an image; it is called at least every `detect_seconds` (0: for each picture).
     """
-    tracker, waiting = Tracker(), []
-    searched, before = -sys.float_info.max, []
+    tracker, part, found = Tracker(), [], {}  # found: boxes by the number of their picture in `part`
+
+    def tracked(after: int) -> list[tuple[Picture, Seen]]:
+        boxes = [found[number] for number in range(after, len(part))]
+        numbers = [tracker.update(each.seconds, some) for each, some in zip(part[after:], boxes, strict=True)]
+        seen = [list(zip(*each, strict=True)) for each in zip(numbers, boxes, strict=True)]
+        return list(zip(part[after:], seen, strict=True))
+
     for picture in pictures:
-        waiting.append(picture)
-        if picture.seconds + picture.duration - searched > detect_seconds or len(waiting) > MOST_BETWEEN:
-            part = _part(waiting, find, tracker, searched, before)
-            searched, before, waiting = picture.seconds, part[-1][1], []
-            yield part
-    if waiting:
-        yield _part(waiting, find, tracker, searched, before)
+        part.append(picture)
+        passed = picture.seconds + picture.duration - part[0].seconds
+        if not found or passed > detect_seconds or len(part) > MOST_BETWEEN:
+            last, known = len(part) - 1, len(found)
+            found[last] = find(picture.image)
+            _fill(part, found, 0, last, find)
+            yield tracked(known)
+            part, found = [picture], {0: found[last]}
+    if len(part) > 1:
+        last = len(part) - 1
+        found[last] = find(part[last].image)
+        _fill(part, found, 0, last, find)
+        yield tracked(1)
 
 
-def _part(
-    waiting: list[Picture], find: Callable[[np.ndarray], Sequence[Box]], tracker: Tracker, searched: float, before: Seen
-) -> list[tuple[Picture, Seen]]:
-    """The pictures after the one at `searched`, which shows the faces `before`; in the last one faces are searched."""
-    *rest, last = waiting
-    boxes = find(last.image)
-    tracks, known, part = tracker.match(last.seconds, boxes), dict(before), []
-    pairs = list(zip(tracks, boxes, strict=True))
-    steady = sorted(tracks) == sorted(known) and all(overlap(known[track], box) >= STEADY for track, box in pairs)
-    for picture in rest:
-        if steady:
-            share = (picture.seconds - searched) / (last.seconds - searched)
-            part.append((picture, [(track, between(known[track], box, share)) for track, box in pairs]))
-        else:
-            between_boxes = find(picture.image)
-            numbers = tracker.update(picture.seconds, between_boxes)
-            part.append((picture, list(zip(numbers, between_boxes, strict=True))))
-    numbers = tracker.update(last.seconds, boxes)
-    return [*part, (last, list(zip(numbers, boxes, strict=True)))]
+def _fill(part: list[Picture], found: dict[int, Sequence[Box]], first: int, last: int, find: Callable) -> None:
+    """Find the boxes between two searched pictures.
+
+    If they show the same faces, not far moved, the boxes are interpolated; else the picture in the middle is searched.
+    """
+    if last - first < 2:
+        return
+    pairs = assign(np.array([[overlap(one, other) for other in found[last]] for one in found[first]]))
+    near = [(found[first][one], found[last][other]) for one, other in pairs]
+    if len(near) == len(found[first]) == len(found[last]) and all(overlap(*pair) >= STEADY for pair in near):
+        for number in range(first + 1, last):
+            share = (part[number].seconds - part[first].seconds) / (part[last].seconds - part[first].seconds)
+            found[number] = [between(*pair, share) for pair in near]
+        return
+    middle = (first + last) // 2
+    found[middle] = find(part[middle].image)
+    _fill(part, found, first, middle, find)
+    _fill(part, found, middle, last, find)
