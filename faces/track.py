@@ -20,7 +20,7 @@ FORGET_SECONDS = 2.0  # a face that was away for longer gets a new number
 LEAST_OVERLAP = 0.2  # intersection over union of a box and where its track is expected
 MOTION_SECONDS = 0.3  # time constant of the velocity
 COAST_SECONDS = 1.0  # a face that is not seen (another one is before it) is expected to move on for so long
-REACH = 1.5  # in sides of the face, how far from where it was last seen a lost face is found again
+REACH = 1.5  # in sides of the face, how far from where it was last seen or is expected a lost face is found
 SMOOTH_SECONDS = 0.5  # time constant of the probabilities
 GROWTH = 2.0  # and how many times as large or small
 
@@ -46,7 +46,7 @@ class Tracker:
             (distance, row, number)
             for row, box in enumerate(boxes)
             for number, each in self.tracks.items()
-            if (distance := each.distance(box)) <= REACH
+            if (distance := each.distance(box, seconds)) <= REACH
         )
         for _, row, number in near:
             if not found[row] and number not in found:
@@ -72,12 +72,13 @@ class _Track:
         since = min(seconds - self.seconds, COAST_SECONDS)
         return self.box._replace(x=self.box.x + since * self.velocity[0], y=self.box.y + since * self.velocity[1])
 
-    def distance(self, box: Box) -> float:
-        """From where it was last seen to `box`, in sides of the face; infinite where the sizes do not fit."""
+    def distance(self, box: Box, seconds: float) -> float:
+        """From where it was last seen or is expected to `box`, in sides of the face; infinite if sizes do not fit."""
         side, other = (math.sqrt(each.width * each.height) for each in (self.box, box))
         if max(side, other) > GROWTH * min(side, other):
             return math.inf
-        return math.dist(_centre(self.box), _centre(box)) / max(side, other)
+        places = (self.box, self.expected(seconds))
+        return min(math.dist(_centre(place), _centre(box)) for place in places) / max(side, other)
 
     def move(self, box: Box, seconds: float) -> None:
         passed = seconds - self.seconds
