@@ -5,6 +5,7 @@ timeline of each face (.png). Ctrl-C completes them with what is done; after a k
 """
 
 import argparse
+import json
 import os
 import signal
 import sys
@@ -76,7 +77,10 @@ def open_predictor(args: argparse.Namespace, machine: dict) -> Predictor:
 
 
 def outputs(clips: Sequence[tuple[Path, Path]], folder: Path) -> list[Path]:
-    """The path without an ending of what is written about each clip. Raises UserError if it would replace a clip."""
+    """The path without an ending of what is written about each clip.
+
+    Raises UserError where that would replace a clip, or files that are not of an earlier run.
+    """
     inputs, bases = {os.path.realpath(path): path for path, _ in clips}, []
     for _, name in clips:
         base, number = folder / name.with_suffix(""), 1
@@ -87,7 +91,17 @@ def outputs(clips: Sequence[tuple[Path, Path]], folder: Path) -> list[Path]:
         for ending in WRITTEN:
             if replaced := inputs.get(os.path.realpath(f"{base}{ending}")):
                 raise UserError(f"--out {folder}: {base}{ending} would replace {replaced}; name another folder")
+            if os.path.lexists(f"{base}{ending}") and ".part" not in ending and not written_here(base):
+                raise UserError(f"--out {folder}: {base}{ending} is there already; name another folder")
     return bases
+
+
+def written_here(base: Path) -> bool:
+    """Whether the files called `base` are of an earlier run: its summary is among them."""
+    try:
+        return "tracks" in json.loads(Path(f"{base}.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError):
+        return False
 
 
 # --- Clips ---

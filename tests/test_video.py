@@ -316,6 +316,13 @@ def test_an_output_that_is_an_input_is_refused(tmp_path, go):
     assert status == 2 and "--out" in err and (tmp_path / "a.mp4").read_bytes() == content
 
 
+def test_only_files_of_an_earlier_run_are_replaced(tmp_path, go, clip):
+    (tmp_path / "clip.mp4").write_bytes(b"a holiday")
+    status, _, err = go(str(clip), "--out", str(tmp_path), "--every", "5")
+    assert status == 2 and "clip.mp4 is there already" in err and (tmp_path / "clip.mp4").read_bytes() == b"a holiday"
+    assert [go(str(clip), "--out", str(tmp_path / "new"), "--every", "5")[0] for _ in range(2)] == [0, 0]
+
+
 def test_without_av_the_line_to_install_it_is_printed(clip, go, monkeypatch):
     monkeypatch.setitem(sys.modules, "av", None)
     for args in ([clip], ["--camera", "0"]):
