@@ -196,8 +196,13 @@ def list_inputs(paths: Iterable[Path]) -> tuple[list[Item], list[str], int]:
 
 def check_outputs(args: argparse.Namespace, paths: Iterable[Path]) -> None:
     """Raise UserError where an output would replace what is read from `paths`, or a file of another kind."""
-    for form, target in (*args.tables.items(), *([("sheet", args.sheet)] if args.sheet else [])):
-        check_replaceable(f"--{form}", target, ".png" if form == "sheet" else f".{form}")
+    for flag, target, ending in (
+        ("csv", args.csv, ".csv"),
+        ("json", args.json, ".json"),
+        ("sheet", args.sheet, ".png"),
+    ):
+        if target:
+            check_replaceable(f"--{flag}", target, ending)
     for path in map(Path, map(os.path.realpath, paths)):
         folder = path.parent if is_image_name(path.name) else path
         for flag, target, read in (("annotate", args.annotate, folder), ("sheet", args.sheet, path)):

@@ -29,7 +29,7 @@ from faces.crop import crop, is_crop, notes
 from faces.detect import Box, Detector
 from faces.face import Face, Frame, Tracked
 from faces.track import SMOOTH_SECONDS, Smoother
-from faces.video import Reader, follow
+from faces.video import DETECT_SECONDS, Reader, follow
 from readers.decode import SIZE, BadImage, decode_or_rgb, read_file
 from readers.views import tta_views
 
@@ -87,11 +87,9 @@ class Predictor:
         """
         smoother = Smoother(smooth)
         with source if isinstance(source, Reader) else Reader(source, every=every) as reader:
-            for part in follow(reader, self.detector.find, **({"detect_seconds": 0.0} if reader.live else {})):
-                looks = []
-                for picture, seen in part:
-                    faces = ((box, crop(picture.image, box)) for _, box in seen)
-                    looks.append([(box, pixels, tuple(notes(pixels, box))) for box, pixels in faces])
+            wait = 0.0 if reader.live else DETECT_SECONDS
+            for part in follow(reader, self.detector.find, detect_seconds=wait):
+                looks = [cut_out(picture.image, [box for _, box in seen]) for picture, seen in part]
                 for (picture, seen), faces in zip(part, self.answer(looks), strict=True):
                     tracked = []
                     for (track, _), face in zip(seen, faces, strict=True):
@@ -110,8 +108,7 @@ class Predictor:
         found = decode_or_rgb(image, self.whole)
         if found.ndim == 2:  # taken whole
             return [(None, found, tuple(notes(found)))]
-        faces = ((box, crop(found, box)) for box in self.detector.find(found))
-        return [(box, pixels, tuple(notes(pixels, box))) for box, pixels in faces]
+        return cut_out(found, self.detector.find(found))
 
     def answer(self, looks: Sequence[Look]) -> list[list[Face]]:
         """The faces of each of `looks` with their probabilities."""
@@ -125,6 +122,12 @@ class Predictor:
             return []
         found = self.engine.activation_maps(np.stack([face.pixels for face in faces]))
         return [each[CLASSES.index(face.emotion)] for each, face in zip(found, faces, strict=True)]
+
+
+def cut_out(image: np.ndarray, boxes: Sequence[Box]) -> Look:
+    """The faces in `boxes` of a photo or frame (H, W, 3) uint8 RGB, as the network sees them."""
+    faces = ((box, crop(image, box)) for box in boxes)
+    return [(box, pixels, tuple(notes(pixels, box))) for box, pixels in faces]
 
 
 # --- Engines ---

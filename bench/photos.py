@@ -9,17 +9,14 @@ Each way is a fresh process; the ways take turns, medians are shown. Run it on a
 """
 
 import argparse
-import json
-import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 
+from bench import ways
 from cli import Parser
-from errors import exit_status
 
 ROOT = Path(__file__).resolve().parent.parent
 REPEATS = 5
@@ -101,32 +98,18 @@ def run(args: argparse.Namespace) -> int:
     from bench import common  # late: it takes seconds, which are none of the first answer's
 
     print(common.header())
-    with tempfile.TemporaryDirectory() as folder:
-        write_photos(Path(folder))
-
-        def cell(way: str) -> dict[str, float]:
-            facts = {"way": way, "folder": folder, "started": time.time()}
-            return common.run_cell("photos.py", facts, python=args.fer if way == "fer" else sys.executable)
-
-        cells = {way: partial(cell, way) for way in WAYS if way != "fer" or args.fer}
-        found = common.take_turns(cells, args.rounds, label="photos")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_photos(folder)
+        found = ways.compare("photos.py", WAYS, lambda: {"folder": name, "started": time.time()}, args, folder)
     print(f"{'':<12}{'first answer, s':>18}{'12 megapixels, s':>18}{'group, faces/s':>18}{'faces of 12':>14}")
-    for way, rows in found.items():
-        first, photo, rate, faces = (statistics.median(row[key] for row in rows) for key in rows[0])
-        print(f"{way:<12}{first:>18.2f}{photo:>18.3f}{rate:>18.1f}{faces:>14.0f}")
+    for way, row in found.items():
+        print(f"{way:<12}{row['first']:>18.2f}{row['photo']:>18.3f}{row['rate']:>18.1f}{row['faces']:>14.0f}")
     return 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = Parser("-m bench.photos", __doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=3, help="processes of each way (3)")
-    parser.add_argument("--fer", metavar="PYTHON", help="the python of an environment with the package fer")
-    parser.add_argument("--one", type=json.loads, help=argparse.SUPPRESS)  # one way in this process
-    args = parser.parse_args(argv)
-    if args.one:
-        print(json.dumps(measure(**args.one)))
-        return 0
-    return exit_status(run, args)
+    return ways.main(argv, Parser("-m bench.photos", __doc__.splitlines()[0]), measure, run)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ The delay is from a cut to another expression until that one leads.
 """
 
 import argparse
-import json
 import os
 import re
 import statistics
@@ -21,14 +20,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from bench import ways
 from cli import Parser
-from errors import exit_status
 
 RATE, SIZE = 25, (1280, 720)
 INTERVALS = (0.0, 0.1, 0.25, 0.5, 1.0)  # seconds between searches
@@ -199,18 +197,12 @@ def run(args: argparse.Namespace) -> int:
         folder = Path(name)
         clips = {count: write(folder / f"{count}.mp4", moving(count, args.seconds)) for count in (1, 5)}
         for count, clip in clips.items():
-            ways = [way for way in WAYS if way != "fer" or args.fer]
-
-            def cell(way: str, clip: str = clip) -> dict[str, float]:
-                python = args.fer if way == "fer" else sys.executable
-                return common.run_cell("video.py", {"way": way, "clip": clip}, cwd=folder, python=python)
-
-            found = common.take_turns({way: partial(cell, way) for way in ways}, args.rounds, label="video")
+            found = ways.compare("video.py", WAYS, lambda clip=clip: {"clip": clip}, args, folder)
             print(f"{f'faces: {count}':<18}{'frames/s':>12}{'of the plain loop':>19}{'MiB':>8}{'faces a frame':>15}")
-            base = statistics.median(row["rate"] for row in found["plain"])
-            for way, rows in found.items():
-                rate, peak, faces = (statistics.median(row[key] for row in rows) for key in rows[0])
-                print(f"{way:<18}{rate:>12.1f}{rate / base:>19.2f}{peak:>8.0f}{faces:>15.2f}", flush=True)
+            for way, row in found.items():
+                share = row["rate"] / found["plain"]["rate"]
+                figures = f"{row['rate']:>12.1f}{share:>19.2f}{row['peak']:>8.0f}{row['faces']:>15.2f}"
+                print(f"{way:<18}{figures}", flush=True)
         crossing = write(folder / "crossing.mp4", moving(5, args.seconds, reach=150))
         for name, clip in (("apart", clips[5]), ("crossing", crossing)):
             for line in compare_intervals(name, clip):
@@ -222,15 +214,8 @@ def run(args: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser("-m bench.video", __doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=3, help="processes of each way (3)")
     parser.add_argument("--seconds", type=float, default=6, help="length of a clip (6)")
-    parser.add_argument("--fer", metavar="PYTHON", help="the python of an environment with the package fer")
-    parser.add_argument("--one", type=json.loads, help=argparse.SUPPRESS)  # one way in this process
-    args = parser.parse_args(argv)
-    if args.one:
-        print(json.dumps(measure(**args.one)))
-        return 0
-    return exit_status(run, args)
+    return ways.main(argv, parser, measure, run)
 
 
 if __name__ == "__main__":

@@ -74,7 +74,7 @@ class _Track:
 
     def distance(self, box: Box, seconds: float) -> float:
         """From where it was last seen or is expected to `box`, in sides of the face; infinite if sizes do not fit."""
-        side, other = (math.sqrt(each.width * each.height) for each in (self.box, box))
+        side, other = (math.sqrt(each.area) for each in (self.box, box))
         if max(side, other) > GROWTH * min(side, other):
             return math.inf
         places = (self.box, self.expected(seconds))
