@@ -25,7 +25,7 @@ from PIL import Image
 
 from config import CLASSES
 from errors import SHIPPED, UserError, counted, cpu_quota, find_weights
-from faces.crop import crop, is_crop, notes
+from faces.crop import crop, is_crop
 from faces.detect import Box, Detector
 from faces.face import Face, Frame, Tracked
 from faces.track import SMOOTH_SECONDS, Smoother
@@ -41,7 +41,7 @@ ENGINES = ("auto", "onnx", "torch")
 ONNX_BATCH = 64  # images that onnxruntime computes at a time
 
 
-Look = list[tuple[Box | None, np.ndarray, tuple[str, ...]]]  # of each face: box, pixels (48, 48) uint8, notes
+Look = list[tuple[Box | None, np.ndarray]]  # of each face: its box, and its pixels (48, 48) uint8
 
 
 class Predictor:
@@ -107,14 +107,14 @@ class Predictor:
             image = Image.fromarray(image)
         found = decode_or_rgb(image, self.whole)
         if found.ndim == 2:  # taken whole
-            return [(None, found, tuple(notes(found)))]
+            return [(None, found)]
         return cut_out(found, self.detector.find(found))
 
     def answer(self, looks: Sequence[Look]) -> list[list[Face]]:
         """The faces of each of `looks` with their probabilities."""
-        pixels = [pixels for look in looks for _, pixels, _ in look]
+        pixels = [pixels for look in looks for _, pixels in look]
         values = iter(self.crops(np.array(pixels, np.uint8).reshape(-1, SIZE, SIZE)))
-        return [[Face(box, face, next(values), self.threshold, doubts) for box, face, doubts in look] for look in looks]
+        return [[Face(box, face, next(values), self.threshold) for box, face in look] for look in looks]
 
     def maps(self, faces: Sequence[Face]) -> list[np.ndarray]:
         """For each face, how much each place of its pixels speaks for its emotion: (H, W) float32. Raises UserError."""
@@ -126,8 +126,7 @@ class Predictor:
 
 def cut_out(image: np.ndarray, boxes: Sequence[Box]) -> Look:
     """The faces in `boxes` of a photo or frame (H, W, 3) uint8 RGB, as the network sees them."""
-    faces = ((box, crop(image, box)) for box in boxes)
-    return [(box, pixels, tuple(notes(pixels, box))) for box, pixels in faces]
+    return [(box, crop(image, box)) for box in boxes]
 
 
 # --- Engines ---

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from config import CLASSES
+from faces.crop import notes
 from faces.detect import Box
 
 NOT_SURE = "not sure"  # the answer below the threshold
@@ -19,7 +20,6 @@ class Face:
     pixels: np.ndarray  # (48, 48) uint8, as the network saw it
     probabilities: np.ndarray  # (7,) float32 in the order of config.CLASSES
     threshold: float  # the least probability that makes an answer
-    notes: tuple[str, ...] = ()  # what makes the face doubtful: too small, too dark, ...
 
     @property
     def emotion(self) -> str:
@@ -39,6 +39,11 @@ class Face:
     def answer(self) -> str:
         """`emotion`, or "not sure" below the threshold."""
         return self.emotion if self.sure else NOT_SURE
+
+    @property
+    def notes(self) -> list[str]:
+        """What makes the face doubtful: too small, too dark, ..."""
+        return notes(self.pixels, self.box)
 
 
 class Tracked(NamedTuple):

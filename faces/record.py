@@ -5,6 +5,7 @@ done is in NAME.csv.part and NAME.part.mp4 (in fragments).
 """
 
 import csv
+import glob
 import heapq
 import io
 import json
@@ -213,6 +214,8 @@ class Recorder:
         notes = [self.film.finish(self.reader)] if self.film else []
         text = json.dumps({"file": self.reader.source, **self.times.summary()}, indent=2) + "\n"
         write_file(Path(f"{self.base}.json"), text.encode())
+        for old in self.base.parent.glob(f"{glob.escape(self.base.name)}-track[0-9]*.png"):
+            old.unlink()  # of an earlier run, with other faces
         tracks, name = self.times.longest(MOST_PICTURES), Path(self.reader.source).name
         for track, picture in draw_timelines(table, tracks, self.times.seconds, name):
             buffer = io.BytesIO()

@@ -36,9 +36,7 @@ FACE_NAME = re.compile(r"(Training|PublicTest|PrivateTest)_\d+\.(png|jpe?g)", re
 MEGABYTE = 1_000_000
 LONGEST = 400  # lines of a file
 # What a prediction without torch needs
-TORCH_FREE = (
-    *("config", "cli", "dataset", "errors", "faces", "metrics", "predict", "predictor", "ranks", "readers", "video"),
-)
+TORCH_FREE = {"cli", "dataset", "faces", "metrics", "predict", "predictor", "ranks", "readers", "video"}
 
 
 def room(path: Path) -> str:

@@ -320,7 +320,11 @@ def test_only_files_of_an_earlier_run_are_replaced(tmp_path, go, clip):
     (tmp_path / "clip.mp4").write_bytes(b"a holiday")
     status, _, err = go(str(clip), "--out", str(tmp_path), "--every", "5")
     assert status == 2 and "clip.mp4 is there already" in err and (tmp_path / "clip.mp4").read_bytes() == b"a holiday"
-    assert [go(str(clip), "--out", str(tmp_path / "new"), "--every", "5")[0] for _ in range(2)] == [0, 0]
+    assert go(str(clip), "--out", str(tmp_path / "new"), "--every", "5")[0] == 0
+    own, old = (tmp_path / "new" / f"clip-{name}.png" for name in ("tracks", "track9"))
+    own.touch(), old.touch()
+    assert go(str(clip), "--out", str(tmp_path / "new"), "--every", "5")[0] == 0
+    assert own.exists() and not old.exists()  # timelines of an earlier run go with it
 
 
 def test_without_av_the_line_to_install_it_is_printed(clip, go, monkeypatch):
