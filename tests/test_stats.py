@@ -9,16 +9,7 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest, t
 
 from metrics import measure
-from study.stats import (
-    PAIRS,
-    bootstrap,
-    confused,
-    holm,
-    interval,
-    macro_f1,
-    proportion,
-    sign_flip,
-)
+from study.stats import PAIRS, bootstrap, confused, holm, interval, macro_f1, proportion, sign_flip
 
 few = settings(max_examples=40, deadline=None)
 p_lists = st.lists(st.floats(0, 1), min_size=1, max_size=12)
