@@ -3,9 +3,11 @@
 import argparse
 import json
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from difflib import get_close_matches
+from types import TracebackType
 from typing import Any, NoReturn
 
 from config import RECIPES, Allowed, Config
@@ -26,6 +28,17 @@ OTHER_FLAGS = {  # of other projects
     "mps": "device mps",
     "learning-rate": "lr",
 }
+
+
+def interrupted(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """What Python calls for an error that nothing has caught: Ctrl-C needs no traceback."""
+    if issubclass(kind, KeyboardInterrupt):
+        print("stopped", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, trace)
+
+
+sys.excepthook = interrupted  # a script imports this module first: Ctrl-C may come while it imports others
 
 
 class Parser(argparse.ArgumentParser):

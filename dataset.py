@@ -4,6 +4,9 @@
 with `--crop NEW_FOLDER` it writes face crops of a folder of photos.
 """
 
+from cli import Parser, add_flags, nonempty
+
+# isort: split
 import hashlib
 import os
 import re
@@ -16,9 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cli import Parser, add_flags, nonempty
 from config import CLASSES, Config
-from errors import UserError, exit_status, plain, quoted
+from errors import MARK, UserError, check_replaceable, exit_status, plain, quoted
 from readers.cache import SPLITS, Cache, cached
 from readers.decode import SIZE, BadImage, decode_file
 from readers.layout import check_all_classes, class_folders, is_image_name, is_junk
@@ -362,6 +364,7 @@ def show(config: Config) -> int:
     """Print what `load` finds and write a sheet with ten faces of each class from train."""
     import plots  # late: only here
 
+    check_replaceable("dataset.py", SHEET, MARK)
     data = load(config)
     print("\n".join([*data.describe(), *uncropped_notes(data), *([DEMO_NOTE] if data.demo else [])]))
     train = data.split("train")

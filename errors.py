@@ -11,11 +11,15 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 OUT_OF_MEMORY = ("not enough memory", "can't allocate memory", "out of memory")  # torch's words for it
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a disk, a quota, a file system's largest file
 SHIPPED = "final_weights_new.pth"  # the weights that are used by default
+MARK = "Made by emotion-recognition"  # in the pictures that scripts write, by which later runs may replace them
 
 
 class UserError(Exception):
@@ -116,11 +120,32 @@ def write_file(path: Path, data: bytes) -> None:
         ) from error
 
 
-def check_replaceable(flag: str, target: str, ending: str) -> None:
-    """Raise UserError where the file that `flag` names is there already, and is of another kind than `ending`."""
-    path = os.path.realpath(target)
-    if os.path.isfile(path) and not path.lower().endswith(ending):
-        raise UserError(f"{flag} {target}: it is there already and is no {ending} file; name another one")
+def check_replaceable(flag: str, target: Path | str, mark: str) -> None:
+    """Raise UserError where there is something at `target`, and no file that `flag` wrote.
+
+    These have `mark` in their first kilobyte. An empty file may be replaced.
+    """
+    try:
+        with open_file(Path(target)) as file:
+            begin = file.read(1024)
+    except FileNotFoundError:
+        return
+    except OSError:  # a folder, a pipe, or nothing that may be read
+        begin = b"?"
+    if begin and mark.encode() not in begin:
+        raise UserError(
+            f"{flag} {target}: it is there already, and {flag} did not write it; move it away, or name another place"
+        )
+
+
+def write_png(image: "Image.Image", path: Path) -> None:
+    """Replace `path` by a Pillow image as PNG, with MARK in it. Raises UserError."""
+    from PIL.PngImagePlugin import PngInfo  # late: `--help` needs no Pillow
+
+    text, packed = PngInfo(), io.BytesIO()
+    text.add_text("Software", MARK)
+    image.save(packed, "PNG", pnginfo=text, optimize=True)
+    write_file(path, packed.getvalue())
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:

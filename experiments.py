@@ -8,6 +8,9 @@ together, and controls (docs/mixtures.md). Every network is scored on the valida
 epoch is selected. Stages are kept in runs/study-NAME/.
 """
 
+from cli import Parser, add_flags, combine
+
+# isort: split
 import argparse
 import shlex
 import sys
@@ -15,7 +18,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cli import Parser, add_flags, combine
 from config import CLASSES, GROUPINGS
 from errors import UserError, counted, exit_status, locked
 

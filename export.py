@@ -11,6 +11,9 @@ the SHA-256 of that file, by which predict.py knows that both belong together.
 `--int8` writes NAME-int8.onnx, calibrated on training images and scored on validation ones. Needs onnx and onnxscript.
 """
 
+from cli import Parser, add_flags
+
+# isort: split
 import argparse
 import hashlib
 import io
@@ -26,7 +29,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cli import Parser, add_flags
 from errors import SHIPPED, UserError, exit_status, find_weights, write_file
 
 if TYPE_CHECKING:

@@ -1,5 +1,8 @@
 """Train: find the data, build the network, fit it, report. `python interface.py --help` lists the settings."""
 
+from cli import Parser, add_flags, combine, differences, nonempty
+
+# isort: split
 import argparse
 import sys
 import time
@@ -9,7 +12,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cli import Parser, add_flags, combine, differences, nonempty
 from config import MACHINE_FIELDS, RECIPES, Config
 from errors import check_unused, counted, exit_status, locked, new_run_folder, quoted, run_folder, write_json
 from metrics import ANSWERED_RIGHT, describe

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from config import CLASSES
-from errors import write_file
+from errors import write_png
 from metrics import Metrics
 
 DPI = 110
@@ -79,7 +79,7 @@ def curves(history: list[dict], path: Path, *, title: str, caption: str = "") ->
         axes.set_ylabel("loss (nats per image)" if quantity == "loss" else "accuracy (% of images)", color=INK)
         if quantity == "accuracy":
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}"))
-    write_png(figure, path)
+    write_figure(figure, path)
 
 
 def epoch_axis(axes, first: float, last: float, *, label: str) -> None:
@@ -130,7 +130,7 @@ def confusion(matrix, path: Path, *, title: str, caption: str = "", classes=CLAS
     axes.grid(which="minor", color="#e3e6e8", linewidth=1)
     axes.tick_params(which="both", length=0)
     axes.spines[:].set_visible(False)
-    write_png(figure, path)
+    write_figure(figure, path)
 
 
 def reliability(before: Metrics, after: Metrics, path: Path, *, title: str, caption: str = "") -> None:
@@ -158,7 +158,7 @@ def reliability(before: Metrics, after: Metrics, path: Path, *, title: str, capt
     axes.grid(color=FAINT, linewidth=0.6)
     axes.set_axisbelow(True)
     bare(axes)
-    write_png(figure, path)
+    write_figure(figure, path)
 
 
 def mistakes(images, labels, probabilities, path: Path, *, title: str, caption: str = "", per_class: int = 10) -> None:
@@ -211,7 +211,7 @@ def _sheet(images, rows, counts, path: Path, *, title: str, caption: str = "", b
             if below:
                 write(x + tile / 2, y + tile + 8, below[member], ha="center", fontsize=7.5, color=RED)
     figure.figimage(canvas, cmap="gray", vmin=0, vmax=255, origin="upper", zorder=-1)
-    write_png(figure, path)
+    write_figure(figure, path)
 
 
 def column(history: list[dict], key: str) -> np.ndarray:
@@ -241,7 +241,7 @@ def bare(axes) -> None:
     axes.tick_params(colors=GREY, labelcolor=INK, labelsize=9)
 
 
-def write_png(figure, path: Path) -> None:
+def write_figure(figure, path: Path) -> None:
     """Write the figure as PNG of at most 128 colours, which the eye does not miss in half of the bytes.
 
     They are spread over all colours that occur, however few pixels have them: chosen by number of pixels (Pillow's
@@ -249,9 +249,7 @@ def write_png(figure, path: Path) -> None:
     """
     from PIL import Image
 
-    rendered, packed = io.BytesIO(), io.BytesIO()
+    rendered = io.BytesIO()
     figure.savefig(rendered, format="png")
     spread = {"method": Image.Quantize.MAXCOVERAGE, "kmeans": 1, "dither": Image.Dither.NONE}
-    image = Image.open(rendered).convert("RGB").quantize(128, **spread)
-    image.save(packed, "PNG", optimize=True)
-    write_file(path, packed.getvalue())
+    write_png(Image.open(rendered).convert("RGB").quantize(128, **spread), path)

@@ -8,6 +8,9 @@ Several processes share the work (`torchrun --nproc_per_node=N -- predict.py ...
 batch, and the first one prints and writes what one process alone would.
 """
 
+from cli import Parser, add_flags, nonempty, positive, seconds
+
+# isort: split
 import argparse
 import io
 import os
@@ -20,25 +23,23 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from cli import Parser, add_flags, nonempty, positive, seconds
 from config import CLASSES, TTA, TTA_HELP
-from errors import UserError, check_replaceable, counted, cpu_quota, exit_status, plain, write_file
+from errors import MARK, UserError, check_replaceable, counted, cpu_quota, exit_status, plain, write_file, write_png
 from faces.face import Face
-from faces.tables import Row, open_table, rows_of
+from faces.tables import BEGIN, Row, open_table, rows_of
 from faces.track import SMOOTH_SECONDS
 from metrics import describe, measure, summary, table
 from predictor import ENGINES, FACES, Look, Predictor
 from ranks import joined
-from readers.decode import DAMAGE, cut, decode_rgb, work_in_batches
+from readers.decode import cut, decode_rgb, work_in_batches
 from readers.layout import Item, is_image_name
 from readers.sources import open_inputs
 
 MACHINE = ("device", "precision", "threads")  # settings
 BATCH = 256  # files at a time: one of val.SIZES
 MOST_ON_SHEET = 5_000  # faces that are kept for it
-OURS = b"Answers drawn by predict.py --annotate"  # the comment in the JPEGs, by which later runs may replace them
+OURS = "Answers drawn by predict.py --annotate"  # the comment in the JPEGs, by which later runs may replace them
 REPORTED = {"empty": "without a face", "skipped": "skipped", "notes": "with a note"}  # counts, where they are not 0
 
 
@@ -196,19 +197,18 @@ def list_inputs(paths: Iterable[Path]) -> tuple[list[Item], list[str], int]:
 
 def check_outputs(args: argparse.Namespace, paths: Iterable[Path]) -> None:
     """Raise UserError where an output would replace what is read from `paths`, or a file of another kind."""
-    for flag, target, ending in (
-        ("csv", args.csv, ".csv"),
-        ("json", args.json, ".json"),
-        ("sheet", args.sheet, ".png"),
-    ):
-        if target:
-            check_replaceable(f"--{flag}", target, ending)
     for path in map(Path, map(os.path.realpath, paths)):
         folder = path.parent if is_image_name(path.name) else path
         for flag, target, read in (("annotate", args.annotate, folder), ("sheet", args.sheet, path)):
             place = Path(os.path.realpath(target or os.devnull))
             if place == read or path in place.parents:
                 raise UserError(f"--{flag} {target}: images are read from there; choose another place")
+    for flag, target, mark in (
+        *((form, target, BEGIN[form]) for form, target in args.tables.items()),
+        ("sheet", args.sheet, MARK),
+    ):
+        if target and target != "-":
+            check_replaceable(f"--{flag}", target, mark)
 
 
 # --- Out: lines, tables and pictures ---
@@ -265,7 +265,7 @@ class Output:
 
         maps = self.predictor.maps(faces) if self.args.explain else None
         picture, buffer = annotate(decode_rgb(item.read()), faces, maps), io.BytesIO()
-        picture.save(buffer, "JPEG", quality=90, comment=OURS)
+        picture.save(buffer, "JPEG", quality=90, comment=OURS.encode())
         target = self.pictures[item.name]
         with suppress(OSError):  # write_file says so
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -291,9 +291,7 @@ class Output:
         if self.args.sheet:
             from faces.draw import sheet
 
-            buffer = io.BytesIO()
-            sheet(self.sheet).save(buffer, "PNG")
-            write_file(Path(self.args.sheet), buffer.getvalue())
+            write_png(sheet(self.sheet), Path(self.args.sheet))
             lines.append(f"{self.args.sheet} shows the faces")
         if self.args.annotate:
             lines.append(f"{counted(counts['pictures'], 'picture')} in {self.args.annotate}")
@@ -319,21 +317,9 @@ def name_pictures(items: list[Item], folder: Path) -> dict[str, Path]:
         target = (folder / inside).with_suffix(".jpg")
         if target in pictures:  # of a.jpg and a.png
             target = folder / f"{inside}.jpg"
-        if os.path.lexists(target) and not drawn_here(target):
-            raise UserError(
-                f"--annotate {folder}: {target} is there already, and --annotate did not write it; name a new folder"
-            )
+        check_replaceable("--annotate", target, OURS)
         pictures[target] = name
     return {name: target for target, name in pictures.items()}
-
-
-def drawn_here(path: Path) -> bool:
-    """Whether --annotate wrote the file."""
-    try:
-        with Image.open(path) as picture:
-            return picture.info.get("comment") == OURS
-    except DAMAGE:
-        return False
 
 
 def sentence(row: Row, top_k: int, *, alone: bool) -> str:

@@ -3,6 +3,9 @@
 `--weights a.pth b.pth` scores several networks as one, by the mean of their logits.
 """
 
+from cli import Parser, add_flags, nonempty
+
+# isort: split
 import argparse
 import sys
 from collections.abc import Sequence
@@ -10,7 +13,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cli import Parser, add_flags, nonempty
 from config import TTA, TTA_HELP
 from errors import SHIPPED, UserError, check_replaceable, exit_status, write_json
 from metrics import describe
@@ -87,7 +89,7 @@ def prepare(args: argparse.Namespace) -> "tuple[Machine, FaceNet | Ensemble, dic
 
     config = args.config
     if args.json:
-        check_replaceable("--json", args.json, ".json")
+        check_replaceable("--json", args.json, '{\n  "split": ')
     machine = pick_machine(config.device, config.precision, config.threads)
     model, files = load_ensemble(args.weights or [SHIPPED], machine=machine)
     print("\n".join(describe(path, content, tta=args.tta) for path, content in files.items()))

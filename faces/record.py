@@ -7,7 +7,6 @@ done is in NAME.csv.part and NAME.part.mp4 (in fragments).
 import csv
 import glob
 import heapq
-import io
 import json
 import os
 from collections import Counter
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from config import CLASSES
-from errors import counted, write_file
+from errors import counted, write_file, write_png
 from faces.draw import mark
 from faces.face import Frame
 from faces.tables import PLACE
@@ -218,9 +217,7 @@ class Recorder:
             old.unlink()  # of an earlier run, with other faces
         tracks, name = self.times.longest(MOST_PICTURES), Path(self.reader.source).name
         for track, picture in draw_timelines(table, tracks, self.times.seconds, name):
-            buffer = io.BytesIO()
-            picture.save(buffer, "PNG")
-            write_file(Path(f"{self.base}-track{track}.png"), buffer.getvalue())
+            write_png(picture, Path(f"{self.base}-track{track}.png"))
         if left := len(self.times.tracks) - len(tracks):
             notes.append(f"no timeline of {counted(left, 'face')} that were seen for a shorter time")
         return [note for note in notes if note]

@@ -19,6 +19,7 @@ NO_FACE = "no face"  # the answer where none was found
 PLACE = ("x", "y", "width", "height", "score")  # of a face in its photo: pixels, and the detector's score
 BEFORE = ("file", "face", *PLACE, "answer", "prediction", "probability")
 AFTER = ("true", "note", "problem")
+BEGIN = {"csv": ",".join(BEFORE), "json": '[\n{"file": '}  # of each form of table, by which it is known
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,8 @@ def rows_of(name: str, found: list[Face] | str, true: str) -> list[Row]:
     `true` is the image's class: of several faces the largest is meant.
     """
     file = plain(name)
+    if file[0] in "=+-@":  # a spreadsheet would take the cell for a formula
+        file = f"./{file}"
     if isinstance(found, str):
         return [Row(file, true=true, problem=plain(found))]
     if not found:
@@ -81,9 +84,8 @@ def open_table(form: str, target: str) -> Iterator[Callable[[list[Row]], None]]:
         return
     path = Path(os.path.realpath(target))  # a link stays one: its file is replaced
     part = path.with_name(f"{path.name}.part")
-    if os.path.exists(path) and not os.path.isfile(path):
-        raise UserError(f"--{form} {target}: this is no file; name one, or - for standard output")
     try:
+        part.unlink(missing_ok=True)  # it may be a link
         file = open(part, "w", encoding="utf-8", newline="")  # noqa: SIM115 (closed below)
     except OSError as error:
         raise UserError(f"--{form} {target} cannot be written: {error.strerror}; choose another place") from error

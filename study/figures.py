@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
 from config import CLASSES
-from plots import BLUE, FAINT, GREEN, GREY, INK, ORANGE, bare, column, epoch_axis, ink_on, write_png
+from plots import BLUE, FAINT, GREEN, GREY, INK, ORANGE, bare, column, epoch_axis, ink_on, write_figure
 
 DPI = 100
 # Colour and marker by the role of a configuration
@@ -50,7 +50,7 @@ def gains(
     ]
     handles.append(Line2D([], [], color=GREY, marker="|", linewidth=0, label="one seed"))
     figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=9, frameon=False)
-    write_png(figure, path)
+    write_figure(figure, path)
 
 
 def stage_curves(models: Sequence[tuple[str, Sequence[list[dict]]]], path: Path) -> None:
@@ -73,7 +73,7 @@ def stage_curves(models: Sequence[tuple[str, Sequence[list[dict]]]], path: Path)
         accuracy.set_ylabel("accuracy (%)", color=INK)
     handles = [Line2D([], [], color=BLUE, label="train"), Line2D([], [], color=ORANGE, label="val (deduplicated)")]
     figure.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=9, frameon=False)
-    write_png(figure, path)
+    write_figure(figure, path)
 
 
 def _stage_lines(axes: Axes, seeds: Sequence[list[dict]], starts: np.ndarray, what: str, scale: float) -> None:
@@ -109,7 +109,7 @@ def confusions(first: np.ndarray, second: np.ndarray, path: Path, *, names: tupl
         axes.set_yticks(range(len(CLASSES)), CLASSES, fontsize=9, color=INK)
         axes.set_xlabel("predicted class", color=INK)
     figure.axes[0].set_ylabel("true class", color=INK)
-    write_png(figure, path)
+    write_figure(figure, path)
 
 
 def _cells(axes: Axes, values: np.ndarray, most: float) -> None:
@@ -160,7 +160,7 @@ def feature_maps(panels: Sequence[Panel], path: Path) -> None:
         ]
         place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.07), "ncols": 2}
         below.legend(handles=handles, fontsize=9, frameon=False, **place)
-    write_png(figure, path)
+    write_figure(figure, path)
 
 
 def gate_use(
@@ -198,4 +198,4 @@ def gate_use(
     cells.set_yticks(range(len(CLASSES)), CLASSES, fontsize=9)
     cells.set_xlabel("expert", color=INK)
     cells.set_ylabel("true class", color=INK)
-    write_png(figure, path)
+    write_figure(figure, path)

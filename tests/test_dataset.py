@@ -228,6 +228,9 @@ def test_dataset_py_prints_what_it_found_and_writes_a_sheet(archive, tmp_path, m
     assert dataset.main([]) == 0
     out = capsys.readouterr().out
     assert "data: archive, fingerprint" in out and (tmp_path / "contact_sheet.png").stat().st_size > 10_000
+    assert dataset.main([]) == 0
+    (tmp_path / "contact_sheet.png").write_bytes(b"another picture")
+    assert dataset.main([]) == 2 and (tmp_path / "contact_sheet.png").read_bytes() == b"another picture"
     assert ["train", *["10"] * 7, "70"] in [line.split() for line in out.splitlines()]
 
 

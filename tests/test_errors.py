@@ -4,6 +4,7 @@ import errno
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -121,3 +122,12 @@ def test_a_containers_share_of_the_processor_is_read(tmp_path, files, cores):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
     assert cpu_quota(str(tmp_path)) == (cores or os.cpu_count())
+
+
+@pytest.mark.parametrize("script", ["interface", "predict", "test", "export", "dataset"])
+def test_ctrl_c_while_a_script_is_imported_is_no_traceback(tmp_path, script):
+    (tmp_path / "numpy.py").write_text("import signal; signal.raise_signal(signal.SIGINT)")
+    command = [sys.executable, str(REPO / f"{script}.py")]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, "stopped\n")

@@ -189,6 +189,14 @@ def test_a_run_writes_what_the_readme_names_and_says_what_to_do_next(first):
     assert done.returncode == 0 and str(photo.name) in done.stdout, done.stderr
 
 
+def test_training_writes_nothing_elsewhere_but_matplotlibs_list_of_fonts(cwd, tmp_path, monkeypatch):
+    for name in ("HOME", "TMPDIR", "XDG_CACHE_HOME", "XDG_CONFIG_HOME"):
+        monkeypatch.setenv(name, str(tmp_path))
+    done = run_script("interface.py", *QUICK, "--epochs", "1", "--run", "elsewhere", cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    assert all("matplotlib" in str(path) for path in tmp_path.rglob("*")), list(tmp_path.rglob("*"))
+
+
 def test_a_line_of_an_epoch_has_one_width_and_the_time_left():
     row = {"epoch": 9, "lr": 2.5e-6, "train_loss": 1.0414, "train_accuracy": 0.6212, "val_loss": 1.1021}
     row |= {"val_accuracy": 0.6038, "val_accuracy_deduplicated": 0.6, "best": True, "seconds": 18.3}

@@ -161,7 +161,9 @@ def test_annotate_replaces_what_it_wrote_and_nothing_else(go, tmp_path):
     Image.new("RGB", (60, 60)).save(holiday)
     before = holiday.read_bytes()
     status, out, err = go("photos", "--annotate", str(tmp_path), "--csv", str(tmp_path / "t.csv"))
-    assert status == 2 and f"{holiday} is there already, and --annotate did not write it" in err and "happy" not in out
+    assert (
+        status == 2 and f"{holiday}: it is there already, and --annotate did not write it" in err and "happy" not in out
+    )
     assert holiday.read_bytes() == before and sorted(file.name for file in tmp_path.iterdir()) == ["one.jpg", "two.jpg"]
 
 

@@ -19,6 +19,7 @@ from PIL import Image
 import predict
 import test as test_script
 from config import CLASSES
+from faces.tables import BEGIN
 from helpers import REPO, faces, save_face, write_folders, zip_folder
 from utils import read_checkpoint, write_checkpoint
 
@@ -186,15 +187,26 @@ def test_a_typo_in_a_flag_exits_with_2_and_names_it(typo, capsys):
 
 
 @pytest.mark.parametrize(
-    ("flag", "name"), [("--json", "a.png"), ("--csv", "w.pth"), ("--csv", "link"), ("--sheet", "s.PNG")]
+    ("flag", "name"),
+    [("--json", "a.png"), ("--json", "config.json"), ("--csv", "t.csv"), ("--csv", "link"), ("--sheet", "b.png")],
 )
-def test_a_file_of_another_kind_is_not_replaced(go, tmp_path, flag, name):
-    (tmp_path / "w.pth").write_bytes(b"weights")
-    (tmp_path / "link").symlink_to("w.pth")
-    save_face(tmp_path / "a.png", 4)
-    status, _, err = go("a.png", flag, name)
-    assert (status, "is there already" in err) == ((0, False) if flag == "--sheet" else (2, True))
-    assert (tmp_path / "w.pth").read_bytes() == b"weights"
+def test_an_output_replaces_only_what_it_wrote(go, tmp_path, flag, name):
+    for place in ("in/a.png", "a.png", "b.png"):
+        save_face(tmp_path / place, 4)
+    (tmp_path / "config.json").write_text('{"data": "", "file": 1}')
+    (tmp_path / "t.csv").write_text("file,label\na.png,sad\n")
+    (tmp_path / "link").symlink_to("t.csv")
+    before = (tmp_path / name).read_bytes()
+    status, _, err = go("in", flag, name)
+    assert status == 2 and f"{flag} {name}: it is there already" in err and (tmp_path / name).read_bytes() == before
+    (tmp_path / name).write_bytes(b"")  # an empty file, then its own one
+    assert [go("in", flag, name)[0] for _ in range(2)] == [0, 0] and (tmp_path / name).read_bytes() != before
+
+
+def test_no_cell_of_a_table_is_a_formula(go, tmp_path):
+    save_face(tmp_path / "=1+1.png", 4)
+    assert go("=1+1.png", "--csv", "t.csv")[0] == 0
+    assert (tmp_path / "t.csv").read_text().splitlines()[1].startswith("./=1+1.png,")
 
 
 def test_top_k_gives_the_best_first(go, tmp_path):
@@ -302,7 +314,7 @@ def test_a_table_that_cannot_be_written_stops_before_any_work(go, tmp_path, targ
 
 def test_a_table_that_breaks_off_leaves_the_old_one_whole(tmp_path, weights):
     save_test_set(tmp_path / "test", 30)
-    (tmp_path / "old.csv").write_text("the old one")
+    (tmp_path / "old.csv").write_text(BEGIN["csv"])
     (tmp_path / "t.csv").symlink_to("old.csv")
     limit = 2000  # bytes a file may have: the header and some rows; other files must not be met by it
     environment = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
@@ -316,7 +328,7 @@ def test_a_table_that_breaks_off_leaves_the_old_one_whole(tmp_path, weights):
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
     )
     assert done.returncode == 2 and "could not be written (File too large)" in done.stderr
-    assert (tmp_path / "t.csv").read_text() == "the old one"
+    assert (tmp_path / "t.csv").read_text() == BEGIN["csv"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["old.csv", "t.csv", "test"]
 
 
@@ -347,11 +359,11 @@ def test_ctrl_c_keeps_the_rows_so_far(go, tmp_path, monkeypatch):
         return make_rows(*args)
 
     monkeypatch.setattr(predict, "make_rows", press_in_the_third_batch)
-    (tmp_path / "real.csv").write_text("the old one")
+    (tmp_path / "real.csv").write_text(BEGIN["csv"])
     (tmp_path / "t.csv").symlink_to("real.csv")
     assert go("--csv", "t.csv", "--json", "t.json")[0] == 130
     assert len(rows(tmp_path / "real.csv.part")) == len(json.loads((tmp_path / "t.json.part").read_text())) == 16
-    assert (tmp_path / "t.csv").read_text() == "the old one" and not (tmp_path / "t.json").exists()
+    assert (tmp_path / "t.csv").read_text() == BEGIN["csv"] and not (tmp_path / "t.json").exists()
 
 
 # --- Memory and time ---

@@ -85,7 +85,7 @@ def test_rare_colours_stay_what_they_are(tmp_path):
         axes.scatter([], [], label=look["color"], **look)
     axes.legend()
     figure.savefig(tmp_path / "plotted.png")
-    plots.write_png(figure, tmp_path / "written.png")
+    plots.write_figure(figure, tmp_path / "written.png")
     pictures = (Image.open(tmp_path / name).convert("RGB") for name in ("plotted.png", "written.png"))
     plotted, written = (np.asarray(picture, int) for picture in pictures)
     assert np.abs(written - plotted).max() < 40, "a mark is in another colour"

@@ -48,9 +48,10 @@ def test_the_test_split_through_the_command_line(tmp_path, weights):
 
 def test_copies_of_train_images_are_left_out_of_the_second_line(go, tmp_path):
     write_folders(tmp_path / "archive", val=28, val_copies=10)
-    (tmp_path / "t.zip").write_bytes(b"data")
-    assert go("--split", "val", "--json", "t.zip")[0] == 2 and (tmp_path / "t.zip").read_bytes() == b"data"
-    _, out, _ = go("--split", "val", "--json", "t.json")
+    (tmp_path / "config.json").write_text('{"data": "archive"}')
+    status, _, err = go("--split", "val", "--json", "config.json")
+    assert status == 2 and "it is there already" in err and "archive" in (tmp_path / "config.json").read_text()
+    _, out, _ = [go("--split", "val", "--json", "t.json") for _ in range(2)][1]
     figures = [line for line in out.splitlines() if line.startswith("val  ")]
     assert len(figures) == 2 + 1 + 8 and [line.split()[1] for line in figures[-7:]] == list(CLASSES)
     assert re.search(r"^val  official +accuracy 1.0000 \(28 of 28\)", out, re.M)
