@@ -23,6 +23,7 @@ from config import CLASSES
 from faces.detect import Box
 from faces.record import COLUMNS
 from faces.track import Smoother, Tracker, assign
+from faces.video import Reader
 from helpers import REPO
 from predictor import Predictor
 
@@ -152,6 +153,19 @@ def test_variable_rate_and_rotation_change_no_times_and_no_tracks(tmp_path, pred
         assert frames[0].image.shape == (240, 320, 3)
         first, last = middles(frames[0]), middles(frames[-1])
         assert first[1] < 100 < last[1] and last[2] < 100 < first[2], clip
+
+
+@pytest.mark.parametrize(("begin", "sound", "seconds"), [(-0.4, None, 0), (1, None, 0), (1, "aac", 1)])
+def test_edit_lists_cut_and_delay_as_players_do(tmp_path, begin, sound, seconds):
+    pictures = [np.full((48, 64, 3), 4 * number, np.uint8) for number in range(50)]
+    times = [begin + number / RATE for number in range(50)]
+    clip = write(tmp_path / "a.mp4", pictures, times, sound=sound, options={"avoid_negative_ts": "disabled"})
+    assert b"elst" in clip.read_bytes()
+    with Reader(clip) as reader:
+        found = [(picture.seconds, picture.image.mean() / 4) for picture in reader]
+    first = round(max(-begin, 0) * RATE)
+    assert [place for place, _ in found] == pytest.approx([seconds + n / RATE for n in range(50 - first)], abs=1e-3)
+    assert [light for _, light in found] == pytest.approx(range(first, 50), abs=2)
 
 
 def test_every_nth_frame_is_shown_until_the_next(clip, predictor):
