@@ -6,11 +6,12 @@ import json
 import math
 import os
 import shlex
+import stat
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 OUT_OF_MEMORY = ("not enough memory", "can't allocate memory", "out of memory")  # torch's words for it
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a disk, a quota, a file system's largest file
@@ -88,6 +89,15 @@ def quoted(path: Path | str) -> str:
     return shlex.quote(str(path))
 
 
+def open_file(path: Path) -> BinaryIO:
+    """Open a regular file for reading. Raises OSError; a pipe or a device, which may never end, is one too."""
+    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0)))  # noqa: SIM115
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(errno.EINVAL, "it is not a regular file")
+    return file
+
+
 def write_file(path: Path, data: bytes) -> None:
     """Replace `path` by `data` at once: a kill or a full disk leaves the old file whole. Raises UserError."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -119,18 +129,21 @@ def write_json(path: Path, values: dict[str, Any]) -> None:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Reserve `folder` for this process, until it ends. Raises UserError if another one has it."""
+def locked(folder: Path, name: str = ".lock", *, wait: bool = False) -> Iterator[None]:
+    """Reserve `folder`, or what the lock's `name` says, for this process; a process that ends gives it back.
+
+    Where another one has it: with `wait` until it is free, else raises UserError.
+    """
     try:
-        file = open(folder / ".lock", "w")  # noqa: SIM115 (closed below)
+        file = open(folder / name, "w")  # noqa: SIM115 (closed below)
         if os.name == "nt":
             import msvcrt  # Windows only
 
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+            msvcrt.locking(file.fileno(), msvcrt.LK_LOCK if wait else msvcrt.LK_NBLCK, 1)
         else:
             import fcntl  # everywhere else
 
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except OSError as error:
         raise UserError(
             f"{folder} is in use by another process, or cannot be written ({error.strerror}); wait for it, or choose "
