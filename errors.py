@@ -59,7 +59,7 @@ def exit_status(run: Callable[..., int], *args: Any) -> int:
         message = (
             f"a file or the output could not be written ({error.strerror}): free some space, or choose another place"
         )
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {plain(message)}", file=sys.stderr)
     return 2
 
 
@@ -82,7 +82,7 @@ def counted(count: int, word: str) -> str:
 
 
 def plain(name: str) -> str:
-    """`name` in one printable line: other characters are escaped, so no file name can forge output."""
+    """`name` in one printable line: other characters are escaped, so no name or text of a file can forge output."""
     if name.isprintable():
         return name
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
@@ -112,12 +112,20 @@ def write_file(path: Path, data: bytes) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        with suppress(OSError):
-            temporary.unlink()
         raise UserError(
             f"{path} could not be written ({error.strerror}); an older file there is unchanged. "
             f"Free some space, close programs that use the file, or choose another place"
         ) from error
+    finally:
+        with suppress(OSError):  # after Ctrl-C too
+            temporary.unlink()
+
+
+def sweep(folder: Path, name: str = ".*") -> None:
+    """Remove what killed writes of `name`, with a dot in front, left in `folder`; no one else may write there now."""
+    for temporary in folder.glob(f"{name}.[0-9]*.tmp"):
+        with suppress(OSError):
+            temporary.unlink()
 
 
 def check_replaceable(flag: str, target: Path | str, mark: str) -> None:
@@ -175,6 +183,7 @@ def locked(folder: Path, name: str = ".lock", *, wait: bool = False) -> Iterator
             f"another name"
         ) from error
     with file:
+        sweep(folder, name.removesuffix(".lock") or ".*")
         yield
 
 
@@ -187,13 +196,19 @@ def check_unused(folder: Path) -> None:
         )
 
 
-def new_run_folder(runs: str, name: str) -> Path:
-    """The folder runs/name, created now. Raises UserError if it holds a run already or cannot be created."""
-    folder = Path(runs) / name
-    check_unused(folder)
+def new_run_folder(runs: str, name: str, *, number: int = 0) -> Path:
+    """The folder runs/name, created now. Raises UserError if it holds a run already or cannot be created.
+
+    With `number` 1 it is always a new one: the first of runs/name, name-2, name-3 ... that is not there.
+    """
+    folder = Path(runs) / (f"{name}-{number}" if number > 1 else name)
+    if not number:
+        check_unused(folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=not number)
     except OSError as error:
+        if number and folder.exists():
+            return new_run_folder(runs, name, number=number + 1)
         raise UserError(f"{folder} cannot be created: {error.strerror}") from error
     return folder
 
@@ -213,6 +228,8 @@ def find_weights(name: str, *, flag: str = "--weights") -> Path:
     """
     for path in (Path(name), Path(__file__).parent / name):
         if os.path.exists(path):  # Path.exists raises for a name that is too long
-            best = (path / "best.pth", path / "best.onnx")
-            return next((file for file in best if os.path.isfile(file)), path)
+            found = [file for file in (path, path / "best.pth", path / "best.onnx") if os.path.isfile(file)]
+            if not found:
+                raise UserError(f"{name}: no file, and no run's folder with a best.pth; name another: {flag} FILE")
+            return found[0]
     raise UserError(f"{name}: no such weight file; train one with `python interface.py`, or name another: {flag} FILE")
