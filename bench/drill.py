@@ -10,6 +10,7 @@ same order; how many there is time for depends on the machine.
 
 import argparse
 import json
+import os
 import random
 import re
 import select
@@ -34,8 +35,8 @@ from config import Config
 from errors import SHIPPED, UserError, counted, cpu_quota, exit_status, plain
 
 ROOT = Path(__file__).resolve().parent.parent
-HANG_SECONDS = 20.0  # for one input; the largest that is accepted takes a few
-START_SECONDS = 120.0  # for a worker to import the project
+HANG_SECONDS = 20.0  # of computing for one input; the largest that is accepted takes a few
+WAIT_SECONDS = 120.0  # for one input, also where others use the machine
 MOST_MEMORY = 2048.0  # MB that one input may take; more is counted as died
 MOST_KEPT = 10  # bad inputs of a kind, each with another cause
 OUTCOMES = ("refused", "equal", "different", "uncaught", "hung", "died")
@@ -132,19 +133,19 @@ class Worker:
             self.process = subprocess.Popen(
                 self.command, env=self.environment, cwd=self.logs, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL
             )
-            if (started := self.wait(START_SECONDS)).get("outcome"):
+            if (started := self.wait()).get("outcome"):
                 raise UserError(f"no worker starts: {' '.join(self.command)} ends with {started}")
         self.process.stdin.write(json.dumps(request).encode() + b"\n")
         self.process.stdin.flush()
-        return self.wait(HANG_SECONDS)
+        return self.wait()
 
-    def wait(self, seconds: float) -> dict[str, Any]:
-        before, end = self.memory(), time.monotonic() + seconds
+    def wait(self) -> dict[str, Any]:
+        (busy, memory), end = self.usage(), time.monotonic() + WAIT_SECONDS
         while not select.select([self.process.stdout], [], [], 0.05)[0]:
-            grown = self.memory() - before
-            if time.monotonic() > end or grown > MOST_MEMORY:
-                why = f"took {grown:.0f} MB" if grown > MOST_MEMORY else f"took over {seconds:.0f} s"
+            seconds, grown = (now - before for now, before in zip(self.usage(), (busy, memory), strict=True))
+            if grown > MOST_MEMORY or seconds > HANG_SECONDS or time.monotonic() > end:
                 self.stop()
+                why = f"computed for {seconds:.0f} s, took {grown:.0f} MB"
                 return {"outcome": "died" if grown > MOST_MEMORY else "hung", "why": why, "peak": grown}
         if line := self.process.stdout.readline():
             reply = json.loads(line)
@@ -155,13 +156,13 @@ class Worker:
         said = log.read_text(errors="replace")[-2000:] if log.exists() else ""
         return {"outcome": "died", "why": f"{said}\nstatus {self.stop()}", "peak": 0.0}
 
-    def memory(self) -> float:
-        """MB in use."""
+    def usage(self) -> tuple[float, float]:
+        """Seconds that the process has computed, and MB that it uses; 0 where that is not known (Linux only)."""
         try:
-            pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
-        except (OSError, IndexError):  # it has ended, or this is no Linux
-            return 0.0
-        return pages * 4096 / 2**20
+            found = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            return 0.0, 0.0
+        return (int(found[11]) + int(found[12])) / os.sysconf("SC_CLK_TCK"), int(found[21]) * 4096 / 2**20
 
     def stop(self) -> int:
         """End the process; its exit status."""
@@ -200,8 +201,14 @@ class Drill:
         threads = [threading.Thread(target=self.work, args=[slot], daemon=True) for slot in range(self.args.workers)]
         for thread in threads:
             thread.start()
-        for thread in threads:
-            thread.join()
+        try:
+            for thread in threads:
+                thread.join()
+        except KeyboardInterrupt:
+            print("stopping after these trials", file=sys.stderr)
+            self.end = 0.0
+            for thread in threads:
+                thread.join()
         if self.failed:
             raise self.failed
 

@@ -10,7 +10,6 @@ older names.
 import contextlib
 import csv
 import ctypes
-import gc
 import hashlib
 import importlib
 import importlib.util
@@ -183,7 +182,6 @@ def attempt(read: str, folder: str, file: str, way: int) -> dict[str, Any]:
     except BaseException:
         status, trace = 1, traceback.format_exc()
     peak = memory("VmHWM") - before
-    gc.collect()
     said = printed(out) + printed(err)
     if forged := sorted({char for char in said if not char.isprintable() and char not in "\n\r\t"}):
         status, trace = 1, f"{said}\nControlCharacters: {forged} are printed"
@@ -221,7 +219,6 @@ def main() -> int:
         os.dup2(log, number)
     for name in ("interface", "train", "predict", "val", "weights", "dataset"):
         module(name)
-    gc.freeze()  # else each collection looks at all of torch
     print("{}", file=replies, flush=True)
     for line in sys.stdin:
         os.ftruncate(log, 0)

@@ -97,13 +97,15 @@ WORKER = "import sys, os, time\nprint('{}', flush=True)\nfor line in sys.stdin:\
         ('print(\'{"outcome": "read"}\', flush=True)', "read"),
         ('print(\'{"outcome": "read", "peak": 5000}\', flush=True)', "died"),
         ("time.sleep(30)", "hung"),
+        ("while True: pass", "hung"),
         ("os.abort()", "died"),
-        ("a = b'x' * 10**9; time.sleep(30)", "died"),
+        ("a = b'x' * 6 * 10**8; time.sleep(30)", "died"),
     ],
 )
 def test_a_worker_that_hangs_or_dies_is_told_and_replaced(tmp_path, monkeypatch, code, outcome):
-    monkeypatch.setattr(drill, "HANG_SECONDS", 2.0)
-    monkeypatch.setattr(drill, "MOST_MEMORY", 500.0)
+    monkeypatch.setattr(drill, "HANG_SECONDS", 0.5)
+    monkeypatch.setattr(drill, "WAIT_SECONDS", 1.5)
+    monkeypatch.setattr(drill, "MOST_MEMORY", 200.0)
     (tmp_path / "home").mkdir()
     worker = drill.Worker(drill.ROOT, tmp_path / "home")
     worker.command = [sys.executable, "-c", WORKER + code]
