@@ -1,0 +1,103 @@
+"""Good files of every kind that the project reads, for the drill to damage."""
+
+import gzip
+import io
+import tarfile
+import zipfile
+from pathlib import Path
+
+import av
+import numpy as np
+from PIL import Image
+
+from config import CLASSES
+
+IMAGES, LARGE = 490, 3000  # faces in faces.zip; in large.zip
+
+
+def write_originals(home: Path, images: np.ndarray, labels: np.ndarray) -> None:
+    """Write good files of each kind below `home`, of faces (IMAGES, 48, 48) uint8; all classes come in turn."""
+    for name in ("png", "jpeg", "bmp", "gif", "pnm", "webp", "tiff", "zip", "tar", "csv", "votes", "video", "weights"):
+        (home / name).mkdir()
+    write_pictures(home, images)
+    write_zip_of(home / "zip" / "dataset.zip", images, labels, train=28, val=14)
+    write_zip_of(home / "faces.zip", images, labels, train=IMAGES - 140, val=140)
+    noise = np.random.default_rng(0).integers(0, 32, (LARGE, 48, 48), np.uint8)
+    many = np.arange(LARGE) % len(images)
+    write_zip_of(home / "large.zip", images[many] // 2 + noise, labels[many], train=LARGE - 140, val=140)
+    usages = ["Training"] * 28 + ["PublicTest"] * 14
+    lines = [
+        f"{label},{' '.join(map(str, image.ravel()))},{usage}\n"
+        for label, image, usage in zip(labels, images, usages, strict=False)
+    ]
+    table = ("emotion,pixels,Usage\n" + "".join(lines)).encode()
+    (home / "csv" / "fer2013.csv").write_bytes(table)
+    header = tarfile.TarInfo("fer2013/fer2013.csv")
+    header.size = len(table)
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        tar.addfile(header, io.BytesIO(table))
+    (home / "tar" / "fer2013.tar").write_bytes(archive.getvalue())
+    (home / "tar" / "fer2013.tar.gz").write_bytes(gzip.compress(archive.getvalue(), 6, mtime=0))
+    columns = ("anger", "disgust", "fear", "happiness", "sadness", "surprise", "neutral")  # in the order of the labels
+    rows = [
+        f"{usage},fer{at}.png,{','.join('9' if at % 7 == label else '1' for label in range(7))},0,0,0\n"
+        for at, usage in enumerate(usages)
+    ]
+    (home / "votes" / "fer2013new.csv").write_text(
+        f"Usage,Image name,{','.join(columns)},contempt,unknown,NF\n{''.join(rows)}"
+    )
+    (home / "old.csv").write_text("file,prediction\n")
+
+
+def write_pictures(home: Path, images: np.ndarray) -> None:
+    """Write grey and coloured pictures in each format that is read, and a short video."""
+    grey = Image.fromarray(images[0])
+    rgb = Image.merge("RGB", [Image.fromarray(image).resize((100, 90)) for image in images[:3]])
+    alpha = rgb.copy()
+    alpha.putalpha(Image.fromarray(images[4]).resize(rgb.size))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by 90 degrees
+    for name, picture, options in (
+        ("png/grey.png", grey, {}),
+        ("png/colour.png", rgb, {}),
+        ("png/alpha.png", alpha, {}),
+        ("png/palette.png", rgb.quantize(64), {}),
+        ("png/deep.png", Image.fromarray(images[5].astype(np.uint16) * 257), {}),
+        ("jpeg/grey.jpg", grey, {"quality": 95}),
+        ("jpeg/colour.jpg", rgb, {"exif": exif}),
+        ("jpeg/progressive.jpg", rgb, {"progressive": True}),
+        ("jpeg/cmyk.jpg", rgb.convert("CMYK"), {}),
+        ("bmp/grey.bmp", grey, {}),
+        ("bmp/colour.bmp", rgb, {}),
+        ("gif/two.gif", grey, {"save_all": True, "append_images": [Image.fromarray(images[1])]}),
+        ("pnm/grey.pgm", grey, {}),
+        ("pnm/colour.ppm", rgb, {}),
+        ("webp/lossy.webp", rgb, {}),
+        ("webp/lossless.webp", alpha, {"lossless": True}),
+        *((f"tiff/{name}.tif", rgb, {"compression": name}) for name in ("raw", "tiff_lzw", "packbits", "jpeg")),
+        ("tiff/deflate.tif", Image.fromarray(images[5].astype(np.uint16) * 257), {"compression": "tiff_adobe_deflate"}),
+        ("tiff/fax.tif", grey.convert("1"), {"compression": "group4"}),
+    ):
+        picture.save(home / name, **options)
+    plain = " ".join(map(str, images[0].ravel()))
+    (home / "pnm" / "plain.pgm").write_text(f"P2\n# a face\n48 48\n255\n{plain}\n")
+    with av.open(str(home / "video" / "faces.mp4"), "w") as file:
+        stream = file.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 96, 96, "yuv420p"
+        for image in images[:12]:
+            picture = np.asarray(Image.fromarray(image).resize((96, 96)).convert("RGB"))
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        file.mux(stream.encode())
+
+
+def write_zip_of(path: Path, images: np.ndarray, labels: np.ndarray, *, train: int, val: int) -> None:
+    """A zip of class folders in train/ and val/; PNGs, each third one deflated."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for number in range(train + val):
+            buffer = io.BytesIO()
+            Image.fromarray(images[number]).save(buffer, "PNG", compress_level=1)
+            part = "train" if number < train else "val"
+            info = zipfile.ZipInfo(f"{part}/{CLASSES[labels[number]]}/face_{number:05}.png")
+            info.compress_type = zipfile.ZIP_STORED if number % 3 else zipfile.ZIP_DEFLATED
+            archive.writestr(info, buffer.getvalue())
