@@ -163,12 +163,13 @@ def write_json(path: Path, values: dict[str, Any]) -> None:
 
 @contextmanager
 def locked(folder: Path, name: str = ".lock", *, wait: bool = False) -> Iterator[None]:
-    """Reserve `folder`, or what the lock's `name` says, for this process; a process that ends gives it back.
+    """Reserve `folder`, or the file in it whose lock has this `name`, for this process; one that ends gives it back.
 
-    Where another one has it: with `wait` until it is free, else raises UserError.
+    What killed writes left there goes. Where another process has it: with `wait` until it is free, else raises
+    UserError.
     """
     try:
-        file = open(folder / name, "w")  # noqa: SIM115 (closed below)
+        file = open(folder / name, "a")  # noqa: SIM115 (closed below)
         if os.name == "nt":
             import msvcrt  # Windows only
 
