@@ -7,11 +7,12 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from difflib import get_close_matches
+from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn
 
 from config import RECIPES, Allowed, Config
-from errors import plain
+from errors import open_file, plain
 
 # Settings of older configs and weight files: the name today, or None if it was removed
 OLD_NAMES: dict[str, str | None] = {
@@ -21,6 +22,7 @@ OLD_NAMES: dict[str, str | None] = {
     "recalibrate": None,
     "compile": None,
 }
+MAX_CONFIG = 2**20  # bytes
 OTHER_FLAGS = {  # of other projects
     "gpu": "device cuda",
     "gpus": "device cuda",
@@ -151,10 +153,12 @@ def read_config(path: str) -> dict[str, Any]:
     if os.path.isdir(path):
         path = os.path.join(path, "config.json")
     try:
-        with open(path, encoding="utf-8") as file:
-            values = json.load(file)
-    except (OSError, ValueError) as error:
+        with open_file(Path(path)) as file:
+            values = json.loads(file.read(MAX_CONFIG) or b"")
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"config: {path}: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"config: {path}: it holds no settings")
     from_dict(values, f"config: {path}")
     return values
 

@@ -5,6 +5,7 @@ Standard library only, so that `--help` answers at once.
 """
 
 import math
+import re
 import reprlib
 from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
@@ -41,6 +42,7 @@ class Config:
 
     # Data
     data: str = setting("", "dataset: a folder, zip, csv or tar; demo renders faces; empty searches this folder")
+    follow_links: bool = setting(False, "read what links to folders outside of the dataset lead to")
     cache: str = setting(".cache", "folder for decoded images")
     val_fraction: float = setting(0.1, "share of train used for validation if the data has no such split", 0.01, 0.5)
     limit: int = setting(0, "train on about this many images, classes in proportion; 0 is all", 0, 10**9)
@@ -175,17 +177,20 @@ GROUPINGS: dict[str, list[list[str]]] = {
     ],
 }
 
-PLACE_FIELDS = ("data", "cache", "device", "threads", "runs", "run")  # where a run is made: they do not define it
+# Half of a surrogate pair is no text either; Python has some, \udc80 to \udcff, for bytes of a name that are no UTF-8.
+NOT_IN_PATHS = re.compile("[\0\ud800-\udc7f\udd00-\udfff]")
+# Where a run is made: they do not define it
+PLACE_FIELDS = ("data", "follow_links", "cache", "device", "threads", "runs", "run")
 # May differ when a run is resumed or scored. For votes and teachers only the place may: their content is checked.
-MACHINE_FIELDS = ("data", "cache", "votes", "teachers", "device", "threads")
+MACHINE_FIELDS = ("data", "follow_links", "cache", "votes", "teachers", "device", "threads")
 
 
 def check_field(name: str, value: Any, kind: type, allowed: Allowed) -> None:
     """Raise ValueError with the name, the value and what is allowed, unless `value` fits."""
     if type(value) is not kind and not (kind is float and type(value) is int):
         raise ValueError(f"{name}: {value!r} is not of type {kind.__name__}")
-    if kind is str and "\0" in value:
-        raise ValueError(f"{name}: {value!r} contains a zero character, which no path has")
+    if kind is str and NOT_IN_PATHS.search(value):
+        raise ValueError(f"{name}: {value!r} contains a zero or half a character, which no path has")
     if allowed.choices and value not in allowed.choices:
         raise ValueError(f"{name}: {value!r} is not one of {', '.join(allowed.choices)}")
     if kind in (int, float) and not allowed.low <= value <= allowed.high:

@@ -191,7 +191,7 @@ def load(config: Config) -> FaceData:
 
         source = demo_source()
     else:
-        source = open_dataset(Path(where))
+        source = open_dataset(Path(where), follow_links=config.follow_links)
     return assemble(config, source, cached(source, Path(config.cache)), notes=[note] if note else [])
 
 
@@ -341,18 +341,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser("dataset.py", f"Print what dataset is found here, and write a sheet of its faces, {SHEET}.")
     help_ = "write face crops of the photos in the folder --data there, in the same class folders, and do nothing else"
     parser.add_argument("--crop", type=nonempty, metavar="NEW_FOLDER", help=help_)
-    add_flags(parser, ("data", "cache", "val_fraction", "limit", "votes"))
+    add_flags(parser, ("data", "follow_links", "cache", "val_fraction", "limit", "votes"))
     args = parser.resolve(parser.parse_args(argv))
-    return exit_status(crop, args.config.data, Path(args.crop)) if args.crop else exit_status(show, args.config)
+    return exit_status(crop, args.config, Path(args.crop)) if args.crop else exit_status(show, args.config)
 
 
-def crop(photos: str, out: Path) -> int:
+def crop(config: Config, out: Path) -> int:
     """Write face crops of a folder of photos, and print what was skipped."""
     from faces.folder import crop_folder  # late: OpenCV
 
-    if not photos:
+    if not config.data:
         raise UserError("--crop: name the folder of photos with --data")
-    for line in crop_folder(Path(photos), out):
+    for line in crop_folder(Path(config.data), out, follow_links=config.follow_links):
         print(plain(line))
     if (out / "train").is_dir():
         flags = "--recipe small --pretrained final_weights_new.pth --epochs 10 --lr 0.01"

@@ -70,7 +70,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     video("--no-mp4", dest="mp4", action="store_false", help="write no video with the answers")
     help = "watch a camera (0 is the first), a pipe or an address, until Ctrl-C; --out records it"
     video("--camera", type=nonempty, metavar="NUMBER", help=help)
-    add_flags(parser, names=MACHINE)
+    add_flags(parser, names=(*MACHINE, "follow_links"))
     args = parser.resolve(parser.parse_intermixed_args(argv))
     args.tables = {form: target for form, target in (("csv", args.csv), ("json", args.json)) if target}
     if args.csv and args.csv == args.json:
@@ -95,7 +95,7 @@ def run(args: argparse.Namespace) -> int:
     machine = {name: getattr(args.config, name) for name in MACHINE}
     if args.camera:
         return video.watch_camera(args, machine)
-    clips, args.paths = video.split_paths(args.paths, args.out) if args.paths else ([], [])
+    clips, args.paths = video.split_paths(args.paths, args.out, args.config.follow_links) if args.paths else ([], [])
     if not clips:
         return predict(args)
     if args.paths:
@@ -139,7 +139,7 @@ def prepare(args: argparse.Namespace) -> tuple[Predictor, list[Item], list[str]]
     paths, machine = find_inputs(args.paths), {name: getattr(args.config, name) for name in MACHINE}
     settings = {"engine": args.engine, "tta": args.tta, "maps": args.explain, **machine}
     predictor = Predictor(args.weights, faces=args.faces, **settings)
-    items, notes, training = list_inputs(paths)
+    items, notes, training = list_inputs(paths, args.config.follow_links)
     check_outputs(args, paths)
     content = predictor.engine.content
     lines = [describe(predictor.path, content, tta=args.tta), *predictor.notes, *(() if args.quiet else notes)]
@@ -174,7 +174,7 @@ def find_inputs(typed: list[str]) -> list[Path]:
     return [Path(name) for name in names]
 
 
-def list_inputs(paths: Iterable[Path]) -> tuple[list[Item], list[str], int]:
+def list_inputs(paths: Iterable[Path], follow_links: bool) -> tuple[list[Item], list[str], int]:
     """Every image below `paths`, notes on the paths, and the number of training images among them; nothing raises.
 
     A path that cannot be opened is an item with that problem.
@@ -182,7 +182,7 @@ def list_inputs(paths: Iterable[Path]) -> tuple[list[Item], list[str], int]:
     items, notes, training = [], [], 0
     for path in paths:
         try:
-            source = open_inputs(path)
+            source = open_inputs(path, follow_links=follow_links)
         except UserError as error:
             items.append(Item(str(path), problem=str(error).removeprefix(f"{path}: ")))
             continue

@@ -38,7 +38,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--weights", type=nonempty, nargs="+", metavar="FILE", help=help)
     parser.add_argument("--json", type=nonempty, metavar="FILE", help="write the same figures to this file too")
     parser.add_argument("--tta", choices=TTA, default="none", help=TTA_HELP)
-    add_flags(parser, names=("data", "cache", "votes", "device", "precision", "threads"))
+    add_flags(parser, names=("data", "follow_links", "cache", "votes", "device", "precision", "threads"))
     return parser.resolve(parser.parse_args(argv))
 
 

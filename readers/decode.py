@@ -4,12 +4,13 @@ Every image, in training and in prediction, comes through `decode`, or is a phot
 `faces.crop` cuts. Whatever a file contains, both return pixels or raise `BadImage`.
 """
 
+import ctypes
 import io
 import logging
 import lzma
-import stat
 import struct
 import tarfile
+import threading
 import time
 import warnings
 import zipfile
@@ -24,7 +25,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from errors import cpu_quota
+from errors import cpu_quota, open_file
 
 if TYPE_CHECKING:
     from readers.layout import Item
@@ -36,6 +37,15 @@ SIZE = 48
 MIN_SIDE = 8  # below 8x8 pixels there is no face to read
 MAX_PIXELS = 64_000_000
 MAX_BYTES = 64 * 2**20
+# A byte of a file may stand for this many pixels, times the scans of a JPEG, and FREE_PIXELS come on top. Of 12 flat
+# megapixels PNG has 760 a byte, GIF 1,240, a progressive JPEG 1,690.
+PIXELS_PER_BYTE = 3_000
+FREE_PIXELS = 1_000_000
+UNBOUNDED_PIXELS = 8 * PIXELS_PER_BYTE  # a scan has 8 bytes at least
+# Files above SMALL bytes are read by Pillow in at most so many parts, the pixels apart, and these in at most MAX_PARTS:
+# a loop of Python takes 1 µs for each
+SMALL, MAX_HEADER_PARTS, MAX_PARTS = 2**16, 4_000, 2_000_000
+MAX_COMMENTS = 100  # in a PGM or PPM as text: Pillow copies what follows for each
 PROBED = 8  # images of a batch whose time tells whether threads are worth it
 SLOW_SECONDS = 0.0005  # for an image; one of FER2013 takes 0.0001
 
@@ -52,8 +62,29 @@ warnings.filterwarnings("ignore", module=r"PIL(\.|$)")
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
+# Where libtiff complains, Pillow reads on, and libtiff prints to file descriptor 2: instead, its word is kept by thread
+_libtiff = threading.local()
+
+
+@ctypes.CFUNCTYPE(None, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_void_p)
+def _keep_complaint(part: bytes | None, text: bytes | None, values: int | None) -> None:
+    _libtiff.complaint = (part or b"TIFF").decode(errors="replace")
+
+
 class BadImage(Exception):
     """A file that gives no pixels; `str` is a short reason, without the file's name."""
+
+
+class _File(io.BytesIO):
+    """The bytes of a file, to be read in at most `parts` parts."""
+
+    parts = MAX_HEADER_PARTS
+
+    def read(self, size: int | None = -1) -> bytes:
+        self.parts -= 1
+        if self.parts < 0:
+            raise BadImage("in too many small parts; save it again, as PNG")
+        return super().read(size)
 
 
 def decode(data: bytes) -> np.ndarray:
@@ -92,21 +123,53 @@ def _opened(source: bytes | Image.Image) -> Iterator[Image.Image]:
         raise BadImage("0 bytes")
     if isinstance(source, bytes) and len(source) > MAX_BYTES:
         raise BadImage(f"above the limit of {MAX_BYTES // 2**20} MiB")
+    _libtiff.complaint = ""
     try:
-        image = Image.open(io.BytesIO(source), formats=FORMATS) if isinstance(source, bytes) else source.copy()
-        with image:
+        with _open(source) if isinstance(source, bytes) else source.copy() as image:
             width, height = image.size
-            if width * height > MAX_PIXELS:
-                raise BadImage(f"{width}x{height} pixels is above the limit of {MAX_PIXELS // 10**6} megapixels")
             if min(width, height) < MIN_SIDE:
                 raise BadImage(f"{width}x{height} is too small ({MIN_SIDE}x{MIN_SIDE} at least)")
+            if width * height > UNBOUNDED_PIXELS or image.format == "TIFF":
+                _check_pixels(image, source)
             yield image
+        if _libtiff.complaint:
+            raise BadImage(f"damaged (libtiff: {_libtiff.complaint})")
     except UnidentifiedImageError as error:
         raise BadImage("not an image") from error
     except Image.DecompressionBombError as error:
         raise BadImage(f"above the limit of {MAX_PIXELS // 10**6} megapixels") from error
     except DAMAGE as error:
         raise BadImage(f"damaged ({str(error) or type(error).__name__})") from error
+
+
+def _open(data: bytes) -> Image.Image:
+    """Open the image in `data`, of which no pixel is decoded yet."""
+    if len(data) <= SMALL:
+        return Image.open(io.BytesIO(data), formats=FORMATS)
+    if data[:2] in (b"P1", b"P2", b"P3") and data.count(b"#") > MAX_COMMENTS:
+        raise BadImage(f"above the limit of {MAX_COMMENTS} comments")
+    file = _File(data)
+    image = Image.open(file, formats=FORMATS)
+    file.parts = MAX_PARTS
+    return image
+
+
+def _check_pixels(image: Image.Image, source: bytes | Image.Image) -> None:
+    """Raise BadImage where more pixels would be decoded than there should be, or than so few bytes hold."""
+    (width, height), limit, few = image.size, MAX_PIXELS, ""
+    if isinstance(source, bytes):
+        scans = source.count(b"\xff\xda") if image.format in ("JPEG", "MPO") else 1
+        limit = min(limit, (FREE_PIXELS + PIXELS_PER_BYTE * len(source)) // max(scans, 1))
+        few = f" for a file of {len(source):,} bytes"
+    if image.format == "TIFF":
+        limit //= 4 if image.mode in ("I", "F") else 1  # they take 40 bytes a pixel
+        with suppress(AttributeError):  # Pillow for Windows has libtiff inside, where it can't be reached
+            ctypes.CDLL(Image.core.__file__).TIFFSetErrorHandler(_keep_complaint)
+        # A tile is decoded whole, and may be larger than the image
+        width = max(width, int(image.tag_v2.get(322, 0)))
+        height = max(height, int(image.tag_v2.get(323, 0)))
+    if width * height > limit:
+        raise BadImage(f"{width}x{height} pixels is above the limit of {limit / 1e6:.3g} megapixels{few}")
 
 
 def decode_file(path: Path) -> np.ndarray:
@@ -117,10 +180,8 @@ def decode_file(path: Path) -> np.ndarray:
 def read_file(path: Path) -> bytes:
     """Return the bytes of an image file; at most one more than `MAX_BYTES`. Raises BadImage."""
     try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise BadImage("not a regular file")  # reading a pipe would wait for ever
-        with path.open("rb") as file:
-            return file.read(MAX_BYTES + 1)
+        with open_file(path) as file:
+            return file.read(MAX_BYTES + 1) or b""
     except OSError as error:
         raise BadImage(f"cannot be read ({error.strerror})") from error
 
@@ -150,14 +211,15 @@ def _colours(image: Image.Image) -> Image.Image:
         white = Image.new("RGB", image.size, "white")
         white.paste(image, mask=image.getchannel("A"))
         return white
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _grey(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):  # 65535 is white
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        deep = image.convert("I") if image.mode == "I;16B" else image  # which has no `point`
+        return deep.point(lambda value: value / 256).convert("L")
     if image.mode in ("I", "F"):  # 32 bits or floats: the first of 1, 255 and 65535 that is above all pixels is white
-        values = np.nan_to_num(np.asarray(image, np.float64), posinf=0, neginf=0).clip(0)
+        values = np.nan_to_num(np.asarray(image), posinf=0, neginf=0).clip(0).astype(np.float64)
         white = next((white for white in (1, 255, 65535) if values.max() <= white), values.max())
         return Image.fromarray(np.rint(values * (255 / white)).astype(np.uint8))
     if image.has_transparency_data:

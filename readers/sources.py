@@ -17,10 +17,10 @@ from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
-from errors import UserError
+from errors import UserError, open_file
 from readers.decode import DAMAGE, EXTENSIONS, MAX_BYTES, BadImage, read_file
 from readers.layout import RENDERED_MARK, Item, Layout, input_layout, is_image_name, is_junk, training_layout
-from readers.tables import open_table, read_rows
+from readers.tables import TOO_MUCH, open_table, read_rows, unpacked_limit
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 MAX_ENTRIES = 10_000_000  # of a zip
@@ -51,14 +51,18 @@ class Source:
     training: int = 0
 
 
-def open_dataset(path: Path) -> Source:
+def open_dataset(path: Path, *, follow_links: bool = False) -> Source:
     """Return the source of a training set: a folder, a zip, fer2013.csv / icml_face_data.csv, or a tar of these.
 
     Raises UserError if it is missing, of no known form, or if a class folder is unknown, missing or empty.
     """
-    listed = _list(path)
+    listed = _list(path, follow_links)
     if listed:
-        layout = training_layout(str(path), listed.files)
+        try:
+            layout = training_layout(str(path), listed.files)
+        except UserError as error:
+            left_out = (f" {item.name} is left out: {item.problem}." for item in listed.refused[:3])
+            raise UserError(f"{error}{''.join(left_out)}") from error
         if layout.csv:
             return _table(path, listed.key, partial(listed.open_table, layout.csv))
         return _files(path, listed, layout)
@@ -67,13 +71,13 @@ def open_dataset(path: Path) -> Source:
     raise UserError(f"{path}: not a dataset. Accepted are a folder, .zip, .csv, {', '.join(TAR_SUFFIXES)}.")
 
 
-def open_inputs(path: Path) -> Source:
+def open_inputs(path: Path, *, follow_links: bool = False) -> Source:
     """Return the source of images to predict: an image file, a folder with all folders below it, or a zip.
 
     The label is the class that the folder directly around a file names, -1 if it names none; the split is "".
     Raises UserError if it is missing, of no known form, or has no files.
     """
-    listed = _list(path)
+    listed = _list(path, follow_links)
     if listed:
         return _files(path, listed, input_layout(listed.files, around=listed.around))
     if not is_image_name(path.name):
@@ -84,12 +88,12 @@ def open_inputs(path: Path) -> Source:
     return Source(path, "image", partial(_digest_file, path), lambda: layout.items, 1, training=layout.training)
 
 
-def _list(path: Path) -> "_Folder | _Zip | None":
+def _list(path: Path, follow_links: bool) -> "_Folder | _Zip | None":
     """Return the files in a folder or zip, None for other files. Raises UserError if there is nothing to read."""
     if not (os.path.isfile(path) or os.path.isdir(path)):  # Path's own raise for a name that is too long
         raise UserError(f"{path}: no such file or folder.")
     if path.is_dir():
-        return _Folder(path)
+        return _Folder(path, follow_links)
     return _Zip(path) if path.name.lower().endswith(".zip") else None
 
 
@@ -121,30 +125,47 @@ def _digest(*texts: str) -> str:
 
 
 def _digest_file(path: Path) -> str:
-    with path.open("rb") as file:
+    with open_file(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-class _Folder:
-    """What is below a folder, links followed: `files` by relative names with "/", without junk.
+def walk(path: Path, follow_links: bool) -> Iterator[tuple[str, list[str], str]]:
+    """Yield every folder in and below `path` once, with the names of its files, or else why these are not read.
 
-    `refused` are the folders that can't be listed, `around` the names of the folders around.
+    Links to folders come last; one that leads out of `path` is left out unless `follow_links`. Junk is not entered.
+    """
+    root, links, seen, failed = os.path.realpath(path), [os.fspath(path)], set(), []
+    for link in links:  # more are found meanwhile
+        if not follow_links and not Path(os.path.realpath(link)).is_relative_to(root):
+            yield link, [], "a link that leads out of the folder; --follow-links follows it"
+            continue
+        for folder, inside, names in os.walk(link, onerror=failed.append):
+            real = os.path.realpath(folder)
+            known = real in seen
+            seen.add(real)
+            inside[:] = [] if known else sorted(name for name in inside if not is_junk(name))
+            links += [below for name in inside if os.path.islink(below := os.path.join(folder, name))]
+            yield folder, [] if known else sorted(names), "a link to a folder that is read already" if known else ""
+    yield from ((error.filename, [], f"can't be listed ({error.strerror})") for error in failed)
+
+
+class _Folder:
+    """What is below a folder: `files` by relative names with "/", without junk.
+
+    `refused` are the folders that are not read, `around` the names of the folders around.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, follow_links: bool) -> None:
         self.path, self.files, self.refused = path, {}, []
         self.around = path.resolve().parts[-2:]
-        for folder, inside, names in os.walk(path, followlinks=True, onerror=self._refuse):
-            inside[:] = [name for name in inside if not is_junk(name)]
+        for folder, names, problem in walk(path, follow_links):
             here = Path(folder).relative_to(path).as_posix()
+            if problem:
+                self.refused.append(Item(f"{here}/", problem=problem))
             for name in names:
                 if not is_junk(name) or name == RENDERED_MARK:
                     printable = os.fsencode(f"{here}/{name}").decode("utf-8", "backslashreplace")
                     self.files[printable.removeprefix("./")] = Path(folder, name)
-
-    def _refuse(self, error: OSError) -> None:
-        name = Path(error.filename).relative_to(self.path).as_posix()
-        self.refused.append(Item(f"{name}/", problem=f"can't be listed ({error.strerror})"))
 
     def key(self) -> str:
         """Return what changes when the name, size or time of a file does."""
@@ -171,7 +192,7 @@ class _Zip:
 
     def __init__(self, path: Path) -> None:
         try:
-            self.archive = zipfile.ZipFile(path)
+            self.archive = zipfile.ZipFile(open_file(path))
         except DAMAGE as error:
             raise UserError(f"{path}: truncated or not a zip ({error}). Download it again.") from error
         infos = self.archive.infolist()
@@ -207,6 +228,8 @@ class _Zip:
 
     @contextmanager
     def open_table(self, name: str) -> Iterator[tuple[BinaryIO, str]]:
+        if self.files[name].file_size > unpacked_limit(self.files[name].compress_size):
+            raise UserError(f"{self.path}: {name}: {TOO_MUCH}")
         try:
             file = self._open(name)
         except DAMAGE as error:

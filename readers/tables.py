@@ -1,11 +1,14 @@
 """FER2013 as a table: fer2013.csv and icml_face_data.csv, alone or in a tar archive. Rows are streamed."""
 
+import bz2
 import csv
+import gzip
+import lzma
 import tarfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
-from io import TextIOWrapper
+from io import RawIOBase, TextIOWrapper
 from itertools import count, islice
 from pathlib import Path
 from typing import BinaryIO
@@ -13,7 +16,7 @@ from typing import BinaryIO
 import numpy as np
 
 from config import CLASSES
-from errors import UserError
+from errors import UserError, open_file
 from readers.decode import DAMAGE, SIZE, BadImage
 from readers.layout import CSV_NAMES, Item
 
@@ -23,6 +26,9 @@ COLUMNS = ("emotion", "pixels", "usage")
 # read to its end; it is below the limit that the csv module sets itself, 131,072 characters a field.
 MAX_LINE = 100_000
 MAX_MEMBERS = 10_000  # of an archive that are looked at; the public ones have three files
+MAX_HEADERS = 2**24  # bytes of an archive's headers
+COMPRESSIONS = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open, b"\xfd7": lzma.open}  # by the first bytes
+TOO_MUCH = "far more bytes when unpacked than a table has. Unpack it yourself, and give the table."
 
 _BYTE = {str(value): value for value in range(256)}
 
@@ -34,7 +40,7 @@ def read_rows(file: BinaryIO, name: str) -> Iterator[Item]:
     breaks off while it is read.
     """
     text = TextIOWrapper(file, encoding="utf-8-sig", errors="replace", newline="")
-    rows = csv.reader(_lines(text, name))
+    rows = csv.reader(read_lines(text, name))
     try:
         columns = _columns(next(rows, []), name)
         for number, row in enumerate(rows, start=2):
@@ -46,7 +52,8 @@ def read_rows(file: BinaryIO, name: str) -> Iterator[Item]:
         text.detach()
 
 
-def _lines(text: TextIOWrapper, name: str) -> Iterator[str]:
+def read_lines(text: TextIOWrapper, name: str) -> Iterator[str]:
+    """Yield the lines of a table called `name`; raises UserError for one that is too long, or can't be read."""
     for number in count(1):
         try:
             line = text.readline(MAX_LINE)
@@ -95,25 +102,50 @@ def open_table(path: Path) -> Iterator[tuple[BinaryIO, str]]:
 
     Nothing is unpacked to disk. Raises UserError if it can't be opened, or if the archive has no such table.
     """
-    table = path.suffix.lower() == ".csv"
-    try:
-        opened = path.open("rb") if table else tarfile.open(path, "r:*")  # noqa: SIM115 (closed below)
-    except DAMAGE as error:
-        raise UserError(f"{path}: can't be read, truncated or not a tar archive ({error}).") from error
-    with opened as archive:
-        if table:
-            yield archive, path.name
-            return
-        member = _find_table(archive, path)
-        with archive.extractfile(member) as file:
-            yield file, member.name.rpartition("/")[2]
+    with ExitStack() as stack:
+        try:
+            file, name = stack.enter_context(open_file(path)), path.name
+            if path.suffix.lower() != ".csv":
+                unpack = COMPRESSIONS.get(file.peek(2)[:2])
+                stream = stack.enter_context(unpack(file)) if unpack else file
+                file, name = _find_table(TarStream(stream, path), path)
+        except DAMAGE as error:
+            raise UserError(f"{path}: no tar archive, or truncated or damaged ({error}). Download it again.") from error
+        yield file, name
 
 
-def _find_table(archive: tarfile.TarFile, path: Path) -> tarfile.TarInfo:
-    try:
-        for member in islice(archive, MAX_MEMBERS):
-            if member.isfile() and member.name.rpartition("/")[2].casefold() in CSV_NAMES:
-                return member
-    except DAMAGE as error:
-        raise UserError(f"{path}: truncated or damaged ({error}). Download it again.") from error
+class TarStream(RawIOBase):
+    """The unpacked bytes of a tar archive, front to back, as tarfile takes them.
+
+    Raises UserError where more than `left` are read, or where they are more than `limit` with those that are skipped.
+    """
+
+    def __init__(self, file: BinaryIO, path: Path) -> None:
+        self.file, self.path, self.tell = file, path, file.tell
+        self.left, self.limit = MAX_HEADERS, unpacked_limit(path.stat().st_size)
+
+    def read(self, size: int = -1) -> bytes:
+        self.left -= size
+        if size < 0 or self.left < 0:
+            raise UserError(f"{self.path}: {TOO_MUCH}")
+        return self.file.read(size)
+
+    def seek(self, to: int, whence: int = 0) -> int:
+        if not self.tell() <= to <= self.limit:
+            raise UserError(f"{self.path}: {TOO_MUCH}")
+        return self.file.seek(to)
+
+
+def unpacked_limit(size: int) -> int:
+    """Return how many bytes an archive of `size` may give: FER2013 gives 3 for one, faces in black and white 35."""
+    return MAX_HEADERS + 50 * size
+
+
+def _find_table(stream: TarStream, path: Path) -> tuple[BinaryIO, str]:
+    archive = tarfile.open(fileobj=stream, mode="r:")  # noqa: SIM115 (`stream` is the caller's)
+    for member in islice(archive, MAX_MEMBERS):
+        name = member.name.rpartition("/")[2]
+        if member.isfile() and not member.issparse() and name.casefold() in CSV_NAMES:
+            stream.left = stream.limit - stream.tell()
+            return archive.extractfile(member), name
     raise UserError(f"{path}: has no {' and no '.join(CSV_NAMES)} among its first {MAX_MEMBERS:,} files.")

@@ -8,13 +8,15 @@ import csv
 import hashlib
 import os
 from dataclasses import dataclass
+from io import TextIOWrapper
 from pathlib import Path
 
 import numpy as np
 
 from config import CLASSES
-from errors import UserError, plain
+from errors import UserError, open_file, plain
 from readers.layout import class_index
+from readers.tables import read_lines
 
 EMOTIONS = ("anger", "disgust", "fear", "happiness", "sadness", "surprise", "neutral")  # in the order of CLASSES
 MAX_VOTES = 1e6  # on an image, for one emotion
@@ -54,8 +56,8 @@ def read_votes(path: Path) -> Votes:
     """
     keys, counts = [], []
     try:
-        with open(path, encoding="utf-8-sig", errors="replace", newline="") as file:
-            rows = csv.DictReader(file, restval="")
+        with TextIOWrapper(open_file(path), encoding="utf-8-sig", errors="replace", newline="") as text:
+            rows = csv.DictReader(read_lines(text, str(path)), restval="")
             by_name = "file" in (rows.fieldnames or [])
             for row in rows:
                 votes = [float(row[emotion]) for emotion in EMOTIONS]

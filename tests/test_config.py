@@ -32,6 +32,8 @@ def test_classes_and_recipes():
         ("epochs", 2.5, "epochs: 2.5 is not of type int"),
         ("model", "resnet", "model: 'resnet' is not one of TheModel"),
         ("run", "../x", "run: '../x' is not a folder name"),
+        ("lr", 10**400, "lr: 1000.*000 is not between"),
+        ("data", "\ud800.zip", "data: .* contains a zero or half a character"),
         ("width", 2.0, "width: 2.0 needs an EmotionResNet"),
         ("label_smoothing", 0.1, "label_smoothing: 0.1 needs the loss cross_entropy"),
     ],
@@ -63,6 +65,12 @@ def test_a_runs_config_is_found_in_its_folder_and_gives_no_name(tmp_path):
         ('{"epoch": 3}', "unknown epoch; known are data"),
         ("{", "Expecting property name"),
         ('{"epochs": 0}', "epochs: 0 is not between"),
+        ('{"lr": 1' + "0" * 400 + "}", "lr: 1.*0 is not between"),
+        ('{"data": "\\ud800"}', "data: .* contains a zero or half a character"),
+        ('{"\\ud800": 1}', "unknown"),
+        ("[[1]]", "no settings"),
+        ("3", "no settings"),
+        ("[" * 100_000, "recursion"),
     ],
 )
 def test_a_bad_config_file_is_refused(tmp_path, text, message):

@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import struct
 import subprocess
 import sys
@@ -188,7 +189,7 @@ BOMBS = {
 
 @pytest.mark.parametrize("data", BOMBS.values(), ids=BOMBS)
 def test_a_header_that_claims_too_many_pixels_is_refused_before_decoding(data):
-    assert "above the limit of 64 megapixels" in reason(data)
+    assert re.search(r"above the limit of [\d.]+ megapixels", reason(data))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -205,7 +206,7 @@ def test_a_file_that_is_too_large_missing_or_a_pipe(tmp_path, monkeypatch):
     assert np.array_equal(decode_file(path), GREY)
     monkeypatch.setattr(module, "MAX_BYTES", 100)
     os.mkfifo(tmp_path / "pipe.png")
-    reasons = {"a": "above the limit of 0 MiB", "b": "cannot be read (No such", "pipe": "not a regular file"}
+    reasons = {"a": "above the limit of 0 MiB", "b": "cannot be read (No such", "pipe": "cannot be read (it is not a"}
     for name, start in reasons.items():
         with pytest.raises(BadImage) as caught:
             decode_file(tmp_path / f"{name}.png")

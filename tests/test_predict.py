@@ -131,6 +131,17 @@ def test_bad_files_are_named_counted_and_skipped(go, tmp_path):
     assert rows(tmp_path / "strict.csv") == table and go("in/b.png", "--strict")[0] == 0
 
 
+def test_a_link_to_a_folder_elsewhere_is_named_and_followed_on_request(go, tmp_path):
+    save_face(tmp_path / "in" / "a.png")
+    save_face(tmp_path / "far" / "b.png")
+    (tmp_path / "in" / "link").symlink_to(tmp_path / "far")
+    status, out, err = go("in")
+    assert (status, named(out)) == (0, ["in/a.png"]) and "1 image, 1 skipped; " in out
+    assert err.startswith("skipped in/link/: a link that leads out") and "--follow-links" in err
+    status, out, err = go("in", "--follow-links")
+    assert (status, named(out), err) == (0, ["in/a.png", "in/link/b.png"], "")
+
+
 def test_nothing_readable_is_an_error(go, tmp_path):
     (tmp_path / "test").mkdir()
     status, out, err = go()

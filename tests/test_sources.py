@@ -8,6 +8,7 @@ import tarfile
 import tracemalloc
 import zipfile
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -216,16 +217,43 @@ def test_a_missing_path_an_unknown_suffix_and_nothing_in_it(make, tmp_path):
     assert "has no files. Accepted are images (.bmp" in refused(make({}), open_inputs)
 
 
-def test_links_are_followed_and_a_link_to_nowhere_is_named(tmp_path):
-    folder = write_folder(tmp_path / "data", {**train_files(), "elsewhere.png": PNGS[0]})
-    (folder / "train/sad/link.png").symlink_to(folder / "elsewhere.png")
+def test_links_to_files_are_followed_and_a_link_to_nowhere_is_named(tmp_path):
+    folder, beside = write_folder(tmp_path / "data", train_files()), tmp_path / "beside.png"
+    beside.write_bytes(PNGS[0])
+    (folder / "train/sad/link.png").symlink_to(beside)
     for name, target in (("nowhere", "gone.png"), ("circle", "circle.png"), ("long", "x" * 300)):
         (folder / f"train/sad/{name}.png").symlink_to(target)
-    (folder / "val").symlink_to(folder / "train")
     source = open_dataset(folder)
-    assert splits(source) == {"train": 8, "val": 8} and source.key() == open_dataset(folder).key()
+    assert splits(source) == {"train": 8} and source.key() == open_dataset(folder).key()
     found = problems(source)
-    assert found["train/sad/nowhere.png"] == "cannot be read (No such file or directory)" and len(found) == 7
+    assert found["train/sad/nowhere.png"] == "cannot be read (No such file or directory)" and len(found) == 3
+
+
+def test_a_link_that_leads_out_of_the_folder_is_followed_on_request_only(tmp_path):
+    folder = write_folder(tmp_path / "data", train_files(names=CLASSES[1:]))
+    write_folder(tmp_path / "big", train_files("") | {"more/angry/7.png": PNGS[0]})
+    (folder / "train/angry").symlink_to(tmp_path / "big/angry")
+    (folder / "val").symlink_to(tmp_path / "big")
+    message = refused(folder)
+    assert "no readable images of: angry" in message and "train/angry/ is left out: a link" in message
+    assert list(problems(open_inputs(folder))) == ["train/angry/", "val/"]
+    assert all("--follow-links" in problem for problem in problems(open_inputs(folder)).values())
+    (folder / "val").unlink()
+    assert splits(open_dataset(folder, follow_links=True)) == {"train": 7}
+    (tmp_path / "link").symlink_to(folder)  # what is named itself is read
+    assert splits(open_dataset(tmp_path / "link", follow_links=True)) == {"train": 7}
+
+
+@pytest.mark.parametrize("follow_links", [False, True])
+def test_every_folder_is_read_once_whatever_links_lead_to_it(tmp_path, follow_links):
+    folder = write_folder(tmp_path / "data", {"a/1.png": PNGS[0], "b/2.png": PNGS[1]})
+    for number in range(20):  # without that rule 2 ** 20 paths lead to each image
+        for name in ("a", "b"):
+            (folder / name / f"up{number}").symlink_to(folder)
+    (folder / "0").symlink_to(folder / "b")
+    source = open_inputs(folder, follow_links=follow_links)
+    assert [name for name, *_, problem in read(source) if not problem] == ["a/1.png", "b/2.png"]
+    assert set(problems(source).values()) == {"a link to a folder that is read already"} and source.total == 43
 
 
 def test_what_may_not_be_read_is_named(tmp_path, monkeypatch):
@@ -433,7 +461,7 @@ def test_a_tar_without_the_table_or_that_is_none(tmp_path, monkeypatch):
     monkeypatch.setattr(tables, "MAX_MEMBERS", 1)
     assert "a.tar.gz: has no fer2013.csv and no icml_face_data.csv among its first 1 files" in refused(path)
     path.write_bytes(b"<html>please log in</html>" * 50)
-    assert "a.tar.gz: can't be read, truncated or not a tar archive (" in refused(path)
+    assert "a.tar.gz: no tar archive, or truncated or damaged (" in refused(path)
 
 
 def test_a_truncated_tar_is_not_taken_for_a_whole_one(tmp_path):
@@ -447,7 +475,27 @@ def test_a_truncated_tar_is_not_taken_for_a_whole_one(tmp_path):
     filler = {"fer2013/filler": rng.bytes(200_000), "fer2013/fer2013.csv": table(ROWS)}
     path = write_tar(tmp_path / "c.tar.gz", filler)
     path.write_bytes(path.read_bytes()[:100_000])
-    assert "c.tar.gz: truncated or damaged (" in refused(path)
+    assert "c.tar.gz: no tar archive, or truncated or damaged (" in refused(path)
+
+
+def test_a_tar_damaged_at_random_gives_images_or_a_user_error(tmp_path):
+    path = write_tar(tmp_path / "a.tar", {"x" * 120: b"", "fer2013/fer2013.csv": table(ROWS[:2])}, "w")
+    whole = path.read_bytes()
+
+    @settings(max_examples=150, deadline=None, database=None)
+    @given(st.lists(st.tuples(st.integers(0, 4 * 512), st.integers(0, 255)), min_size=1, max_size=6))
+    def check(changes):
+        data = bytearray(whole)
+        for at, value in changes:
+            data[at] = value
+        for start in range(0, 5 * 512, 512):  # so that damage reaches what is behind the checksum
+            total = 256 + sum(data[start : start + 148]) + sum(data[start + 156 : start + 512])
+            data[start + 148 : start + 156] = b"%06o\0 " % total
+        path.write_bytes(data)
+        with suppress(UserError):
+            read(open_dataset(path))
+
+    check()
 
 
 # --- Inputs to predict ---

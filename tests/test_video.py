@@ -19,6 +19,7 @@ from PIL import Image
 from skimage import data
 
 import predict
+import video
 from config import CLASSES
 from faces.detect import Box
 from faces.record import COLUMNS
@@ -271,6 +272,21 @@ def test_a_folder_of_clips_goes_to_one_table_each_and_photos_beside_them_are_pre
     assert "photo.jpg" in out
     written = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").glob("**/*.csv")}
     assert written == {"deep/a.csv", "b.csv"} and not list((tmp_path / "out").glob("**/*.mp4"))
+
+
+def test_links_out_of_a_folder_of_clips_are_named_or_followed(tmp_path, capsys):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "far").mkdir()
+    for name in ("in/a.mp4", "far/b.mp4"):
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "in/link").symlink_to(tmp_path / "far")
+    (tmp_path / "in/back").symlink_to(tmp_path / "in")
+    for follow_links, found in ((False, ["a.mp4"]), (True, ["a.mp4", "link/b.mp4"])):
+        clips, rest = video.split_paths([str(tmp_path / "in")], None, follow_links)
+        assert [name.as_posix() for _, name in clips] == found and not rest
+        skipped = capsys.readouterr().err.splitlines()
+        assert "in/back/: a link to a folder that is read already" in skipped[0]
+        assert ["--follow-links" in line for line in skipped[1:]] == [True] * (not follow_links)
 
 
 # --- Bad input ---
