@@ -131,6 +131,8 @@ def _opened(source: bytes | Image.Image) -> Iterator[Image.Image]:
                 raise BadImage(f"{width}x{height} is too small ({MIN_SIDE}x{MIN_SIDE} at least)")
             if width * height > UNBOUNDED_PIXELS or image.format == "TIFF":
                 _check_pixels(image, source)
+            if image.format == "PNG" and isinstance(source, bytes):
+                _check_chunks(source)
             yield image
         if _libtiff.complaint:
             raise BadImage(f"damaged (libtiff: {_libtiff.complaint})")
@@ -152,6 +154,16 @@ def _open(data: bytes) -> Image.Image:
     image = Image.open(file, formats=FORMATS)
     file.parts = MAX_PARTS
     return image
+
+
+def _check_chunks(png: bytes) -> None:
+    """Raise BadImage where a chunk's checksum is wrong: Pillow does not look at those of the pixels."""
+    at, kind, view = 8, b"", memoryview(png)
+    while kind != b"IEND" and at + 12 <= len(png):
+        end, kind = at + 8 + int.from_bytes(png[at : at + 4]), png[at + 4 : at + 8]
+        if zlib.crc32(view[at + 4 : end]) != int.from_bytes(png[end : end + 4]):
+            raise BadImage("damaged (a wrong checksum)")
+        at = end + 4
 
 
 def _check_pixels(image: Image.Image, source: bytes | Image.Image) -> None:

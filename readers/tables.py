@@ -104,14 +104,16 @@ def open_table(path: Path) -> Iterator[tuple[BinaryIO, str]]:
     """
     with ExitStack() as stack:
         try:
-            file, name = stack.enter_context(open_file(path)), path.name
+            file, name, archive = stack.enter_context(open_file(path)), path.name, None
             if path.suffix.lower() != ".csv":
                 unpack = COMPRESSIONS.get(file.peek(2)[:2])
-                stream = stack.enter_context(unpack(file)) if unpack else file
-                file, name = _find_table(TarStream(stream, path), path)
+                archive = TarStream(stack.enter_context(unpack(file)) if unpack else file, path)
+                file, name = _find_table(archive, path)
+            yield file, name
+            while archive and archive.read(2**20):
+                pass  # the checksum is at the end
         except DAMAGE as error:
             raise UserError(f"{path}: no tar archive, or truncated or damaged ({error}). Download it again.") from error
-        yield file, name
 
 
 class TarStream(RawIOBase):

@@ -192,6 +192,12 @@ def test_a_header_that_claims_too_many_pixels_is_refused_before_decoding(data):
     assert re.search(r"above the limit of [\d.]+ megapixels", reason(data))
 
 
+def test_a_wrong_checksum_in_a_png_is_damage():
+    data = bytearray(encoded(GREY, "PNG"))
+    data[-13] ^= 1  # the last byte of that of the pixels; an end of 12 bytes follows
+    assert reason(bytes(data)) == "damaged (a wrong checksum)"
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("keep", [0.3, 0.6, 0.9, 0.99])
 def test_truncated(kind, keep):

@@ -472,6 +472,12 @@ def test_a_truncated_tar_is_not_taken_for_a_whole_one(tmp_path):
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
         with pytest.raises(UserError, match=r"line \d+: truncated or damaged \(.*\)\. Download it again\."):
             list(open_dataset(path).items())
+    path = write_tar(tmp_path / "d.tar.gz", {"fer2013.csv": table(rows)})
+    data = bytearray(path.read_bytes())
+    data[-8] ^= 1  # of the checksum
+    path.write_bytes(data)
+    with pytest.raises(UserError, match="CRC check failed"):
+        list(open_dataset(path).items())
     filler = {"fer2013/filler": rng.bytes(200_000), "fer2013/fer2013.csv": table(ROWS)}
     path = write_tar(tmp_path / "c.tar.gz", filler)
     path.write_bytes(path.read_bytes()[:100_000])
