@@ -26,8 +26,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from bench import mutate, originals
 from bench.kills import ENVIRONMENT, PROCESSES, Jobs, Result
 from cli import Parser, nonempty
@@ -89,10 +87,15 @@ class Row:
     counts: Counter[str] = field(default_factory=Counter)
     peak: float = 0.0  # MB
     begun: int = 0
-    seconds: float = 0.0  # spent on it; processes, which take seconds each, begin later
+    seconds: float = 0.0  # spent on it, over its share
     longest: float = 0.0  # seconds of one
     bad: dict[str, str] = field(default_factory=dict)  # cause -> where it is kept
     note: str = ""  # why it is not tried
+
+    @property
+    def share(self) -> float:
+        """Of the time, compared with other kinds: a process takes seconds."""
+        return 3.0 if self.name in PROCESSES else 1.0
 
     @property
     def allowed(self) -> tuple[str, ...]:
@@ -189,7 +192,7 @@ class Drill:
 
     def prepare(self) -> None:
         """Make the good files that the kinds need."""
-        images, labels = faces(self.args)
+        images, labels = originals.faces(self.args.data, self.args.cache, seed=self.args.seed)
         originals.write_originals(self.home, images, labels)
         for name in (SHIPPED, Path(SHIPPED).with_suffix(".onnx")):
             if (self.checkout / name).exists():
@@ -227,7 +230,7 @@ class Drill:
                     result, kept = self.try_input(row, rng, folder, worker)
                 took = time.monotonic() - start
                 with self.lock:
-                    row.seconds += took - guess
+                    row.seconds += (took - guess) / row.share
                     row.longest = max(row.longest, took)
                     row.add(result)
                     if result.count and result.outcome not in row.allowed:
@@ -246,7 +249,7 @@ class Drill:
             if not rows:
                 return None
             row = min(rows, key=lambda row: row.seconds)
-            row.begun, row.seconds = row.begun + 1, row.seconds + row.longest
+            row.begun, row.seconds = row.begun + 1, row.seconds + row.longest / row.share
             return row, row.begun - 1, row.longest
 
     def try_input(self, row: Row, rng: random.Random, folder: Path, worker: Worker) -> tuple[Result, dict[str, Any]]:
@@ -270,11 +273,11 @@ class Drill:
         (folder / request["file"]).write_bytes(kind.change(original.read_bytes(), rng))
         reply = worker.ask(**request)
         facts = {"kind": row.name, "original": str(original.relative_to(self.home))} | request
-        return Result(compare(self.whole[key], reply), reply["why"] or facts["original"], reply["peak"]), facts
+        return Result(*compare(self.whole[key], reply), reply["peak"]), facts
 
     def keep(self, row: Row, result: Result, folder: Path, facts: dict[str, Any]) -> None:
         """Keep what ended badly in a folder of its own, one for each cause."""
-        cause = cause_of(result)
+        cause = f"{cause_of(result)} {facts.get('original', '') if result.outcome == 'different' else ''}".strip()
         place = Path(self.args.keep, row.name.replace(" ", "-"), f"{result.outcome}-{facts['number']}")
         if cause in row.bad or len(row.bad) >= MOST_KEPT:
             return
@@ -282,19 +285,6 @@ class Drill:
         shutil.rmtree(place, ignore_errors=True)
         shutil.copytree(folder, place, symlinks=True)
         (place / "drill.json").write_text(json.dumps(facts | result._asdict(), indent=2))
-
-
-def faces(args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
-    """Images (N, 48, 48) uint8 and their labels, in turn of all classes: of --data, or rendered."""
-    from dataset import load
-    from demo.faces import demo_faces
-
-    if not args.data:
-        return demo_faces(originals.IMAGES // 7, seed=args.seed)[:2]
-    train = load(Config(data=args.data, cache=args.cache)).split("train")
-    by_class = [np.flatnonzero(train.labels == label)[: originals.IMAGES // 7] for label in range(7)]
-    rows = np.stack(by_class, 1).ravel()
-    return np.array(train.images[rows]), train.labels[rows]
 
 
 def place(kind: Kind, original: Path, home: Path, folder: Path) -> str:
@@ -308,28 +298,27 @@ def place(kind: Kind, original: Path, home: Path, folder: Path) -> str:
     return str(Path(*inside))
 
 
-def compare(whole: dict[str, Any], reply: dict[str, Any]) -> str:
-    """The outcome of an input, given the reply for the undamaged one.
+def compare(whole: dict[str, Any], reply: dict[str, Any]) -> tuple[str, str]:
+    """The outcome of an input, given the reply for the undamaged one, and why.
 
     Images that are missing count as refused where as many more are named as skipped.
     """
     if reply["outcome"] != "read":
-        return reply["outcome"]
+        return reply["outcome"], reply["why"]
     good, found = Counter(whole["rows"]), Counter(reply["rows"])
-    if found == good:
-        return "equal"
-    skipped = reply["skipped"] - whole["skipped"]
-    return "different" if found - good or (good - found).total() > skipped else "refused"
+    missing, other = (good - found).total(), (found - good).total()
+    named = reply["skipped"] - whole["skipped"]
+    outcome = "different" if other or missing > named else "refused" if missing else "equal"
+    return outcome, f"{missing} missing, {other} other, {named} named as skipped"
 
 
 def cause_of(result: Result) -> str:
     """One line that tells the cause of a bad outcome from others."""
-    lines = [line for line in result.why.splitlines() if line.strip()] or [""]
     places = re.findall(r'File ".*?([^/"]+)", line (\d+)', result.why)
-    where = f" at {places[-1][0]}:{places[-1][1]}" if places else ""
-    return (
-        f"{result.outcome}: {lines[-1][:100] if where or result.outcome in ('hung', 'died') else lines[0][:100]}{where}"
-    )
+    errors = re.findall(r"^(?:\w+\.)*(\w*(?:Error|Exception|Characters))\b", result.why, re.MULTILINE)
+    if errors and result.outcome == "uncaught":
+        return f"{result.outcome}: {errors[-1]}" + (" at {}:{}".format(*places[-1]) if places else "")
+    return f"{result.outcome}: {result.why.strip().splitlines()[-1 if result.outcome == 'died' else 0][:100]}"
 
 
 # --- The script ---

@@ -10,9 +10,21 @@ import av
 import numpy as np
 from PIL import Image
 
-from config import CLASSES
+from config import CLASSES, Config
+from dataset import load
+from demo.faces import demo_faces
 
 IMAGES, LARGE = 490, 3000  # faces in faces.zip; in large.zip
+
+
+def faces(data: str, cache: str, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Images (IMAGES, 48, 48) uint8 of all classes in turn, and their labels: of the dataset `data`, or rendered."""
+    if not data:
+        return demo_faces(IMAGES // 7, seed=seed)[:2]
+    train = load(Config(data=data, cache=cache)).split("train")
+    of_class = [np.flatnonzero(train.labels == label)[: IMAGES // 7] for label in range(7)]
+    rows = np.stack(of_class, 1).ravel()
+    return np.array(train.images[rows]), train.labels[rows]
 
 
 def write_originals(home: Path, images: np.ndarray, labels: np.ndarray) -> None:
