@@ -9,6 +9,7 @@ from difflib import get_close_matches
 from typing import Any, NoReturn
 
 from config import RECIPES, Allowed, Config
+from errors import plain
 
 # Settings of older configs and weight files: the name today, or None if it was removed
 OLD_NAMES: dict[str, str | None] = {
@@ -38,7 +39,7 @@ class Parser(argparse.ArgumentParser):
         _, _, unknown = message.partition("unrecognized arguments: ")
         meant = [flag for word in unknown.split() if word.startswith("--") for flag in self.similar(word)]
         hint = f" (did you mean {', '.join(meant)}?)" if meant else ""
-        text = f"error: {message}{hint}; see python {self.prog} --help\n"
+        text = f"error: {plain(message)}{hint}; see python {self.prog} --help\n"
         self.exit(2, text if os.environ.get("RANK", "0") == "0" else None)  # of several processes one prints it
 
     def similar(self, word: str) -> list[str]:
@@ -116,7 +117,7 @@ def add_flags(
 def current_names(values: Mapping[str, Any], where: str) -> tuple[dict[str, Any], list[str]]:
     """`values` under today's names, and a note for each removed setting that was not off. `where` they are from."""
     removed = [name for name in values if OLD_NAMES.get(name, "") is None]
-    notes = [f"note: {where}: {name} {values[name]} is ignored: it was removed" for name in removed if values[name]]
+    notes = [f"note: {where}: {name} {values[name]!r} is ignored: it was removed" for name in removed if values[name]]
     return {OLD_NAMES.get(name) or name: value for name, value in values.items() if name not in removed}, notes
 
 

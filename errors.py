@@ -55,7 +55,7 @@ def exit_status(run: Callable[..., int], *args: Any) -> int:
         message = (
             f"a file or the output could not be written ({error.strerror}): free some space, or choose another place"
         )
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {plain(message)}", file=sys.stderr)
     return 2
 
 
@@ -78,7 +78,7 @@ def counted(count: int, word: str) -> str:
 
 
 def plain(name: str) -> str:
-    """`name` in one printable line: other characters are escaped, so no file name can forge output."""
+    """`name` in one printable line: other characters are escaped, so no name or text of a file can forge output."""
     if name.isprintable():
         return name
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
@@ -108,12 +108,20 @@ def write_file(path: Path, data: bytes) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        with suppress(OSError):
-            temporary.unlink()
         raise UserError(
             f"{path} could not be written ({error.strerror}); an older file there is unchanged. "
             f"Free some space, close programs that use the file, or choose another place"
         ) from error
+    finally:
+        with suppress(OSError):  # after Ctrl-C too
+            temporary.unlink()
+
+
+def sweep(folder: Path, name: str = ".*") -> None:
+    """Remove what killed writes of `name`, with a dot in front, left in `folder`; no one else may write there now."""
+    for temporary in folder.glob(f"{name}.[0-9]*.tmp"):
+        with suppress(OSError):
+            temporary.unlink()
 
 
 def check_replaceable(flag: str, target: str, ending: str) -> None:
@@ -130,12 +138,13 @@ def write_json(path: Path, values: dict[str, Any]) -> None:
 
 @contextmanager
 def locked(folder: Path, name: str = ".lock", *, wait: bool = False) -> Iterator[None]:
-    """Reserve `folder`, or what the lock's `name` says, for this process; a process that ends gives it back.
+    """Reserve `folder`, or the file in it whose lock has this `name`, for this process; one that ends gives it back.
 
-    Where another one has it: with `wait` until it is free, else raises UserError.
+    What killed writes left there goes. Where another process has it: with `wait` until it is free, else raises
+    UserError.
     """
     try:
-        file = open(folder / name, "w")  # noqa: SIM115 (closed below)
+        file = open(folder / name, "a")  # noqa: SIM115 (closed below)
         if os.name == "nt":
             import msvcrt  # Windows only
 
@@ -150,6 +159,7 @@ def locked(folder: Path, name: str = ".lock", *, wait: bool = False) -> Iterator
             f"another name"
         ) from error
     with file:
+        sweep(folder, name.removesuffix(".lock") or ".*")
         yield
 
 
@@ -162,13 +172,19 @@ def check_unused(folder: Path) -> None:
         )
 
 
-def new_run_folder(runs: str, name: str) -> Path:
-    """The folder runs/name, created now. Raises UserError if it holds a run already or cannot be created."""
-    folder = Path(runs) / name
-    check_unused(folder)
+def new_run_folder(runs: str, name: str, *, number: int = 0) -> Path:
+    """The folder runs/name, created now. Raises UserError if it holds a run already or cannot be created.
+
+    With `number` 1 it is always a new one: the first of runs/name, name-2, name-3 ... that is not there.
+    """
+    folder = Path(runs) / (f"{name}-{number}" if number > 1 else name)
+    if not number:
+        check_unused(folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=not number)
     except OSError as error:
+        if number and folder.exists():
+            return new_run_folder(runs, name, number=number + 1)
         raise UserError(f"{folder} cannot be created: {error.strerror}") from error
     return folder
 
@@ -188,6 +204,8 @@ def find_weights(name: str, *, flag: str = "--weights") -> Path:
     """
     for path in (Path(name), Path(__file__).parent / name):
         if os.path.exists(path):  # Path.exists raises for a name that is too long
-            best = (path / "best.pth", path / "best.onnx")
-            return next((file for file in best if os.path.isfile(file)), path)
+            found = [file for file in (path, path / "best.pth", path / "best.onnx") if os.path.isfile(file)]
+            if not found:
+                raise UserError(f"{name}: no file, and no run's folder with a best.pth; name another: {flag} FILE")
+            return found[0]
     raise UserError(f"{name}: no such weight file; train one with `python interface.py`, or name another: {flag} FILE")

@@ -32,6 +32,8 @@ def fail(error):
 def test_errors_for_the_user_give_status_2_and_bugs_their_traceback(capsys):
     assert exit_status(fail, UserError("do this")) == 2
     assert capsys.readouterr().err == "error: do this\n"
+    assert exit_status(fail, UserError("\x1b[2Ja\nb")) == 2
+    assert capsys.readouterr().err == "error: \\x1b[2Ja\\nb\n"
     assert exit_status(fail, KeyboardInterrupt()) == 130
     for bug in (ZeroDivisionError(), RuntimeError("shapes do not fit")):
         with pytest.raises(type(bug)):
@@ -88,6 +90,32 @@ def test_a_run_folder_is_made_once(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be created: Not a directory"):
         new_run_folder(str(tmp_path / "file"), "a")
+
+
+def test_run_folders_without_a_typed_name_are_numbered(tmp_path):
+    made = [new_run_folder(str(tmp_path / "runs"), "a", number=1).name for _ in range(3)]
+    assert made == ["a", "a-2", "a-3"]
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be created"):
+        new_run_folder(str(tmp_path / "file"), "a", number=1)
+
+
+def test_whoever_locks_a_folder_removes_what_killed_writes_left(tmp_path):
+    names = {".a.pth.5.tmp", ".b.json.77.tmp", ".c.tmp", "a.5.tmp", ".lock"}
+    for name in names:
+        (tmp_path / name).write_text("text")
+    with locked(tmp_path, ".a.pth.lock"):
+        assert {path.name for path in tmp_path.iterdir()} == names - {".a.pth.5.tmp"} | {".a.pth.lock"}
+    with locked(tmp_path):
+        assert {path.name for path in tmp_path.iterdir()} == {".c.tmp", "a.5.tmp", ".lock", ".a.pth.lock"}
+    assert (tmp_path / ".lock").read_text() == "text"  # it may be a link to something else
+
+
+def test_a_stopped_write_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "fsync", lambda _: fail(KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        write_file(tmp_path / "a.pth", b"new")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_in_use_by_another_process_is_refused(tmp_path):
