@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from dataset import FaceData
-from errors import SHIPPED, UserError, write_file
+from errors import SHIPPED, UserError, locked, write_file
 from utils import Machine, write_checkpoint
 from val import Scores, evaluate
 from weights import load_weights, same_validation
@@ -19,28 +19,28 @@ def promote(run: Path, data: FaceData, *, machine: Machine, asked: bool = False)
     It is safe where both were trained on the same dataset with the same validation images, the run's did not begin
     with or learn from weights that may know these, it is no demo or --limit run, and it scores higher on them,
     deduplicated. The old file is kept in the run's folder as replaced_weights.pth (-2, -3... where that is taken).
-    Where the current folder has none, the run must beat the file beside the code, which stays. Raises UserError.
+    Where the current folder has none, the run must beat the file beside the code, which stays. From the comparison to
+    the replacement other runs wait. Raises UserError.
     """
     shipped = Path(SHIPPED)
     model, content = load_weights(run / "best.pth", machine=machine)
     state = {k: v.half() if v.is_floating_point() else v for k, v in content["state_dict"].items()}
     model.load_state_dict(state)
     ours = evaluate(model, data.split("val"), machine=machine)  # as shipped: in 16 bits a few answers may differ
-    before = stamp(shipped)
-    rival = shipped if before else CODE / shipped
-    kept, reason = (False, "as asked for") if asked else compare(content, ours, rival, data, machine=machine)
-    if kept:
-        return f"{rival if rival.exists() else shipped} is left as it is: {reason}"
-    if stamp(shipped) != before:  # another run was quicker: its weights are the ones to beat now
-        return promote(run, data, machine=machine, asked=asked)
-    if before:
-        numbered = (run / f"replaced_weights-{number}.pth" for number in count(2))
-        old = run / "replaced_weights.pth"
-        old = old if not old.exists() else next(path for path in numbered if not path.exists())
-        write_file(old, shipped.read_bytes())
-        reason += f"; the old file is kept as {old}"
-    write_checkpoint(shipped, content | {"state_dict": state, "metrics": ours.plain()})
-    done = "replaced" if before else "written"
+    with locked(shipped.parent, f".{SHIPPED}.lock", wait=True):
+        there = shipped.exists()
+        rival = shipped if there else CODE / shipped
+        kept, reason = (False, "as asked for") if asked else compare(content, ours, rival, data, machine=machine)
+        if kept:
+            return f"{rival if rival.exists() else shipped} is left as it is: {reason}"
+        if there:
+            numbered = (run / f"replaced_weights-{number}.pth" for number in count(2))
+            old = run / "replaced_weights.pth"
+            old = old if not old.exists() else next(path for path in numbered if not path.exists())
+            write_file(old, shipped.read_bytes())
+            reason += f"; the old file is kept as {old}"
+        write_checkpoint(shipped, content | {"state_dict": state, "metrics": ours.plain()})
+    done = "replaced" if there else "written"
     return f"{shipped} is {done}: {ours.deduplicated.accuracy:.4f} deduplicated, once rounded to 16 bits; {reason}"
 
 
@@ -64,8 +64,3 @@ def compare(
         return True, str(error)
     figures = f"the shipped weights reach {theirs:.4f} on these validation images deduplicated"
     return ours.deduplicated.accuracy <= theirs, f"{figures}, this run {ours.deduplicated.accuracy:.4f}"
-
-
-def stamp(path: Path) -> tuple[int, int] | None:
-    """What changes when the file `path` is replaced; None where there is none."""
-    return (path.stat().st_mtime_ns, path.stat().st_size) if path.exists() else None
