@@ -6,7 +6,7 @@
 
 The graph is hubconf.EmotionNet: "images" (B, 48, 48) uint8 to "probabilities" (B, 7) float32 and, where the network has
 them, "activation_maps" (B, 7, H, W) float32. The metadata has the class names, what the weight file says of itself, and
-the SHA-256 of that file, by which predict.py knows that both belong together.
+the SHA-256 of that file, by which predict.py knows that both belong together. The file ends in a checksum of itself.
 
 `--int8` writes NAME-int8.onnx, calibrated on training images and scored on validation ones. Needs onnx and onnxscript.
 """
@@ -60,7 +60,7 @@ def export(args: argparse.Namespace) -> int:
 
     from dataset import load
     from demo.faces import demo_faces
-    from predictor import run_onnx, session
+    from predictor import run_onnx, sealed, session
     from utils import pick_machine
     from val import forward
     from weights import load_weights
@@ -83,7 +83,7 @@ def export(args: argparse.Namespace) -> int:
     facts = {"classes": json.dumps(about["classes"]), "weights": json.dumps(about)}
     for name, value in (facts | {"sha256": hashlib.sha256(path.read_bytes()).hexdigest()}).items():
         graph.metadata_props.add(key=name, value=value)
-    write_file(out, graph.SerializeToString())
+    write_file(out, sealed(graph.SerializeToString()))
     print(f"{out} ({out.stat().st_size / 1e6:.1f} MB) holds the network of {path}")
     return 0
 

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 FACES = ("auto", "find", "whole")
 ENGINES = ("auto", "onnx", "torch")
 ONNX_BATCH = 64  # images that onnxruntime computes at a time
+# In protobuf: an entry of metadata_props (field 14) of 76 bytes, its key of 8 bytes, and the head of a value of 64
+SEAL = b"\x72\x4c\x0a\x08checksum\x12\x40"
 
 
 Look = list[tuple[Box | None, np.ndarray]]  # of each face: its box, and its pixels (48, 48) uint8
@@ -189,7 +191,10 @@ class OnnxEngine:
     device = "cpu"
 
     def __init__(self, path: Path, *, threads: int = 0, tta: str = "none") -> None:
-        self.session, self.tta = session(path.read_bytes(), threads=threads, name=str(path)), tta
+        model = path.read_bytes()
+        if model != sealed(model[: -len(SEAL) - 64]):
+            raise UserError(f"{path} is damaged, or not an ONNX model that export.py wrote: export the weights again")
+        self.session, self.tta = session(model, threads=threads, name=str(path)), tta
         facts = self.session.get_modelmeta().custom_metadata_map
         try:
             classes, self.content = json.loads(facts["classes"]), json.loads(facts["weights"])
@@ -215,6 +220,11 @@ class OnnxEngine:
         if not self.has_maps:
             raise UserError(f"{self.content['model']} has no class activation maps: use --engine torch")
         return run_onnx(self.session, pixels, output="activation_maps")
+
+
+def sealed(model: bytes) -> bytes:
+    """An ONNX `model` with one more entry of metadata, "checksum", the SHA-256 of all before it: protobuf allows it."""
+    return model + SEAL + hashlib.sha256(model).hexdigest().encode()
 
 
 def session(model: bytes, *, threads: int = 0, name: str = "the graph") -> "InferenceSession":

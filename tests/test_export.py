@@ -1,6 +1,7 @@
 """ONNX: the graph answers as PyTorch does, says whose it is, and a wrong file is refused."""
 
 import hashlib
+import random
 import shutil
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from dataset import load
 from demo.faces import demo_faces
 from errors import UserError
 from helpers import REPO, faces, write_folders
-from predictor import OnnxEngine, TorchEngine
+from predictor import OnnxEngine, TorchEngine, sealed
 
 SHIPPED = REPO / "final_weights_new.pth"
 
@@ -110,9 +111,25 @@ def test_a_file_that_is_damaged_or_of_another_project_is_refused(exported, tmp_p
     for name, content, message in (
         ("half", whole[: len(whole) // 2], "is damaged, or not an ONNX model"),
         ("text", b"hello", "is damaged, or not an ONNX model"),
-        ("other", other.SerializeToString(), "was not written by export.py"),
-        ("classes", classes.SerializeToString(), "gives the classes"),
+        ("empty", b"", "is damaged, or not an ONNX model"),
+        ("unsealed", whole[:-78], "is damaged, or not an ONNX model"),
+        ("noise", sealed(b"hello"), "is damaged, or not an ONNX model"),
+        ("other", sealed(other.SerializeToString()), "was not written by export.py"),
+        ("classes", sealed(classes.SerializeToString()), "gives the classes"),
     ):
         (tmp_path / f"{name}.onnx").write_bytes(content)
         with pytest.raises(UserError, match=rf"{name}.onnx {message}"):
             OnnxEngine(tmp_path / f"{name}.onnx")
+
+
+def test_no_flipped_bit_is_used_and_any_library_reads_the_file(exported, tmp_path):
+    whole, path = exported[1].read_bytes(), tmp_path / "flipped.onnx"
+    flips = random.Random(0)
+    for at in [*(flips.randrange(len(whole)) for _ in range(30)), *range(len(whole) - 78, len(whole), 7)]:
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << flips.randrange(8)]) + whole[at + 1 :])
+        with pytest.raises(UserError, match="is damaged"):
+            OnnxEngine(path)
+    model = onnx.load(exported[1])
+    onnx.checker.check_model(model)
+    assert model.metadata_props[-1].key == "checksum"
+    assert model.metadata_props[-1].value == hashlib.sha256(whole[:-78]).hexdigest()
