@@ -6,9 +6,18 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from config import CLASSES
+from errors import plain
 
 ANSWERED_RIGHT = 0.8  # of the images whose answer is given; the others are "not sure"
 ECE_BINS = 15  # arXiv 1706.04599
+# What scripts use of a weight file, by example for `fits`; older files lack what ends in "?"
+FIGURES = {"accuracy": 0.0, "count": 0}
+DATASET = {"name?": "", "source": "", "fingerprint": "", "demo": False, "limit": 0, "train": [0]}
+EXAMPLE = {
+    **{"model": "", "arguments": {}, "state_dict": {}, "config": {"limit": 0, "val_fraction?": 0.1}},
+    **{"metrics": {"official": FIGURES, "deduplicated": FIGURES}, "dataset": DATASET},
+    **dict.fromkeys(("temperature?", "threshold?", "coverage?"), 1.0),
+}
 
 
 class Metrics(NamedTuple):
@@ -101,6 +110,20 @@ def table(metrics: Metrics) -> list[str]:
     return lines
 
 
+def fits(value: Any, example: Any) -> bool:
+    """Whether `value` has the keys and types of `example`; lists are of any length, and numbers are finite."""
+    if isinstance(example, dict):
+        keys = {name.rstrip("?"): name for name in example}
+        return isinstance(value, dict) and all(
+            fits(value[key], example[name]) if key in value else key != name for key, name in keys.items()
+        )
+    if isinstance(example, list):
+        return isinstance(value, list) and all(fits(each, example[0]) for each in value)
+    if isinstance(example, float):
+        return type(value) in (int, float) and abs(value) < 1e15
+    return type(value) is type(example)
+
+
 def describe(path: Path, content: dict[str, Any], *, tta: str = "none") -> str:
     """One line: file, network, dataset and validation accuracy, by a weight file's `content`, and `tta` if used."""
     scores, data = content["metrics"], content["dataset"]
@@ -108,7 +131,7 @@ def describe(path: Path, content: dict[str, Any], *, tta: str = "none") -> str:
     part = f", {sum(data['train'])} images of it" if data["limit"] else ""
     official, deduplicated = scores["official"], scores["deduplicated"]
     second = f" ({deduplicated['accuracy']:.4f} deduplicated)" if deduplicated["count"] != official["count"] else ""
-    return (
+    return plain(
         f"weights {path}: {content['model']}, trained on {'rendered faces' if data['demo'] else name}{part}"
         f"{' with FER+ votes' if data.get('votes') else ''}, validation accuracy {official['accuracy']:.4f}{second}"
         + ("" if tta == "none" else f"; test-time augmentation: {tta}")

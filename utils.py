@@ -1,11 +1,14 @@
 """What everything that computes needs: device, precision and memory; seeds; files of weights."""
 
 import ctypes
+import hashlib
 import io
+import json
 import os
 import pickle
 import platform
 import random
+import struct
 import zipfile
 import zlib
 from pathlib import Path
@@ -15,9 +18,16 @@ import numpy as np
 import torch
 
 from config import CLASSES
-from errors import UserError, counted, cpu_quota, quoted, write_file
+from errors import UserError, counted, cpu_quota, open_file, quoted, write_file
+from metrics import EXAMPLE, fits
 
 FORMAT = 1  # of weight files; raised when their keys change meaning
+TENSORS = ("state_dict", "optimizer", "scheduler", "scaler", "ema")  # the keys under which there may be tensors
+# What zipfile, torch and json raise for what is no weight file
+DAMAGE = (
+    *(ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, OSError, RuntimeError, TypeError),
+    *(ValueError, pickle.UnpicklingError, struct.error, zipfile.BadZipFile, zlib.error),
+)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -139,29 +149,50 @@ def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
     """Write plain types and tensors so that `read_checkpoint` returns them. Raises UserError."""
     buffer = io.BytesIO()
     torch.save({"format": FORMAT, "classes": list(CLASSES), "versions": versions(), **content}, buffer)
+    with zipfile.ZipFile(buffer) as archive:
+        comment = seal(archive)
+    buffer.seek(-2, io.SEEK_END)  # where a zip has the length of its comment, 0 until now
+    buffer.write(struct.pack("<H", len(comment)) + comment)
     write_file(path, buffer.getvalue())
+
+
+def seal(archive: zipfile.ZipFile) -> bytes:
+    """64 hex digits over the names, sizes and checksums in a zip: a file with this comment is as we wrote it."""
+    entries = [(entry.filename, entry.file_size, entry.CRC) for entry in archive.infolist()]
+    return hashlib.sha256(repr(entries).encode()).hexdigest().encode()
 
 
 def read_checkpoint(path: Path, needed: tuple[str, ...] = ("model", "state_dict")) -> dict[str, Any]:
     """What `write_checkpoint` wrote, on the CPU; its checksums are verified, and no code in the file is run.
 
-    Raises UserError if the file is missing, damaged, a pickle with code, of another format or class order, or lacks a
-    `needed` key.
+    Raises UserError if the file is missing, damaged, a pickle with code, larger in memory than on disk, of other types
+    than EXAMPLE, of another format or class order, or lacks a `needed` key; and for a last.pth that others changed.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
-            if archive.testzip():  # torch does not look at the checksums
-                raise zipfile.BadZipFile
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        opened = open_file(path)
     except OSError as error:
-        raise UserError(
-            f"{path}: {error.strerror}; train one with `python interface.py`, or name another file"
-        ) from error
-    except (pickle.UnpicklingError, zipfile.BadZipFile, zlib.error, RuntimeError, ValueError, EOFError) as error:
-        raise UserError(
-            f"{path} is refused: it is damaged, or not a weight file of this project (loading others could run code); "
-            f"copy or train it again"
-        ) from error
+        problem = f"{path}: {error.strerror}; train one with `python interface.py`, or name another file"
+        raise UserError(problem) from error
+    refused = UserError(
+        f"{path} is refused: it is damaged, or not a weight file of this project (loading others could run code); "
+        f"copy or train it again"
+    )
+    try:
+        with opened as file, zipfile.ZipFile(file) as archive:
+            size, entries = os.fstat(file.fileno()).st_size, archive.infolist()
+            packed = any(entry.compress_type for entry in entries) or sum(entry.file_size for entry in entries) > size
+            if packed or archive.testzip():  # torch does not look at the checksums
+                raise refused
+            file.seek(0)
+            content = torch.load(file, map_location="cpu", weights_only=True)
+        sizes = []
+        json.dumps({name: value for name, value in content.items() if name not in TENSORS})  # it raises for tensors
+        json.dumps(content, default=lambda value: sizes.append(dense_size(value)))
+        changed = archive.comment != seal(archive) and (archive.comment or "progress" in content)
+        if changed or sum(sizes) > size:  # tensors that repeat, or claim, what the file does not hold
+            raise refused
+    except DAMAGE as error:
+        raise refused from error
     if "progress" in content and "model" in needed:
         raise UserError(
             f"{path} is the state of a run, to continue with --resume {quoted(path.parent)}; its best weights are in "
@@ -170,12 +201,21 @@ def read_checkpoint(path: Path, needed: tuple[str, ...] = ("model", "state_dict"
     if lacking := [key for key in ("format", "classes", *needed) if key not in content]:
         raise UserError(f"{path} is not a weight file of this version of the project: it lacks {', '.join(lacking)}")
     if content["format"] != FORMAT:
-        raise UserError(f"{path} has format {content['format']}, this code reads {FORMAT}: train it again")
+        raise UserError(f"{path} has format {content['format']!r}, this code reads {FORMAT}: train it again")
     if content["classes"] != list(CLASSES):
         raise UserError(
             f"{path} was trained on the classes {content['classes']}, in that order; this code predicts {list(CLASSES)}"
         )
     metrics = content.get("metrics")
-    if metrics and "unseen" in metrics:  # the name of older files
+    if isinstance(metrics, dict) and "unseen" in metrics:  # the name of older files
         metrics["deduplicated"] = metrics.pop("unseen")
+    if not fits(content, {name: each for name, each in EXAMPLE.items() if name.rstrip("?") in content}):
+        raise refused
     return content
+
+
+def dense_size(value: Any) -> int:
+    """The bytes of a tensor in memory. Raises TypeError for anything else, and for one that is not dense."""
+    if not isinstance(value, torch.Tensor) or value.layout != torch.strided or value.device.type != "cpu":
+        raise TypeError
+    return value.numel() * value.element_size()

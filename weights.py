@@ -65,7 +65,7 @@ def load_weights(path: Path, *, machine: Machine) -> tuple[FaceNet, dict[str, An
     )
     if content["preprocessing"] != PREPROCESSING:
         raise UserError(
-            f"{path} expects other input ({content['preprocessing']}) than this code makes "
+            f"{path} expects other input ({content['preprocessing']!r}) than this code makes "
             f"({PREPROCESSING}); use the version of the code it was trained with"
         )
     try:
@@ -74,10 +74,10 @@ def load_weights(path: Path, *, machine: Machine) -> tuple[FaceNet, dict[str, An
         dtypes = {name: value.dtype for name, value in model.state_dict().items()}
         state = {name: value.to(dtypes.get(name, value.dtype)) for name, value in content["state_dict"].items()}
         model.load_state_dict(state, assign=True)
-    except (ValueError, TypeError, LookupError, RuntimeError) as error:
-        raise UserError(
-            f"{path} does not fit the network {content['model']!r} of this code: {str(error).splitlines()[0]}"
-        ) from error
+        Config(val_fraction=content["config"].get("val_fraction", Config().val_fraction))  # `test.py` samples by it
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"{path} does not fit the network {content['model']!r} of this code: {reason}") from error
     model.temperature = content.get("temperature", 1.0)  # older files have none
     return model.eval().to(machine.device, memory_format=machine.layout), content
 

@@ -270,7 +270,7 @@ def test_a_run_on_other_data_or_a_part_of_it_leaves_the_shipped_weights_and_read
     cwd, out = first
     assert "final_weights_new.pth is left as it is: it was trained on another dataset" in out
     teacher, files, load = cwd / "runs" / "first" / "best.pth", [], torch.load
-    monkeypatch.setattr(torch, "load", lambda file, **named: files.append(str(file)) or load(file, **named))
+    monkeypatch.setattr(torch, "load", lambda file, **named: files.append(str(file.name)) or load(file, **named))
     out = trained(cwd, *QUICK, "--epochs", 1, "--limit", 28, "--run", "limited", "--teachers", teacher)
     assert "is left as it is: the run was made with --limit 28" in out
     assert not (cwd / "final_weights_new.pth").exists() and files.count(str(teacher)) == 1

@@ -26,7 +26,7 @@ from training import state
 from training.augment import sample_epoch
 from training.distill import load_teachers
 from training.state import Trainer, check_resume, has_ended, read_history, read_last
-from utils import pick_machine, read_checkpoint, seed_everything
+from utils import pick_machine, read_checkpoint, seed_everything, write_checkpoint
 from val import Scores
 from weights import load_weights
 
@@ -338,8 +338,25 @@ def test_a_run_at_its_end_trains_nothing_and_one_of_other_code_is_refused(run_fi
         group["fused"] = not group["fused"]
     trainer.restore(content)
     assert [group["fused"] for group in trainer.optimizer.param_groups] == [own] * 2
-    torch.save(content | {"config": content["config"] | {"momentum": 0.9}}, tmp_path / "run" / "last.pth")
+    write_checkpoint(tmp_path / "run" / "last.pth", content | {"config": content["config"] | {"momentum": 0.9}})
     with pytest.raises(UserError, match=r"does not fit this version of the code: .* unknown momentum"):
+        read_last(tmp_path / "run")
+    torch.save(content, tmp_path / "run" / "last.pth")
+    with pytest.raises(UserError, match=r"last\.pth is refused"):  # only the code itself writes one
+        read_last(tmp_path / "run")
+
+
+ROWS = ("[]", '"a"', "{}", '{"epoch": 1, "best": true}', "[" * 99_999, "{", "1e999", "\x1b[2J")
+
+
+@pytest.mark.parametrize("row", ROWS, ids=range(len(ROWS)))
+def test_figures_of_another_form_are_refused(run_fit, tmp_path, row):
+    run_fit("run", epochs=1)
+    with open(tmp_path / "run" / "metrics.jsonl", "a") as file:
+        file.write(row)
+    (tmp_path / "run" / "last.pth").unlink()
+    (tmp_path / "run" / "config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"metrics\.jsonl cannot be read .*: the run's figures are lost"):
         read_last(tmp_path / "run")
 
 

@@ -4,13 +4,15 @@ import os
 import pickle
 import random
 import zipfile
+from collections import OrderedDict
 
 import numpy as np
 import pytest
 import torch
 
 import utils
-from errors import UserError
+from config import CLASSES
+from errors import UserError, exit_status
 from utils import Machine, channels_last, pick_machine, read_checkpoint, seed_everything, write_checkpoint
 
 # --- Weight files ---
@@ -37,6 +39,139 @@ def test_a_checkpoint_that_is_truncated_or_changed_on_the_way_is_refused(good, s
     good.write_bytes(data[: int(len(data) * share)])
     with pytest.raises(UserError, match=r"a\.pth is refused: it is damaged"):
         read_checkpoint(good)
+
+
+def same(first, second):
+    """Whether two contents are equal, tensors too."""
+    if isinstance(first, dict):
+        return first.keys() == second.keys() and all(same(first[key], second[key]) for key in first)
+    return torch.equal(first, second) if isinstance(first, torch.Tensor) else first == second
+
+
+def test_no_flipped_bit_changes_what_is_read(good):
+    data, whole, flips, refused = good.read_bytes(), read_checkpoint(good), random.Random(0), 0
+    for _ in range(300):
+        at = flips.randrange(len(data))
+        good.write_bytes(data[:at] + bytes([data[at] ^ 1 << flips.randrange(8)]) + data[at + 1 :])
+        try:
+            assert same(read_checkpoint(good), whole), at
+        except UserError as error:
+            assert "is refused" in str(error)
+            refused += 1
+    assert refused > 150  # the others are in dates and padding
+
+
+def test_of_a_run_in_progress_only_what_was_written_here_is_read(good):
+    content = torch.load(good, weights_only=True)
+    torch.save(content, good)
+    assert same(read_checkpoint(good), content)
+    write_checkpoint(good, content | {"progress": {}})
+    assert read_checkpoint(good, ("progress",))["progress"] == {}
+    torch.save(content | {"progress": {}}, good)
+    with pytest.raises(UserError, match=r"a\.pth is refused"):
+        read_checkpoint(good, ("progress",))
+
+
+LARGE = 3 * 10**9  # numbers
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.zeros(1).expand(LARGE),
+        torch.zeros(1, device="meta").expand(LARGE),
+        torch.zeros(3, 4).to_sparse(),
+        torch.zeros(3, device="meta"),
+    ],
+    ids=["repeated", "large and empty", "sparse", "empty"],
+)
+def test_tensors_that_are_not_in_the_file_are_refused(tmp_path, tensor):
+    state = {"a": tensor, "b": torch.zeros(3)}
+    torch.save({**GOOD, "format": 1, "classes": list(CLASSES), "state_dict": state}, tmp_path / "a.pth")
+    with pytest.raises(UserError, match=r"a\.pth is refused"):
+        read_checkpoint(tmp_path / "a.pth")
+
+
+def test_a_storage_smaller_than_its_tensor_is_refused(good, tmp_path):
+    """The tensor claims 2**28 numbers, the file has 300."""
+    with zipfile.ZipFile(good) as archive, zipfile.ZipFile(tmp_path / "b.pth", "w") as other:
+        for entry in archive.infolist():
+            data = archive.read(entry)
+            if entry.filename.endswith("data.pkl"):
+                assert data.count(b"M,\x01") == 2  # 300: of the storage, and of the tensor
+                data = data.replace(b"M,\x01", b"J\0\0\0\x10")
+            other.writestr(entry.filename, data)
+    with pytest.raises(UserError, match=r"b\.pth is refused"):
+        read_checkpoint(tmp_path / "b.pth")
+
+
+def test_a_checkpoint_that_is_compressed_is_refused(good, tmp_path):
+    with zipfile.ZipFile(good) as archive, zipfile.ZipFile(tmp_path / "b.pth", "w", zipfile.ZIP_DEFLATED) as other:
+        for entry in archive.infolist():
+            other.writestr(entry.filename, archive.read(entry))
+    with pytest.raises(UserError, match=r"b\.pth is refused"):
+        read_checkpoint(tmp_path / "b.pth")
+
+
+DATASET = {"source": "a.zip", "fingerprint": "0", "demo": False, "limit": 0, "train": [1, 2]}
+FIGURES = {"accuracy": 0.5, "count": 7}
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"model": 3},
+        {"model": torch.zeros(3)},
+        {"preprocessing": {"size": torch.zeros(3)}},
+        {"arguments": [1]},
+        {"state_dict": []},
+        {"temperature": "1.0"},
+        {"threshold": None},
+        {"temperature": float("nan")},
+        {"coverage": 10**400},
+        {"config": {}},
+        {"config": {"limit": "0"}},
+        {"config": {"limit": 0, "val_fraction": []}},
+        {"metrics": []},
+        {"metrics": {"official": FIGURES}},
+        {"metrics": {"official": FIGURES, "deduplicated": {"accuracy": "high", "count": 7}}},
+        {"dataset": DATASET | {"name": 7}},
+        {"dataset": DATASET | {"demo": 0}},
+        {"dataset": DATASET | {"train": [1, "2"]}},
+        {"dataset": DATASET | {"source": {"a": 1}}},
+        {"made_on": {(1, 2)}},
+        {"made_on": {(1, 2): 3}},
+        {"versions": 10**5000},
+    ],
+)
+def test_other_types_than_expected_are_refused(tmp_path, values):
+    sound = {"metrics": {"official": FIGURES, "unseen": FIGURES}, "dataset": DATASET, "config": {"limit": 0}}
+    write_checkpoint(tmp_path / "a.pth", {**GOOD, **sound, "temperature": 1})
+    assert read_checkpoint(tmp_path / "a.pth")["metrics"]["deduplicated"] == FIGURES
+    write_checkpoint(tmp_path / "a.pth", {**GOOD, **sound, **values})
+    with pytest.raises(UserError, match=r"a\.pth is refused"):
+        read_checkpoint(tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize("content", [[1], "text", torch.zeros(3), OrderedDict()], ids=type)
+def test_a_file_that_holds_something_else_is_refused(tmp_path, content):
+    torch.save(content, tmp_path / "a.pth")
+    with pytest.raises(UserError, match=r"a\.pth is (refused|not a weight file)"):
+        read_checkpoint(tmp_path / "a.pth")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with a name")
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.pth")
+    with pytest.raises(UserError, match=r"a\.pth: it is not a regular file.*name another file"):
+        read_checkpoint(tmp_path / "a.pth")
+
+
+def test_text_of_a_file_is_printed_in_one_line(tmp_path, capsys):
+    write_checkpoint(tmp_path / "a.pth", {**GOOD, "format": "\x1b[2J\n9"})
+    assert exit_status(read_checkpoint, tmp_path / "a.pth") == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "\x1b" not in error
 
 
 def test_a_checkpoint_whose_entries_claim_to_be_compressed_is_refused(good):

@@ -1,3 +1,4 @@
+import os
 from dataclasses import replace
 
 import pytest
@@ -43,6 +44,8 @@ def test_weights_come_back_with_what_is_needed_to_use_them(data, tmp_path):
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in loaded.state_dict().items())
     line = describe(tmp_path / "run" / "best.pth", content)
     assert f"{NAME}, trained on archive, validation accuracy {scores.official.accuracy:.4f}" in line
+    content["dataset"]["name"] = "\x1b[2J\n"
+    assert "trained on \\x1b[2J\\n, validation" in describe(tmp_path / "run" / "best.pth", content)
 
 
 def change(path, **values):
@@ -59,6 +62,12 @@ def change(path, **values):
         ({"arguments": {"num_classes": 8}}, "does not fit the network"),
         ({"preprocessing": {"size": 44}}, "expects other input"),
         ({"classes": ["angry", "happy"]}, "was trained on the classes"),
+        ({"arguments": {"dropout": None}}, "does not fit the network"),
+        ({"arguments": {"width": 1e308}, "model": "EmotionResNet-nano"}, "does not fit the network"),
+        ({"state_dict": {"a": torch.zeros(3)}}, "does not fit the network"),
+        ({"state_dict": {"a": [1.0]}}, "does not fit the network"),
+        ({"state_dict": {3: None}}, "does not fit the network"),
+        ({"config": {"limit": 0, "val_fraction": 7.0}}, "does not fit the network"),
     ],
 )
 def test_weights_that_do_not_fit_are_refused(data, tmp_path, values, message):
@@ -78,6 +87,16 @@ def test_weights_are_looked_for_here_and_then_beside_the_code(tmp_path, monkeypa
     assert find_weights("a.pth") == tmp_path / "code" / "a.pth"
     (tmp_path / "a.pth").write_bytes(b"")
     assert str(find_weights("a.pth")) == "a.pth"
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with a name")
+@pytest.mark.parametrize("name", ["a.pth", "a.onnx"])
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(UserError, match=rf"{name}: no file, .*name another: --weights FILE"):
+        find_weights(str(tmp_path / name))
+    with pytest.raises(UserError, match="no file, and no run's folder"):
+        find_weights(str(tmp_path))
 
 
 # --- Temperature ---

@@ -14,8 +14,9 @@ from torch import nn
 from cli import current_names, from_dict, read_config
 from config import Config
 from dataset import FaceData
-from errors import UserError, quoted, write_file
+from errors import UserError, plain, quoted, sweep, write_file
 from losses import make_loss
+from metrics import fits
 from model import FaceNet
 from ranks import Ranks
 from training.batches import TrainingImages
@@ -152,8 +153,7 @@ class Trainer:
             self.progress.made_on.append(here)
         self.network = distributed(self.model, self.ranks)
         if self.ranks.first:
-            for stray in self.run.glob(".*.tmp"):
-                stray.unlink()  # of a write that was killed
+            sweep(self.run)
         self.save()
 
     def sync_ranks(self) -> None:
@@ -194,21 +194,24 @@ def describe_machine(machine: Machine, ranks: Ranks) -> str:
 
 NEEDED = ("config", "fingerprint", "targets", "progress", "state_dict", "optimizer", "scheduler")  # in every last.pth
 RESULTS = ("best.pth", "metrics.jsonl")  # written after the first last.pth
+CURVES = ("epoch?", "lr?", "train_loss?", "train_accuracy?", "val_loss?", "val_accuracy?", "val_accuracy_deduplicated?")
+ROW = {"best": True, "seconds": 1.0, **dict.fromkeys(CURVES, 1.0)}  # what is used of a row of metrics.jsonl, for `fits`
 
 
 def read_last(run: Path, flags: dict[str, Any] | None = None) -> tuple[Config, dict[str, Any] | None]:
     """The Config of a run, with `flags` over it, and the content of its last.pth.
 
-    The content is None for a run that was killed before its first last.pth, and for one that `has_ended`. Raises
-    UserError where the folder holds no run, one of another version, or one whose last.pth was removed too early.
+    Of places that are written to, the run's own `cache` is not taken: a run may come from anybody. The content is None
+    for a run that was killed before its first last.pth, and for one that `has_ended`. Raises UserError where the folder
+    holds no run, one of another version, or one whose last.pth was removed too early.
     """
-    path, content = run / "last.pth", None
+    path, places = run / "last.pth", {"cache": Config().cache, **(flags or {})}
     try:
         if path.exists():
             content = read_checkpoint(path, NEEDED)
             values, notes = current_names(content["config"], str(path))
             print("\n".join(notes), end="\n" if notes else "")
-            return from_dict(values | (flags or {}), str(path)), content
+            return from_dict(values | places, str(path)), content
         there = [name for name in RESULTS if (run / name).exists()]
         if there and not has_ended(run):
             raise UserError(
@@ -217,7 +220,7 @@ def read_last(run: Path, flags: dict[str, Any] | None = None) -> tuple[Config, d
             )
         path = run / "config.json"
         if path.exists():
-            return from_dict(read_config(str(path)) | (flags or {}), str(path)), None
+            return from_dict(read_config(str(path)) | places, str(path)), None
     except ValueError as error:
         raise UserError(f"{path} does not fit this version of the code: {error}; start a new run") from error
     raise UserError(f"{run} holds no run to go on with; --resume takes a run's folder, such as runs/NAME")
@@ -227,9 +230,12 @@ def read_history(run: Path) -> list[dict[str, Any]]:
     """The rows of a run's metrics.jsonl, one per epoch. Raises UserError."""
     path = run / "metrics.jsonl"
     try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError) as error:
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        if not fits(rows, [ROW]):
+            raise ValueError("its rows are not those of epochs")
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read ({error}): the run's figures are lost") from error
+    return rows
 
 
 def has_ended(run: Path) -> bool:
@@ -243,7 +249,7 @@ def has_ended(run: Path) -> bool:
 def final_progress(run: Path) -> Progress:
     """What metrics.jsonl knows of the Progress of a run that `has_ended`. Raises UserError."""
     history = read_history(run)
-    best = max((row["epoch"] for row in history if row["best"]), default=0)
+    best = max((epoch for epoch, row in enumerate(history, 1) if row["best"]), default=0)
     return Progress(epoch=len(history), stale=len(history) - best, history=history)
 
 
@@ -272,6 +278,6 @@ def check_resume(
     places = dict.fromkeys(f"{each['machine']} with torch {each['versions']['torch']}" for each in made_on)
     if others := [place for place in places if place != here]:
         print(
-            f"note: the run was trained on {' and on '.join(others)}, this is {here}: "
+            f"note: the run was trained on {plain(' and on '.join(others))}, this is {here}: "
             f"its weights are not bit for bit those of a run on one machine"
         )
