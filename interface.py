@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from cli import Parser, add_flags, combine, differences, nonempty
 from config import MACHINE_FIELDS, RECIPES, Config
-from errors import check_unused, counted, exit_status, locked, new_run_folder, quoted, run_folder, write_json
+from errors import check_unused, counted, exit_status, locked, new_run_folder, plain, quoted, run_folder, write_json
 from metrics import ANSWERED_RIGHT, describe
 from ranks import Ranks, joined
 
@@ -111,7 +111,7 @@ def prepare(args: argparse.Namespace, name: str, ranks: Ranks, locks: ExitStack)
             locks.enter_context(locked(run))
         config, last = read_last(run, args.flags)
         ended = has_ended(run)
-    elif ranks.first:
+    elif ranks.first and args.config.run:
         check_unused(run)
     machine = pick_machine(config.device, config.precision, config.threads)
     ranks.check(machine.device.type)
@@ -131,13 +131,17 @@ def prepare(args: argparse.Namespace, name: str, ranks: Ranks, locks: ExitStack)
         check_fingerprint(read_checkpoint(run / "best.pth", ("dataset",))["dataset"]["fingerprint"], data)
         print(f"{run} has ended: it is reported again. {longer(run)}")
     check_run(model, data, config, ranks)
-    changed = ", ".join(f"{key} {value}" for key, value in differences(config).items()) or "nothing"
-    print(f"{config.model}, {count_params(model):,} parameters; run {run}; differs from config.py: {changed}")
     if config.pretrained and fresh:
         path, content = load_pretrained(model, config, machine=machine)
         leakage = leakage_notes(path, content, data, config.val_fraction)
         print("\n".join([f"begins with {describe(path, content)}", *leakage]))
     trainer = Trainer(model, data, config, run=run, machine=machine, ranks=ranks, teachers=teachers, leakage=leakage)
+    if not args.resume and ranks.first:  # only now, so that what is refused leaves no folder
+        trainer.run = new_run_folder(config.runs, name, number=int(not args.config.run))
+        locks.enter_context(locked(trainer.run))
+        write_json(trainer.run / "config.json", asdict(config))
+    changed = plain(", ".join(f"{key} {value}" for key, value in differences(config).items()) or "nothing")
+    print(f"{config.model}, {count_params(model):,} parameters; run {trainer.run}; differs from config.py: {changed}")
     both = "; val is official / deduplicated" if data.split("val").copies.any() else ""
     print(
         f"loss is {trainer.loss_name}, in nats per image; train is the mean over an epoch's batches, with augmentation "
@@ -148,10 +152,6 @@ def prepare(args: argparse.Namespace, name: str, ranks: Ranks, locks: ExitStack)
         print(f"goes on in epoch {trainer.progress.epoch + 1}, after {trainer.progress.step} of {trainer.steps} steps")
     if ended:
         trainer.progress = final_progress(run)
-    if not args.resume and ranks.first:  # only now, so that what is refused leaves no folder
-        new_run_folder(config.runs, name)
-        write_json(run / "config.json", asdict(config))
-        locks.enter_context(locked(run))
     return trainer
 
 

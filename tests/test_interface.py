@@ -285,6 +285,24 @@ def test_a_run_from_anothers_config_is_the_same_and_what_makes_it_longer_is_name
     assert "begins with weights runs/first/best.pth" in out and "epoch   3/3" in out
 
 
+def test_two_runs_without_a_name_begin_in_the_same_second(cwd, monkeypatch):
+    monkeypatch.setattr(interface.time, "strftime", lambda _: "now")
+    for name in ("nano-now", "nano-now-2"):
+        assert f"predict.py PHOTO --weights runs/EmotionResNet-{name}\n" in trained(cwd, *QUICK, "--epochs", 1)
+    assert (cwd / "runs" / "EmotionResNet-nano-now-2" / "best.pth").exists()
+
+
+def test_resume_writes_into_no_place_that_only_the_run_names(cwd, tmp_path):
+    copy = shutil.copytree(cwd / "runs" / "first", tmp_path / "runs" / "copy")
+    config = json.loads((copy / "config.json").read_text())
+    config |= {"cache": str(tmp_path / "elsewhere"), "runs": str(tmp_path / "other"), "data": str(cwd / "archive")}
+    (copy / "config.json").write_text(json.dumps(config))
+    trained(tmp_path, "--resume", copy)
+    assert not (tmp_path / "elsewhere").exists() and not (tmp_path / "other").exists()
+    trained(tmp_path, "--resume", copy, "--cache", tmp_path / "typed")
+    assert (tmp_path / "typed").exists()
+
+
 def test_resume_refuses_other_data_other_settings_and_a_run_in_use(cwd, tmp_path):
     other = write_folders(tmp_path / "other", train=42, val=14, test=0)
     assert "name the run's dataset with --data" in refused(cwd, "--resume", "runs/first", "--data", other)
