@@ -474,7 +474,7 @@ def test_a_teacher_of_no_use_is_refused(run_fit, teacher, place):
     for named, message in {
         "nowhere.pth": r"nowhere.pth: no such weight file; .*, or name another: --teachers FILE",
         " , ": "--teachers ' , ' names no weight file",
-        str(place): "Is a directory",
+        str(place): "no file, and no run's folder",
     }.items():
         with pytest.raises(UserError, match=message):
             run_fit("run", teachers=named)
