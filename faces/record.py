@@ -99,7 +99,7 @@ class Film:
                 for packet in packets[0]:
                     out.mux(packet)
                 return
-            with self.av.open(reader.source) as source:
+            with self.av.open(reader.source, metadata_errors="replace") as source:
                 packets.append(self._sound(source, source.streams.audio[0], out, reader.start))
                 for packet in heapq.merge(*packets, key=lambda packet: packet.dts * packet.time_base):
                     out.mux(packet)

@@ -123,7 +123,7 @@ class Reader:
 
     def _open(self, format: str) -> "av.container.InputContainer":
         try:
-            return self.av.open(self.source, format=format or None)
+            return self.av.open(self.source, format=format or None, metadata_errors="replace")
         except self.av.error.FFmpegError as error:
             if isinstance(error, self.av.error.InvalidDataError):
                 raise UserError(f"{self.source}: no video, or damaged from its beginning") from error
@@ -137,6 +137,8 @@ class Reader:
                 if self._stopped.is_set():
                     return
             self._put(pictures, None)
+        except self.av.error.FFmpegError as error:
+            self._put(pictures, UserError(f"{self.source}: it cannot be decoded ({error.strerror})"))
         except BaseException as error:  # raised again by the reading thread
             self._put(pictures, error)
 

@@ -192,10 +192,15 @@ class _Zip:
 
     def __init__(self, path: Path) -> None:
         try:
-            self.archive = zipfile.ZipFile(open_file(path))
+            file = open_file(path)
+            self.archive = zipfile.ZipFile(file)
+            infos = self.archive.infolist()
+            file.seek(max(0, path.stat().st_size - 2**16 - 22))
+            count = file.read().rpartition(b"PK\5\6")[2][6:8]  # up to 65,534
+            if len(infos) < 2**16 - 1 and len(infos) != int.from_bytes(count, "little"):
+                raise zipfile.BadZipFile("it has another number of entries than it says")
         except DAMAGE as error:
             raise UserError(f"{path}: truncated or not a zip ({error}). Download it again.") from error
-        infos = self.archive.infolist()
         total = sum(info.file_size for info in infos)
         if len(infos) > MAX_ENTRIES or total > MAX_TOTAL:
             limits = f"{MAX_ENTRIES} entries or {MAX_TOTAL} bytes uncompressed"

@@ -279,6 +279,15 @@ def test_a_zip_that_is_truncated_or_none(tmp_path):
         assert re.search(r"a\.zip: truncated or not a zip \(.*\)\. Download it again\.$", refused(path))
 
 
+def test_an_entry_that_is_gone_from_the_list_of_a_zip_is_damage(tmp_path):
+    path = write_zip(tmp_path / "a.zip", {f"happy/{number}.png": b"" for number in range(9)})
+    data = path.read_bytes()
+    at = data.rindex(b"PK\1\2", 0, data.rindex(b"PK\1\2"))
+    size = data.rindex(b"PK\1\2") - at  # the last but one takes the last into its name
+    path.write_bytes(data[: at + 28] + struct.pack("<H", 11 + size) + data[at + 30 :])
+    assert "another number of entries" in refused(path)
+
+
 @pytest.mark.parametrize("name", ["../../evil.png", "/etc/evil.png", "C:\\evil.png", "train\\..\\..\\evil.png"])
 def test_names_that_lead_out_of_the_zip(tmp_path, name):
     source = open_dataset(write_zip(tmp_path / "a.zip", {**train_files(), name: PNGS[0]}))

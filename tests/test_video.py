@@ -323,6 +323,13 @@ def test_a_cut_off_stream_is_read_to_where_it_ends(tmp_path, go):
     assert 10 < len(rows(tmp_path / "out" / "a.csv")) < 70
 
 
+def test_what_cannot_be_decoded_is_skipped(tmp_path, go, clip):
+    data = Path(clip).read_bytes()
+    (tmp_path / "a.mp4").write_bytes(data.replace(b"avc1", b"zzzz"))
+    status, _, err = go(tmp_path / "a.mp4", "--out", tmp_path / "out")
+    assert status == 2 and "it cannot be decoded (Decoder not found)" in err
+
+
 def test_a_changing_size_is_brought_to_the_first(tmp_path, go):
     sizes = {"1.ts": STILL, "2.ts": [scene((320, 240, 360), size=(640, 480))]}
     parts = [write(tmp_path / name, still * 20, format="mpegts") for name, still in sizes.items()]
