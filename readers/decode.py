@@ -131,9 +131,9 @@ def _opened(source: bytes | Image.Image) -> Iterator[Image.Image]:
                 raise BadImage(f"{width}x{height} is too small ({MIN_SIDE}x{MIN_SIDE} at least)")
             if width * height > UNBOUNDED_PIXELS or image.format == "TIFF":
                 _check_pixels(image, source)
+            yield image
             if image.format == "PNG" and isinstance(source, bytes):
                 _check_chunks(source)
-            yield image
         if _libtiff.complaint:
             raise BadImage(f"damaged (libtiff: {_libtiff.complaint})")
     except UnidentifiedImageError as error:

@@ -157,5 +157,6 @@ def test_ctrl_c_while_a_script_is_imported_is_no_traceback(tmp_path, script):
     (tmp_path / "numpy.py").write_text("import signal; signal.raise_signal(signal.SIGINT)")
     command = [sys.executable, str(REPO / f"{script}.py")]
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+    begin = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}  # a shell's "&" ignores it
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60, **begin)
     assert (done.returncode, done.stderr) == (-signal.SIGINT, "stopped\n")
