@@ -41,7 +41,8 @@ def interrupted(kind: type[BaseException], error: BaseException, trace: Tracebac
         sys.__excepthook__(kind, error, trace)
 
 
-sys.excepthook = interrupted  # a script imports this module first: Ctrl-C may come while it imports others
+# A script imports this module first: Ctrl-C may come while it imports others. Other people's programs keep their hook.
+sys.excepthook = interrupted if Path(sys.argv[0]).resolve().parent == Path(__file__).parent else sys.excepthook
 
 
 class Parser(argparse.ArgumentParser):

@@ -364,9 +364,9 @@ def show(config: Config) -> int:
     """Print what `load` finds and write a sheet with ten faces of each class from train."""
     import plots  # late: only here
 
-    check_replaceable("dataset.py", SHEET, MARK)
     data = load(config)
     print("\n".join([*data.describe(), *uncropped_notes(data), *([DEMO_NOTE] if data.demo else [])]))
+    check_replaceable("dataset.py", SHEET, MARK)
     train = data.split("train")
     plots.contact_sheet(train.images, train.labels, SHEET, title=f"{data.source}: train")
     print(f"{SHEET} shows some of its faces")

@@ -8,10 +8,11 @@ import os
 import shlex
 import stat
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -136,13 +137,14 @@ def check_replaceable(flag: str, target: Path | str, mark: str) -> None:
     try:
         with open_file(Path(target)) as file:
             begin = file.read(1024)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return
     except OSError:  # a folder, a pipe, or nothing that may be read
         begin = b"?"
     if begin and mark.encode() not in begin:
         raise UserError(
-            f"{flag} {target}: it is there already, and {flag} did not write it; move it away, or name another place"
+            f"{flag} {target}: it is there already, and this version of {flag} did not write it; move it away, or name "
+            f"another place"
         )
 
 
@@ -166,26 +168,39 @@ def locked(folder: Path, name: str = ".lock", *, wait: bool = False) -> Iterator
     """Reserve `folder`, or the file in it whose lock has this `name`, for this process; one that ends gives it back.
 
     What killed writes left there goes. Where another process has it: with `wait` until it is free, else raises
-    UserError.
+    UserError, as for a folder where nothing can be written.
     """
     try:
         file = open(folder / name, "a")  # noqa: SIM115 (closed below)
+    except OSError as error:
+        raise UserError(f"nothing can be written to {folder} ({error.strerror}): choose another place") from error
+    with file:
+        if not _lock(file):
+            if not wait:
+                raise UserError(f"{folder} is in use by another process; wait for it, or choose another name")
+            print(f"waiting for another process that works in {folder}", file=sys.stderr)
+            while not _lock(file):
+                time.sleep(0.2)
+        sweep(folder, name.removesuffix(".lock") or ".*")
+        yield
+
+
+def _lock(file: TextIO) -> bool:
+    """Lock an open file until it is closed; False where another process has locked it. Raises UserError."""
+    try:
         if os.name == "nt":
             import msvcrt  # Windows only
 
-            msvcrt.locking(file.fileno(), msvcrt.LK_LOCK if wait else msvcrt.LK_NBLCK, 1)
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
         else:
             import fcntl  # everywhere else
 
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
     except OSError as error:
-        raise UserError(
-            f"{folder} is in use by another process, or cannot be written ({error.strerror}); wait for it, or choose "
-            f"another name"
-        ) from error
-    with file:
-        sweep(folder, name.removesuffix(".lock") or ".*")
-        yield
+        raise UserError(f"{file.name} cannot be locked ({error.strerror}): choose a place on another disk") from error
+    return True
 
 
 def check_unused(folder: Path) -> None:

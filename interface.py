@@ -74,9 +74,11 @@ def run_from(args: argparse.Namespace) -> int:
         trainer = ranks.in_turn(prepare, args, name, ranks, locks)
         run_epochs(trainer)
         if not trainer.done:
+            typed = args.config.cache != Config().cache
+            cache = f" --cache {quoted(args.config.cache)}" if typed else ""
             print(
                 f"stopped in epoch {trainer.progress.epoch + 1}, nothing is lost; "
-                f"go on with: python interface.py --resume {quoted(trainer.run)}"
+                f"go on with: python interface.py --resume {quoted(trainer.run)}{cache}"
             )
             return 130
         if ranks.first:

@@ -188,7 +188,7 @@ def read_checkpoint(path: Path, needed: tuple[str, ...] = ("model", "state_dict"
         sizes = []
         json.dumps({name: value for name, value in content.items() if name not in TENSORS})  # it raises for tensors
         json.dumps(content, default=lambda value: sizes.append(dense_size(value)))
-        changed = archive.comment != seal(archive) and (archive.comment or "progress" in content)
+        changed = archive.comment and archive.comment != seal(archive)
         if changed or sum(sizes) > size:  # tensors that repeat, or claim, what the file does not hold
             raise refused
     except DAMAGE as error:
@@ -197,6 +197,10 @@ def read_checkpoint(path: Path, needed: tuple[str, ...] = ("model", "state_dict"
         raise UserError(
             f"{path} is the state of a run, to continue with --resume {quoted(path.parent)}; its best weights are in "
             f"best.pth beside it"
+        )
+    if "progress" in content and not archive.comment:
+        raise UserError(
+            f"{path} is not of this version of the code, or was changed: go on with that, or start a new run"
         )
     if lacking := [key for key in ("format", "classes", *needed) if key not in content]:
         raise UserError(f"{path} is not a weight file of this version of the project: it lacks {', '.join(lacking)}")

@@ -43,15 +43,15 @@ def split_paths(typed: Sequence[str], out: str | None, follow_links: bool) -> tu
 
     What this script wrote into `out` is not read again.
     """
-    clips, rest, written = [], [], os.path.realpath(out or OUT)
+    clips, rest, written = [], [], Path(os.path.realpath(out or OUT))
     for name in typed:
         path = Path(name)
         if path.is_file() and is_video_name(name):
             clips.append((path, Path(path.name)))
         elif path.is_dir():
-            found, other, left_out = [], False, []
+            found, other, left_out, above = [], False, [], Path(os.path.realpath(path)).is_relative_to(written)
             for folder, names, problem in walk(path, follow_links):
-                if Path(os.path.realpath(folder)).is_relative_to(written):
+                if written in (real := Path(os.path.realpath(folder)), *real.parents) and not above:
                     continue
                 left_out += [f"skipped {plain(folder)}/: {problem}"] if problem else []
                 inside = [Path(folder, each) for each in names]

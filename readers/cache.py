@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import zlib
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -133,7 +134,8 @@ def write_cache(source: Source, half: Path) -> None:
     (half / "meta.json").write_text(f"{checksum(meta, index, images)}\n{json.dumps(meta)}", encoding="utf-8")
     for path in (*half.iterdir(), half) if os.name != "nt" else ():  # Windows opens no folder
         written = os.open(path, os.O_RDONLY)
-        os.fsync(written)
+        with suppress(OSError) if path == half else nullcontext():  # some network disks sync no folder
+            os.fsync(written)
         os.close(written)
 
 

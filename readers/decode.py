@@ -41,7 +41,6 @@ MAX_BYTES = 64 * 2**20
 # megapixels PNG has 760 a byte, GIF 1,240, a progressive JPEG 1,690.
 PIXELS_PER_BYTE = 3_000
 FREE_PIXELS = 1_000_000
-UNBOUNDED_PIXELS = 8 * PIXELS_PER_BYTE  # a scan has 8 bytes at least
 # Files above SMALL bytes are read by Pillow in at most so many parts, the pixels apart, and these in at most MAX_PARTS:
 # a loop of Python takes 1 µs for each
 SMALL, MAX_HEADER_PARTS, MAX_PARTS = 2**16, 4_000, 2_000_000
@@ -129,8 +128,7 @@ def _opened(source: bytes | Image.Image) -> Iterator[Image.Image]:
             width, height = image.size
             if min(width, height) < MIN_SIDE:
                 raise BadImage(f"{width}x{height} is too small ({MIN_SIDE}x{MIN_SIDE} at least)")
-            if width * height > UNBOUNDED_PIXELS or image.format == "TIFF":
-                _check_pixels(image, source)
+            _check_pixels(image, source)
             yield image
             if image.format == "PNG" and isinstance(source, bytes):
                 _check_chunks(source)

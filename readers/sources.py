@@ -196,8 +196,8 @@ class _Zip:
             self.archive = zipfile.ZipFile(file)
             infos = self.archive.infolist()
             file.seek(max(0, path.stat().st_size - 2**16 - 22))
-            count = file.read().rpartition(b"PK\5\6")[2][6:8]  # up to 65,534
-            if len(infos) < 2**16 - 1 and len(infos) != int.from_bytes(count, "little"):
+            count = int.from_bytes(file.read().rpartition(b"PK\5\6")[2][6:8], "little")
+            if count not in (len(infos), 2**16 - 1):  # which says that it is elsewhere
                 raise zipfile.BadZipFile("it has another number of entries than it says")
         except DAMAGE as error:
             raise UserError(f"{path}: truncated or not a zip ({error}). Download it again.") from error

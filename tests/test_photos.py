@@ -162,7 +162,9 @@ def test_annotate_replaces_what_it_wrote_and_nothing_else(go, tmp_path):
     before = holiday.read_bytes()
     status, out, err = go("photos", "--annotate", str(tmp_path), "--csv", str(tmp_path / "t.csv"))
     assert (
-        status == 2 and f"{holiday}: it is there already, and --annotate did not write it" in err and "happy" not in out
+        status == 2
+        and f"{holiday}: it is there already, and this version of --annotate did not write it" in err
+        and "happy" not in out
     )
     assert holiday.read_bytes() == before and sorted(file.name for file in tmp_path.iterdir()) == ["one.jpg", "two.jpg"]
 

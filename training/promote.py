@@ -26,6 +26,8 @@ def promote(run: Path, data: FaceData, *, machine: Machine, asked: bool = False)
     model, content = load_weights(run / "best.pth", machine=machine)
     state = {k: v.half() if v.is_floating_point() else v for k, v in content["state_dict"].items()}
     model.load_state_dict(state)
+    if not asked and (unfit := why_never(content, data)):
+        return f"{shipped} is left as it is: {unfit}"
     ours = evaluate(model, data.split("val"), machine=machine)  # as shipped: in 16 bits a few answers may differ
     with locked(shipped.parent, f".{SHIPPED}.lock", wait=True):
         there = shipped.exists()
@@ -44,20 +46,25 @@ def promote(run: Path, data: FaceData, *, machine: Machine, asked: bool = False)
     return f"{shipped} is {done}: {ours.deduplicated.accuracy:.4f} deduplicated, once rounded to 16 bits; {reason}"
 
 
+def why_never(content: dict[str, Any], data: FaceData) -> str:
+    """Why the weights of a run, a file's `content`, are not compared at all, or nothing."""
+    if data.demo:
+        return "the faces are rendered"
+    if limit := content["config"]["limit"]:
+        return f"the run was made with --limit {limit}"
+    leaked = "the run began with, or learned from, weights that may know its validation images"
+    return leaked if content["dataset"].get("leakage") else ""
+
+
 def compare(
     content: dict[str, Any], ours: Scores, rival: Path, data: FaceData, *, machine: Machine
 ) -> tuple[bool, str]:
     """Whether the shipped weights `rival` are kept, and why. Those of the run, a file's `content`, score `ours`."""
-    limit, val_fraction = content["config"]["limit"], content["config"]["val_fraction"]
-    if data.demo or limit:
-        return True, "the faces are rendered" if data.demo else f"the run was made with --limit {limit}"
-    if content["dataset"].get("leakage"):
-        return True, "the run began with, or learned from, weights that may know its validation images"
     if not rival.exists():
         return False, "there was none"
     try:
         old, old_content = load_weights(rival, machine=machine)
-        if not same_validation(old_content, data, val_fraction):
+        if not same_validation(old_content, data, content["config"]["val_fraction"]):
             return True, "it was trained on another dataset, or with other validation images"
         theirs = evaluate(old, data.split("val"), machine=machine).deduplicated.accuracy
     except UserError as error:
