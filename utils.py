@@ -157,9 +157,10 @@ def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
 
 
 def seal(archive: zipfile.ZipFile) -> bytes:
-    """64 hex digits over the names, sizes and checksums in a zip: a file with this comment is as we wrote it."""
-    entries = [(entry.filename, entry.file_size, entry.CRC) for entry in archive.infolist()]
-    return hashlib.sha256(repr(entries).encode()).hexdigest().encode()
+    """64 hex digits over the directory of a zip, with all checksums: a file that has them as its comment is ours."""
+    archive.fp.seek(archive.start_dir)
+    directory = archive.fp.read()
+    return hashlib.sha256(directory[: len(directory) - len(archive.comment) - 2]).hexdigest().encode()
 
 
 def read_checkpoint(path: Path, needed: tuple[str, ...] = ("model", "state_dict")) -> dict[str, Any]:
@@ -180,16 +181,17 @@ def read_checkpoint(path: Path, needed: tuple[str, ...] = ("model", "state_dict"
     try:
         with opened as file, zipfile.ZipFile(file) as archive:
             size, entries = os.fstat(file.fileno()).st_size, archive.infolist()
-            packed = any(entry.compress_type for entry in entries) or sum(entry.file_size for entry in entries) > size
-            if packed or archive.testzip():  # torch does not look at the checksums
+            # By its attributes an entry may be a folder to torch, which leaves its tensor as memory was
+            odd = any(entry.compress_type or entry.external_attr for entry in entries)
+            odd = odd or sum(entry.file_size for entry in entries) > size
+            if odd or archive.testzip() or archive.comment not in (b"", seal(archive)):
                 raise refused
             file.seek(0)
             content = torch.load(file, map_location="cpu", weights_only=True)
         sizes = []
         json.dumps({name: value for name, value in content.items() if name not in TENSORS})  # it raises for tensors
         json.dumps(content, default=lambda value: sizes.append(dense_size(value)))
-        changed = archive.comment and archive.comment != seal(archive)
-        if changed or sum(sizes) > size:  # tensors that repeat, or claim, what the file does not hold
+        if sum(sizes) > size:  # tensors that repeat, or claim, what the file does not hold
             raise refused
     except DAMAGE as error:
         raise refused from error

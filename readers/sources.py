@@ -212,8 +212,8 @@ class _Zip:
             name = posixpath.normpath(
                 info.filename.replace("\\", "/")
             )  # some tools write backslashes, or "./" in front
-            if UNSAFE_NAME.match(name):
-                self.refused.append(Item(name, problem="unsafe name (absolute, or leading out of the zip)"))
+            if UNSAFE_NAME.match(name) or not info.filename:
+                self.refused.append(Item(name, problem="unsafe name (absolute, empty, or leading out of the zip)"))
             elif not info.filename.endswith(("/", "\\")):
                 self.files[name] = info  # of entries with one name the last counts, as it would after unpacking
 

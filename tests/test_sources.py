@@ -291,7 +291,7 @@ def test_an_entry_that_is_gone_from_the_list_of_a_zip_is_damage(tmp_path):
 @pytest.mark.parametrize("name", ["../../evil.png", "/etc/evil.png", "C:\\evil.png", "train\\..\\..\\evil.png"])
 def test_names_that_lead_out_of_the_zip(tmp_path, name):
     source = open_dataset(write_zip(tmp_path / "a.zip", {**train_files(), name: PNGS[0]}))
-    assert list(problems(source).values()) == ["unsafe name (absolute, or leading out of the zip)"]
+    assert list(problems(source).values()) == ["unsafe name (absolute, empty, or leading out of the zip)"]
     assert source.total == 8 and list(tmp_path.iterdir()) == [tmp_path / "a.zip"]
 
 
@@ -343,6 +343,15 @@ def test_a_zip_bomb_is_not_inflated_past_its_claimed_size(tmp_path):
 def test_too_many_entries_or_bytes(tmp_path, monkeypatch, limit, value):
     monkeypatch.setattr(sources, limit, value)
     assert "above the limit" in refused(write_zip(tmp_path / "a.zip", train_files()))
+
+
+def test_an_entry_without_a_name_is_named_as_a_problem(tmp_path):
+    path = write_zip(tmp_path / "a.zip", train_files())
+    data = bytearray(path.read_bytes())
+    at = data.rindex(b"PK\1\2")
+    data[at + 28 : at + 34] = bytes(4) + data[at + 28 : at + 30]  # the name is its comment
+    path.write_bytes(data)
+    assert "train has no readable images of: " in refused(path) and "unsafe name (absolute, empty" in refused(path)
 
 
 def test_names_written_with_dots_or_backslashes(tmp_path):

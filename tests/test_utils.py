@@ -61,6 +61,15 @@ def test_no_flipped_bit_changes_what_is_read(good):
     assert refused > 150  # the others are in dates and padding
 
 
+def test_an_entry_that_torch_takes_for_a_folder_is_refused(good):
+    torch.save(torch.load(good, weights_only=True), good)  # without the checksum that we add
+    data = bytearray(good.read_bytes())
+    data[data.rindex(b"PK\1\2") + 38] |= 0x10  # of its attributes
+    good.write_bytes(data)
+    with pytest.raises(UserError, match="is refused"):
+        read_checkpoint(good)
+
+
 def test_of_a_run_in_progress_only_what_was_written_here_is_read(good):
     content = torch.load(good, weights_only=True)
     torch.save(content, good)
