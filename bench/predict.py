@@ -49,7 +49,7 @@ def usual_way(cell: common.Cell) -> dict[str, float]:
     steps = [transforms.Grayscale(), transforms.Resize((48, 48)), transforms.ToTensor(), transforms.Normalize(0.5, 0.5)]
     transform = transforms.Compose(steps)
     paths = sorted(Path("faces").rglob("*.png"))
-    with open("table.csv", "w", newline="") as file, torch.no_grad():
+    with open("usual.csv", "w", newline="") as file, torch.no_grad():
         writer = csv.writer(file)
         writer.writerow(["file", "prediction", "probability", *CLASSES])
         for first in range(0, len(paths), USUAL_BATCH):
@@ -84,7 +84,8 @@ class Inputs:
     def zip(self, checkout: Path, model: str) -> dict[str, float]:
         """Images/s of predict.py of `checkout` on faces.zip, on the CPU."""
         weights = ["--weights", self.weights(checkout, model)]
-        flags = ["faces.zip", *weights, "--device", "cpu", "--quiet", "--csv", "table.csv"]
+        table = "here.csv" if checkout == common.ROOT else "there.csv"
+        flags = ["faces.zip", *weights, "--device", "cpu", "--quiet", "--csv", table]
         cell = {"part": "predict", "flags": flags}
         found = common.run_cell("drive.py", cell, checkout=checkout, cwd=self.folder)
         return {"rate": self.count / found["seconds"]}
