@@ -215,7 +215,7 @@ class Jobs:
 
     def together(self, commands: list[list[str]], rng: random.Random, folder: Path) -> Result:
         """Run two commands at about the same time; the Result is "equal" if both end well."""
-        wait = rng.choice((0.0, rng.uniform(0, TOGETHER_SECONDS)))
+        wait = rng.uniform(0, rng.choice((0.0, TOGETHER_SECONDS / 10, TOGETHER_SECONDS)))
 
         def start(seconds: float, command: list[str]) -> Ended:
             time.sleep(seconds)
