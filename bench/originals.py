@@ -59,7 +59,7 @@ def write_originals(home: Path, images: np.ndarray, labels: np.ndarray) -> None:
     (home / "votes" / "fer2013new.csv").write_text(
         f"Usage,Image name,{','.join(columns)},contempt,unknown,NF\n{''.join(rows)}"
     )
-    (home / "old.csv").write_text("file,prediction\n")
+    (home / "old.csv").write_text("file,face,x,y,width,height,score,answer,prediction,probability\n")
 
 
 def write_pictures(home: Path, images: np.ndarray) -> None:
