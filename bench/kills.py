@@ -370,8 +370,11 @@ def peak_memory(pid: int) -> float:
 # --- Disks ---
 
 
-def mount(*options: str | Path) -> bool:
-    return subprocess.run(["mount", *map(str, options)], capture_output=True).returncode == 0
+def mount(*options: str | Path) -> None:
+    """Call mount. Raises UserError."""
+    done = subprocess.run(["mount", *map(str, options)], capture_output=True, text=True)
+    if done.returncode:
+        raise UserError(f"mount: {done.stderr.strip()}")
 
 
 def can_mount(folder: Path) -> bool:
@@ -388,8 +391,7 @@ def small_disk(folder: Path, mounts: bool) -> Iterator[Callable[[int], None]]:
     if not mounts:
         yield lambda room: None
         return
-    if not mount("-t", "tmpfs", "-o", "size=4g", "drill", folder):
-        raise UserError(f"nothing can be mounted at {folder}")
+    mount("-t", "tmpfs", "-o", "size=4g", "drill", folder)
     try:
         yield lambda room: mount("-o", f"remount,size={shutil.disk_usage(folder).used + room}", folder)
     finally:
