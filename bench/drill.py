@@ -202,7 +202,7 @@ class Drill:
             if (self.checkout / name).exists():
                 shutil.copyfile(self.checkout / name, self.home / "weights" / f"shipped{Path(name).suffix}")
         if not WITHOUT_RUNS.issuperset(self.args.kinds):
-            self.jobs.make_runs()
+            originals.make_runs(self.jobs)
 
     def run(self) -> None:
         threads = [threading.Thread(target=self.work, args=[slot], daemon=True) for slot in range(self.args.workers)]
