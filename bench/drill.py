@@ -129,8 +129,8 @@ class Worker:
         self.environment, self.logs = ENVIRONMENT | {"PYTHONPATH": str(checkout)}, home.parent
         self.process: subprocess.Popen | None = None
 
-    def ask(self, **request: Any) -> dict[str, Any]:
-        """The reply to a request, or an outcome "hung" or "died". Raises UserError if no worker starts."""
+    def start(self) -> None:
+        """Start a process, unless there is one. Raises UserError if none starts."""
         if not self.process:
             pipe = subprocess.PIPE
             self.process = subprocess.Popen(
@@ -138,6 +138,10 @@ class Worker:
             )
             if (started := self.wait()).get("outcome"):
                 raise UserError(f"no worker starts: {' '.join(self.command)} ends with {started}")
+
+    def ask(self, **request: Any) -> dict[str, Any]:
+        """The reply to a request, or an outcome "hung" or "died"."""
+        self.start()
         self.process.stdin.write(json.dumps(request).encode() + b"\n")
         self.process.stdin.flush()
         return self.wait()
@@ -198,7 +202,7 @@ class Drill:
             if (self.checkout / name).exists():
                 shutil.copyfile(self.checkout / name, self.home / "weights" / f"shipped{Path(name).suffix}")
         if not WITHOUT_RUNS.issuperset(self.args.kinds):
-            self.jobs.make_runs()
+            originals.make_runs(self.jobs)
 
     def run(self) -> None:
         threads = [threading.Thread(target=self.work, args=[slot], daemon=True) for slot in range(self.args.workers)]
@@ -219,6 +223,7 @@ class Drill:
         """Try inputs and processes, always of the kind that had the least time so far."""
         folder, worker = self.home.parent / f"worker-{slot}", Worker(self.checkout, self.home)
         try:
+            worker.start()
             while turn := self.next_turn():
                 row, number, guess = turn
                 start, rng = time.monotonic(), random.Random(f"{self.args.seed} {row.name} {number}")
@@ -318,7 +323,8 @@ def cause_of(result: Result) -> str:
     errors = re.findall(r"^(?:\w+\.)*(\w*(?:Error|Exception|Characters))\b", result.why, re.MULTILINE)
     if errors and result.outcome == "uncaught":
         return f"{result.outcome}: {errors[-1]}" + (" at {}:{}".format(*places[-1]) if places else "")
-    return f"{result.outcome}: {result.why.strip().splitlines()[-1 if result.outcome == 'died' else 0][:100]}"
+    said = re.search("^error: .*", result.why, re.MULTILINE) or re.search(r"\S.*", result.why)
+    return f"{result.outcome}: {re.sub('[0-9]+', 'N', said[0])[:100] if said else ''}"
 
 
 # --- The script ---

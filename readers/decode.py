@@ -44,6 +44,7 @@ FREE_PIXELS = 1_000_000
 # Files above SMALL bytes are read by Pillow in at most so many parts, the pixels apart, and these in at most MAX_PARTS:
 # a loop of Python takes 1 µs for each
 SMALL, MAX_HEADER_PARTS, MAX_PARTS = 2**16, 4_000, 2_000_000
+CHUNK = struct.Struct(">I4s")  # how a chunk of a PNG begins: the length of its content, its kind
 MAX_COMMENTS = 100  # in a PGM or PPM as text: Pillow copies what follows for each
 PROBED = 8  # images of a batch whose time tells whether threads are worth it
 SLOW_SECONDS = 0.0005  # for an image; one of FER2013 takes 0.0001
@@ -156,21 +157,21 @@ def _open(data: bytes) -> Image.Image:
 
 def _check_chunks(png: bytes) -> None:
     """Raise BadImage where a chunk's checksum is wrong: Pillow does not look at those of the pixels."""
-    at, kind, view = 8, b"", memoryview(png)
+    at, kind = 8, b""
     while kind != b"IEND" and at + 12 <= len(png):
-        end, kind = at + 8 + int.from_bytes(png[at : at + 4]), png[at + 4 : at + 8]
-        if zlib.crc32(view[at + 4 : end]) != int.from_bytes(png[end : end + 4]):
+        size, kind = CHUNK.unpack_from(png, at)
+        end = at + 8 + size
+        if zlib.crc32(png[at + 4 : end]) != int.from_bytes(png[end : end + 4]):
             raise BadImage("damaged (a wrong checksum)")
         at = end + 4
 
 
 def _check_pixels(image: Image.Image, source: bytes | Image.Image) -> None:
     """Raise BadImage where more pixels would be decoded than there should be, or than so few bytes hold."""
-    (width, height), limit, few = image.size, MAX_PIXELS, ""
+    (width, height), limit = image.size, MAX_PIXELS
     if isinstance(source, bytes):
         scans = source.count(b"\xff\xda") if image.format in ("JPEG", "MPO") else 1
         limit = min(limit, (FREE_PIXELS + PIXELS_PER_BYTE * len(source)) // max(scans, 1))
-        few = f" for a file of {len(source):,} bytes"
     if image.format == "TIFF":
         limit //= 4 if image.mode in ("I", "F") else 1  # they take 40 bytes a pixel
         with suppress(AttributeError):  # Pillow for Windows has libtiff inside, where it can't be reached
@@ -179,6 +180,7 @@ def _check_pixels(image: Image.Image, source: bytes | Image.Image) -> None:
         width = max(width, int(image.tag_v2.get(322, 0)))
         height = max(height, int(image.tag_v2.get(323, 0)))
     if width * height > limit:
+        few = f" for a file of {len(source):,} bytes" if isinstance(source, bytes) else ""
         raise BadImage(f"{width}x{height} pixels is above the limit of {limit / 1e6:.3g} megapixels{few}")
 
 
@@ -208,8 +210,9 @@ def _pixels(image: Image.Image) -> np.ndarray:
 
 def _upright(image: Image.Image) -> Image.Image:
     """Turn `image` in place as its EXIF says, and return it."""
-    with suppress(*DAMAGE):  # the pixels are good: a damaged note about them is no reason to drop them
-        ImageOps.exif_transpose(image, in_place=True)
+    if image.info or image.format == "TIFF":  # else there is no EXIF
+        with suppress(*DAMAGE):  # the pixels are good: a damaged note about them is no reason to drop them
+            ImageOps.exif_transpose(image, in_place=True)
     return image
 
 
