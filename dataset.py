@@ -22,7 +22,7 @@ import numpy as np
 from config import CLASSES, Config
 from errors import MARK, UserError, check_replaceable, exit_status, plain, quoted
 from readers.cache import SPLITS, Cache, cached
-from readers.decode import SIZE, BadImage, decode_file
+from readers.decode import SIZE, BadImage, decode, read_file
 from readers.layout import check_all_classes, class_folders, is_image_name, is_junk
 from readers.sources import Source, open_dataset
 from readers.votes import match, read_votes
@@ -86,7 +86,7 @@ def load_image(path: str | Path) -> "Tensor":
     import torch  # late: the rest needs none
 
     try:
-        return torch.from_numpy(decode_file(Path(path)))
+        return torch.from_numpy(decode(read_file(Path(path))))
     except BadImage as error:
         raise BadImage(f"{path}: {error}") from error
 

@@ -23,7 +23,7 @@ from readers.sources import Source
 from readers.votes import file_key
 
 SPLITS = ("train", "val", "test")
-CACHE_VERSION = 9  # raised when decoding, the order or the files change
+CACHE_VERSION = 10  # raised when decoding, the order or the files change
 CACHES = "[0-9a-f]" * 24 + "-*"  # the names of their folders
 BATCH = 4096  # images decoded or put in order at a time, 9 MB
 NAMED = 10  # unreadable files whose names are kept

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageOps
+from PIL import AvifImagePlugin, Image, ImageOps
 
 from helpers import REPO
 from readers import decode as module
-from readers.decode import BadImage, decode, decode_file, decode_rgb
+from readers.decode import BadImage, decode, decode_rgb, read_file
 
-KINDS = ["PNG", "JPEG", "BMP", "PPM", "WEBP", "TIFF", "GIF"]
+KINDS = ["PNG", "JPEG", "BMP", "PPM", "WEBP", "TIFF", "GIF", "JPEG2000", "AVIF"]
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 256, (48, 48), dtype=np.uint8)
 SMOOTH = np.add.outer(np.arange(48), np.arange(48)).astype(np.uint8) * 2
@@ -60,14 +60,17 @@ def exif(orientation) -> Image.Exif:
     ("kind", "mode"), [(kind, "L") for kind in KINDS if kind != "JPEG"] + [("PNG", mode) for mode in ("RGB", "LA", "P")]
 )
 def test_48x48_grey_comes_through_untouched(kind, mode):
-    options = {"lossless": True} if kind == "WEBP" else {}
+    options = {"WEBP": {"lossless": True}, "AVIF": {"quality": 100}}.get(kind, {})
     result = decode(encoded(Image.fromarray(GREY).convert(mode), kind, **options))
     assert result.dtype == np.uint8 and np.array_equal(result, GREY)
 
 
-@pytest.mark.parametrize(("mode", "kind"), [("RGB", "JPEG"), ("CMYK", "JPEG"), ("L", "JPEG"), ("CMYK", "TIFF")])
+@pytest.mark.parametrize(
+    ("mode", "kind"),
+    [("RGB", "JPEG"), ("CMYK", "JPEG"), ("L", "JPEG"), ("CMYK", "TIFF"), ("RGB", "JPEG2000"), ("RGB", "AVIF")],
+)
 def test_other_colour_spaces_are_close_to_the_original(mode, kind):
-    data = encoded(Image.fromarray(SMOOTH).convert(mode), kind, **({"quality": 95} if kind == "JPEG" else {}))
+    data = encoded(Image.fromarray(SMOOTH).convert(mode), kind, **({"quality": 95} if kind in ("JPEG", "AVIF") else {}))
     assert np.abs(decode(data).astype(int) - SMOOTH).max() <= 6
 
 
@@ -85,8 +88,9 @@ def test_colour_becomes_itu_r_601_luma():
 def test_transparent_pixels_show_white():
     rgba = np.zeros((48, 48, 4), np.uint8)
     rgba[:24, :, 3] = 255
-    pixels = decode(encoded(rgba, "PNG"))
-    assert (pixels[:24] == 0).all() and (pixels[24:] == 255).all()
+    for kind in ("PNG", "JPEG2000", "AVIF"):
+        pixels = decode(encoded(rgba, kind))
+        assert (pixels[:23] == 0).all() and (pixels[25:] == 255).all()
     image = Image.fromarray((GREY > 127).astype(np.uint8), "L").convert("P")
     image.putpalette([10, 10, 10, 20, 20, 20])
     for transparency, white in ((1, 255), (bytes([255, 128]), 137)):
@@ -99,11 +103,11 @@ def test_one_bit_images_are_black_and_white(kind):
     assert np.array_equal(decode(encoded(Image.fromarray(GREY > 127), kind)), np.where(GREY > 127, 255, 0))
 
 
-@pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])
-@pytest.mark.parametrize("factor", [256, 257])
-def test_sixteen_bits_keep_their_upper_eight(kind, factor):
-    assert np.array_equal(decode(encoded(GREY.astype(np.uint16) * factor, kind)), GREY)
-    assert decode(encoded(GREY.astype(np.uint16), kind)).max() == 0
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM", "JPEG2000"])
+@pytest.mark.parametrize("factor", [1, 16, 256, 257])
+def test_sixteen_bits_keep_their_upper_eight_as_do_twelve_and_eight_that_are_saved_as_sixteen(kind, factor):
+    data = encoded(GREY.astype(np.uint16) * factor, kind)
+    assert np.array_equal(decode(data), GREY) and np.array_equal(decode_rgb(data)[:, :, 0], GREY)
 
 
 @pytest.mark.parametrize(("dtype", "white"), [("f4", 1), ("f4", 255), ("f4", 65535), ("i4", 255), ("i4", 65535)])
@@ -123,7 +127,7 @@ def test_of_several_frames_the_first_counts(kind):
     assert np.array_equal(decode(data), GREY)
 
 
-@pytest.mark.parametrize("kind", ["PNG", "TIFF", "JPEG"])
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "JPEG", "AVIF"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_rotation(kind, orientation):
     stored = np.zeros((40, 80, 3), np.uint8)
@@ -177,6 +181,17 @@ def test_no_image(data, wanted):
     assert reason(data) == wanted
 
 
+@pytest.mark.parametrize("brand", [b"heic", b"hevx", b"mif1"])
+def test_heic_is_said_to_be_that(brand):
+    assert re.match("HEIC.* save it as JPEG", reason(b"\0\0\0\x18ftyp" + brand + bytes(4) + b"mif1heic" + bytes(64)))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_avif_that_pillow_cannot_read_is_said_to_be_that(monkeypatch):
+    monkeypatch.setattr(AvifImagePlugin, "SUPPORTED", False)
+    assert re.match("AVIF.* save it as JPEG", reason(encoded(GREY, "AVIF")))
+
+
 GIF_FRAME = b"," + struct.pack("<HHHHB", 0, 0, 65535, 65535, 0) + b"\x02\x01\x00\x00;"
 BOMBS = {
     "PNG": png_claiming(100_000, 100_000),
@@ -202,20 +217,20 @@ def test_a_wrong_checksum_in_a_png_is_damage():
 @pytest.mark.parametrize("keep", [0.3, 0.6, 0.9, 0.99])
 def test_truncated(kind, keep):
     data = encoded(GREY if kind == "GIF" else COLOUR, kind)
-    assert reason(data[: int(len(data) * keep)]).startswith("damaged (")
+    assert re.match(r"damaged \(|AVIF, damaged", reason(data[: int(len(data) * keep)]))
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes on this system")
 def test_a_file_that_is_too_large_missing_or_a_pipe(tmp_path, monkeypatch):
     path = tmp_path / "a.png"
     path.write_bytes(encoded(GREY, "PNG"))
-    assert np.array_equal(decode_file(path), GREY)
+    assert np.array_equal(decode(read_file(path)), GREY)
     monkeypatch.setattr(module, "MAX_BYTES", 100)
     os.mkfifo(tmp_path / "pipe.png")
     reasons = {"a": "above the limit of 0 MiB", "b": "cannot be read (No such", "pipe": "cannot be read (it is not a"}
     for name, start in reasons.items():
         with pytest.raises(BadImage) as caught:
-            decode_file(tmp_path / f"{name}.png")
+            decode(read_file(tmp_path / f"{name}.png"))
         assert str(caught.value).startswith(start)
 
 
@@ -224,7 +239,7 @@ def test_a_file_that_is_too_large_missing_or_a_pipe(tmp_path, monkeypatch):
 
 def valid_files() -> list[bytes]:
     small = RNG.integers(0, 256, (20, 24, 3), dtype=np.uint8)
-    files = [encoded(small, kind, exif=exif(6)) for kind in ("PNG", "JPEG", "TIFF", "WEBP")]
+    files = [encoded(small, kind, exif=exif(6)) for kind in ("PNG", "JPEG", "TIFF", "WEBP", "JPEG2000", "AVIF")]
     files += [encoded(small, kind) for kind in ("BMP", "PPM")]
     files += [encoded(small[..., 0], kind) for kind in ("PNG", "JPEG", "TIFF", "GIF", "BMP")]
     files += [encoded(Image.fromarray(small).convert("P"), "PNG", transparency=3)]
@@ -261,7 +276,7 @@ from pathlib import Path
 from readers import decode
 for path in Path(sys.argv[1]).iterdir():
     try:
-        decode.decode_file(path)
+        decode.decode_rgb(path)
     except decode.BadImage:
         print("bad")
 """
@@ -270,14 +285,14 @@ for path in Path(sys.argv[1]).iterdir():
 def test_nothing_is_printed_about_damaged_files(tmp_path):
     damaged = [
         encoded(COLOUR, "TIFF", exif=exif(6))[:-3000],
-        encoded(COLOUR, "PNG")[:1500],
+        *(encoded(COLOUR, kind)[:1500] for kind in ("PNG", "JPEG2000", "AVIF")),
         encoded(Image.new("1", (10_000, 9_500)), "PNG"),  # Pillow warns at 89 megapixels
         b"II*\0\x08\0\0\0\x01\0\x00\x01\x03\0\xff\0\0\0\xff\xff",
     ]
     for index, data in enumerate(damaged):
         (tmp_path / str(index)).write_bytes(data)
     done = subprocess.run([sys.executable, "-c", NOISY, tmp_path], cwd=REPO, capture_output=True, text=True)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "bad\n" * 4, "")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "bad\n" * 6, "")
 
 
 # --- Photos ---

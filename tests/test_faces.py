@@ -15,7 +15,7 @@ from faces import detect
 from faces.crop import crop, frame, is_crop, notes
 from faces.detect import Box, Detector
 from faces.folder import crop_folder
-from readers.decode import decode_file, decode_or_rgb
+from readers.decode import decode, decode_or_rgb, read_file
 
 ASTRONAUT = skimage.data.astronaut()
 GREY = np.random.default_rng(0).integers(0, 256, (48, 48), dtype=np.uint8)
@@ -200,10 +200,10 @@ def test_the_faces_of_a_folder_of_photos_are_written_by_class(photos, tmp_path, 
     lines = list(crop_folder(photos, out))
     written = sorted(path.relative_to(out).as_posix() for path in out.rglob("*.*"))
     assert written == [f"train/{name}.png" for name in ("happy/one", "happy/one.png", "sad/crop", "sad/several")]
-    assert np.array_equal(decode_file(out / "train/sad/crop.png"), GREY)
+    assert np.array_equal(decode(read_file(out / "train/sad/crop.png")), GREY)
     expected = crop(ASTRONAUT, detector.find(ASTRONAUT)[0])
-    assert np.array_equal(decode_file(out / "train/happy/one.png.png"), expected)
-    largest = decode_file(out / "train/sad/several.png")
+    assert np.array_equal(decode(read_file(out / "train/happy/one.png.png")), expected)
+    largest = decode(read_file(out / "train/sad/several.png"))
     assert abs(largest.astype(int) - expected).mean() < 20
     said = "\n".join(lines)
     assert "cup.png: no face" in said and "broken.jpg" in said and "3 faces" in said

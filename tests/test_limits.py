@@ -60,6 +60,8 @@ FEW_BYTES = {
     "PNG": encoded(Image.new("1", (8000, 8000)), "PNG"),
     "TIFF": encoded(Image.new("1", (8000, 8000)), "TIFF", compression="group4"),
     "a tile larger than its image": tiff(100, 100, 8000, zlib.compress(bytes(10_000))),
+    "JPEG 2000": encoded(Image.new("L", (3000, 3000)), "JPEG2000"),
+    "AVIF": encoded(Image.new("L", (3000, 3000)), "AVIF", speed=10),
     "a JPEG of many scans": SMALL_JPEG[:-2] + LAST_SCAN * 5000 + SMALL_JPEG[-2:],
 }
 
@@ -83,6 +85,52 @@ def test_flat_pictures_of_twelve_megapixels_are_read(kind):
 def test_a_file_of_floats_above_sixteen_megapixels_is_refused():
     image = Image.new("F", (4100, 4000))
     assert "4100x4000 pixels is above the limit of 16 megapixels" in reason(encoded(image, "TIFF"))
+
+
+JPEG2000 = encoded(NOISE, "JPEG2000", no_jp2=True)
+SIZE_AT, STYLE_AT = JPEG2000.index(b"\xff\x51"), JPEG2000.index(b"\xff\x52")  # markers of their settings
+STYLE, LEVELS = JPEG2000[STYLE_AT + 4 : STYLE_AT + 14], JPEG2000[STYLE_AT + 9]
+AVIF = encoded(NOISE, "AVIF")
+
+
+def placed(data: bytes, at: int, new: bytes) -> bytes:
+    return data[:at] + new + data[at + len(new) :]
+
+
+def segment(marker: bytes, data: bytes) -> bytes:
+    return marker + struct.pack(">H", len(data) + 2) + data
+
+
+PRECINCTS = segment(b"\xff\x52", b"\1" + STYLE[1:] + bytes(LEVELS + 1))
+SMALL_PARTS = {
+    "tiles": placed(JPEG2000, SIZE_AT + 22, struct.pack(">II", 1, 1)),
+    "layers": placed(JPEG2000, STYLE_AT + 6, b"\xff\xff"),
+    "blocks": placed(JPEG2000, STYLE_AT + 10, b"\0\0"),
+    "precincts": JPEG2000[:STYLE_AT] + PRECINCTS + JPEG2000[STYLE_AT + 14 :],
+    "precincts of a tile": JPEG2000.replace(b"\xff\x93", PRECINCTS + b"\xff\x93", 1),
+    "blocks of a component": JPEG2000.replace(b"\xff\x93", segment(b"\xff\x53", b"\0\0\1\0\0\0\1") + b"\xff\x93", 1),
+    "images in an AVIF": AVIF + b"\0\0\0\x1cfree" + b"av01" * 5,
+}
+
+
+@pytest.mark.parametrize("data", SMALL_PARTS.values(), ids=SMALL_PARTS)
+def test_very_small_parts_are_not_decoded(data):
+    assert reason(data).startswith("in too many small parts")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"tile_size": (128, 200)}, {"codeblock_size": (16, 16)}, {"quality_mode": "dB", "quality_layers": [30, 40, 50]}],
+)
+def test_a_jpeg_2000_in_ordinary_parts_is_read(options):
+    pixels = np.random.default_rng(0).integers(0, 256, (600, 500, 3), dtype=np.uint8)
+    assert np.abs(decode_rgb(encoded(pixels, "JPEG2000", **options)).astype(int) - pixels).mean() < 20
+
+
+def test_a_jpeg_2000_has_at_most_32_megapixels():
+    large = struct.pack(">II", 8000, 8000)
+    data = placed(placed(JPEG2000, SIZE_AT + 6, large), SIZE_AT + 22, large) + bytes(30_000)
+    assert "8000x8000 pixels is above the limit of 32 megapixels" in reason(data)
 
 
 # --- Images: headers, parts and complaints ---
