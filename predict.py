@@ -19,6 +19,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, suppress
+from glob import glob
 from itertools import islice
 from pathlib import Path
 
@@ -33,7 +34,7 @@ from metrics import describe, measure, summary, table
 from predictor import ENGINES, FACES, Look, Predictor
 from ranks import joined
 from readers.decode import cut, decode_rgb, work_in_batches
-from readers.layout import Item, is_image_name
+from readers.layout import Item
 from readers.sources import open_inputs
 
 MACHINE = ("device", "precision", "threads")  # settings
@@ -95,6 +96,10 @@ def run(args: argparse.Namespace) -> int:
     machine = {name: getattr(args.config, name) for name in MACHINE}
     if args.camera:
         return video.watch_camera(args, machine)
+    # Windows leaves "*" to its programs
+    args.paths = [
+        path for name in args.paths for path in ([] if os.path.lexists(name) else sorted(glob(name))) or [name]
+    ]
     clips, args.paths = video.split_paths(args.paths, args.out, args.config.follow_links) if args.paths else ([], [])
     if not clips:
         return predict(args)
@@ -198,7 +203,7 @@ def list_inputs(paths: Iterable[Path], follow_links: bool) -> tuple[list[Item], 
 def check_outputs(args: argparse.Namespace, paths: Iterable[Path]) -> None:
     """Raise UserError where an output would replace what is read from `paths`, or a file of another kind."""
     for path in map(Path, map(os.path.realpath, paths)):
-        folder = path.parent if is_image_name(path.name) else path
+        folder = path if path.is_dir() or path.name.lower().endswith(".zip") else path.parent
         for flag, target, read in (("annotate", args.annotate, folder), ("sheet", args.sheet, path)):
             place = Path(os.path.realpath(target or os.devnull))
             if place == read or path in place.parents:
@@ -315,8 +320,8 @@ def name_pictures(items: list[Item], folder: Path) -> dict[str, Path]:
     for name in dict.fromkeys(item.name for item in items):
         inside = os.path.relpath(os.path.abspath(name), around)
         target = (folder / inside).with_suffix(".jpg")
-        if target in pictures:  # of a.jpg and a.png
-            target = folder / f"{inside}.jpg"
+        while target in pictures:  # of a.jpg and a.png
+            target = folder / (inside := f"{inside}.jpg")
         check_replaceable("--annotate", target, OURS)
         pictures[target] = name
     return {name: target for target, name in pictures.items()}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from config import CLASSES
 from errors import UserError
-from readers.decode import EXTENSIONS
+from readers.decode import EXTENSIONS, HEIC
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,6 +25,8 @@ SYNONYMS = {
 }
 SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 CSV_NAMES = ("fer2013.csv", "icml_face_data.csv")
+ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar", *(f".z{part:02}" for part in range(1, 100)))
+REMEDY = dict.fromkeys(ARCHIVES, "an archive: unpack it, and give the folder") | {".heic": HEIC, ".heif": HEIC}
 JUNK = {"__macosx", "thumbs.db", "desktop.ini"}
 RENDERED_MARK = ".drawn-faces"  # a file in a folder of rendered faces: weights trained on these are never shipped
 
@@ -161,7 +163,7 @@ def _find_root(where: str, files: Collection[str], folders: Collection[str]) -> 
 
 def _training_item(name: str, root: str, splits: dict[str, str]) -> Item:
     if not is_image_name(name):
-        return Item(name, problem="not an image file")
+        return Item(name, problem=REMEDY.get(splitext(name)[1].lower(), "not an image file"))
     parts = name[len(root) :].split("/") if name.startswith(root) else [""]
     if "" in splits:
         parts.insert(0, "")
@@ -173,16 +175,16 @@ def _training_item(name: str, root: str, splits: dict[str, str]) -> Item:
 # --- Inputs to predict ---
 
 
-def input_layout(files: Iterable[str], *, around: Sequence[str] = ("",)) -> Layout:
+def input_layout(files: Iterable[str], *, around: Sequence[str] = ("",), typed: bool = False) -> Layout:
     """Return every file with the class that the folder directly around it names, -1 if it names none.
 
-    `around` are the names of the folders around the files at the top, from the outermost to the innermost. Training
-    images are those in a class folder of train/; of several folders named as splits the innermost decides.
+    `around` are the names of the folders around the files at the top, outermost first; what was `typed` is an image by
+    any name. Training images are those in a class folder of train/; of several splits around the innermost decides.
     """
     items, training, renamed = [], 0, {}
-    for name in sorted(name for name in files if not is_junk(name)):
-        if not is_image_name(name):
-            items.append(Item(name, problem="not an image file"))
+    for name in sorted(name for name in files if typed or not is_junk(name)):
+        if not (typed or is_image_name(name)):
+            items.append(Item(name, problem=REMEDY.get(splitext(name)[1].lower(), "not an image file")))
             continue
         *above, folder = (*around, *name.split("/")[:-1])
         label = class_index(folder)

@@ -19,15 +19,16 @@ from typing import BinaryIO
 
 from errors import UserError, open_file
 from readers.decode import DAMAGE, EXTENSIONS, MAX_BYTES, BadImage, read_file
-from readers.layout import RENDERED_MARK, Item, Layout, input_layout, is_image_name, is_junk, training_layout
+from readers.layout import ARCHIVES, REMEDY, RENDERED_MARK, Item, Layout, input_layout, is_junk, training_layout
 from readers.tables import TOO_MUCH, open_table, read_rows, unpacked_limit
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 MAX_ENTRIES = 10_000_000  # of a zip
 MAX_TOTAL = 256 * 2**30  # bytes in a zip, uncompressed
-# zipfile inflates these in steps of bounded size. From bzip2 and LZMA it takes whatever comes out of a step, and
-# 1 kB of bzip2 can give 1 GB.
-METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+# The methods of a zip. zipfile inflates the first two in steps of bounded size. From bzip2 and LZMA it takes whatever
+# comes out of a step, and 1 kB of bzip2 can give 1 GB.
+METHODS = {0: "", 8: "", 9: "Deflate64", 12: "bzip2", 14: "LZMA", 93: "zstd", 99: "a password"}
+UNPACK = "unpack it with 7-Zip, and give the folder"
 UNSAFE_NAME = re.compile(r"/|[A-Za-z]:|\.\.(/|$)")  # absolute, or leading out of the zip
 
 
@@ -61,7 +62,8 @@ def open_dataset(path: Path, *, follow_links: bool = False) -> Source:
         try:
             layout = training_layout(str(path), listed.files)
         except UserError as error:
-            left_out = (f" {item.name} is left out: {item.problem}." for item in listed.refused[:3])
+            more = [Item(name, problem=why) for name in listed.files if (why := REMEDY.get(Path(name).suffix.lower()))]
+            left_out = (f" {item.name} is left out: {item.problem}." for item in [*listed.refused, *more][:3])
             raise UserError(f"{error}{''.join(left_out)}") from error
         if layout.csv:
             return _table(path, listed.key, partial(listed.open_table, layout.csv))
@@ -74,17 +76,16 @@ def open_dataset(path: Path, *, follow_links: bool = False) -> Source:
 def open_inputs(path: Path, *, follow_links: bool = False) -> Source:
     """Return the source of images to predict: an image file, a folder with all folders below it, or a zip.
 
-    The label is the class that the folder directly around a file names, -1 if it names none; the split is "".
-    Raises UserError if it is missing, of no known form, or has no files.
+    The label is the class that the folder directly around a file names, -1 if it names none; the split is "". In
+    folders and zips suffixes tell what is an image. Raises UserError if it is missing, an archive, or has no files.
     """
     listed = _list(path, follow_links)
     if listed:
         return _files(path, listed, input_layout(listed.files, around=listed.around))
-    if not is_image_name(path.name):
-        raise UserError(f"{path}: not an image. Accepted are a folder, .zip, {', '.join(sorted(EXTENSIONS))}.")
-    layout = input_layout([path.name], around=path.resolve().parts[-3:-1])
-    for item in layout.items:
-        item.read = partial(read_file, path)
+    if path.name.lower().endswith(ARCHIVES):
+        raise UserError(f"{path}: {REMEDY['.zip']}")
+    layout = input_layout([path.name], around=path.resolve().parts[-3:-1], typed=True)
+    layout.items[0].read = partial(read_file, path)
     return Source(path, "image", partial(_digest_file, path), lambda: layout.items, 1, training=layout.training)
 
 
@@ -193,11 +194,13 @@ class _Zip:
     def __init__(self, path: Path) -> None:
         try:
             file = open_file(path)
+            file.seek(max(0, path.stat().st_size - 2**16 - 22))
+            _, end, record = file.read().rpartition(b"PK\5\6")
+            if end and record[:2] not in (b"\0\0", b"\xff\xff"):  # its number
+                raise UserError(f"{path}: one of the parts of a zip: {UNPACK}.")
             self.archive = zipfile.ZipFile(file)
             infos = self.archive.infolist()
-            file.seek(max(0, path.stat().st_size - 2**16 - 22))
-            count = int.from_bytes(file.read().rpartition(b"PK\5\6")[2][6:8], "little")
-            if count not in (len(infos), 2**16 - 1):  # which says that it is elsewhere
+            if int.from_bytes(record[6:8], "little") not in (len(infos), 2**16 - 1):  # which says that it is elsewhere
                 raise zipfile.BadZipFile("it has another number of entries than it says")
         except DAMAGE as error:
             raise UserError(f"{path}: truncated or not a zip ({error}). Download it again.") from error
@@ -206,16 +209,17 @@ class _Zip:
             limits = f"{MAX_ENTRIES} entries or {MAX_TOTAL} bytes uncompressed"
             raise UserError(f"{path}: above the limit of {limits} ({len(infos)}, {total}). Split the zip.")
         # train.zip may have class folders in it, but the name of a zip is no class
-        self.path, self.files, self.refused = path, {}, []
+        self.path, self.files, self.packed, self.refused = path, {}, {}, []
         self.around = (*path.resolve().with_suffix("").parts[-2:], "")
         for info in infos:
-            name = posixpath.normpath(
-                info.filename.replace("\\", "/")
-            )  # some tools write backslashes, or "./" in front
+            name = posixpath.normpath(info.filename.replace("\\", "/"))  # some tools write these, or "./" in front
             if UNSAFE_NAME.match(name) or not info.filename:
                 self.refused.append(Item(name, problem="unsafe name (absolute, empty, or leading out of the zip)"))
             elif not info.filename.endswith(("/", "\\")):
                 self.files[name] = info  # of entries with one name the last counts, as it would after unpacking
+                self.packed[name] = METHODS.get(99 if info.flag_bits & 1 else info.compress_type, "another method")
+        if self.packed and all(self.packed.values()):
+            raise UserError(f"{path}: packed with {', '.join(sorted(set(self.packed.values())))}: {UNPACK}.")
 
     def key(self) -> str:
         infos = self.archive.infolist()
@@ -243,7 +247,6 @@ class _Zip:
             yield file, name
 
     def _open(self, name: str) -> BinaryIO:
-        info = self.files[name]
-        if info.compress_type not in METHODS:
-            raise NotImplementedError(f"compression method {info.compress_type}; stored and deflated are read")
-        return self.archive.open(info)
+        if self.packed[name]:
+            raise NotImplementedError(f"packed with {self.packed[name]}: {UNPACK}")
+        return self.archive.open(self.files[name])

@@ -150,4 +150,5 @@ def _find_table(stream: TarStream, path: Path) -> tuple[BinaryIO, str]:
         if member.isfile() and not member.issparse() and name.casefold() in CSV_NAMES:
             stream.left = stream.limit - stream.tell()
             return archive.extractfile(member), name
-    raise UserError(f"{path}: has no {' and no '.join(CSV_NAMES)} among its first {MAX_MEMBERS:,} files.")
+    names, remedy = " and no ".join(CSV_NAMES), "if it has images, unpack it, and give the folder"
+    raise UserError(f"{path}: has no {names} among its first {MAX_MEMBERS:,} files; {remedy}.")

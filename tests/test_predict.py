@@ -94,11 +94,38 @@ def test_images_folders_and_zips_mix_in_the_order_typed(go, tmp_path):
 
 
 def test_every_format_is_read(go, tmp_path):
-    suffixes = ["jpg", "jpeg", "png", "bmp", "webp", "tif", "tiff", "pgm", "ppm", "gif", "PNG"]
+    suffixes = ["jpg", "jpeg", "jpe", "jfif", "png", "bmp", "webp", "tif", "tiff", "pgm", "ppm", "gif", "avif", "jp2"]
+    suffixes += ["j2k", "PNG"]
     for suffix in suffixes:
         save_face(tmp_path / "in" / f"{suffix}.{suffix}", 5)
+    copied = {"jpg.pjpeg": "jpg.jpg", "avif.jpg": "avif.avif", "webp.png": "webp.webp"}  # the bytes decide
+    for name, original in copied.items():
+        (tmp_path / "in" / name).write_bytes((tmp_path / "in" / original).read_bytes())
     out = go("in")[1]
-    assert all(re.search(rf"/{suffix}\.{suffix}  surprise 0\.\d{{4}}\n", out) for suffix in suffixes)
+    for name in (*(f"{suffix}.{suffix}" for suffix in suffixes), *copied):
+        assert re.search(rf"/{name}  surprise 0\.\d{{4}}\n", out), name
+
+
+def test_a_file_of_any_name_is_read_where_it_is_typed_and_left_out_in_folders(go, tmp_path):
+    names = ["photo", "photo.jpg.bak", "photo.jpg_large"]
+    for name in names:
+        save_face(tmp_path / "in" / "photo.png").rename(tmp_path / "in" / name)
+    typed = [f"in/{name}" for name in names]
+    assert named(go(*typed)[1]) == typed
+    status, _, err = go("in")
+    assert (status, err.count("not an image file\n")) == (2, 3)
+    save_face(tmp_path / "in" / "photo.jpg")
+    assert go(*typed, "in/photo.jpg", "--annotate", "out")[0] == 0 and len(list((tmp_path / "out").iterdir())) == 4
+    status, _, err = go("in/photo", "--annotate", "in")
+    assert status == 2 and "images are read from there" in err
+
+
+def test_wildcards_that_the_shell_left_are_expanded(go, tmp_path):
+    for name in ("a.png", "b.png", "c.jpg", "d[1].png", "d1.png"):
+        save_face(tmp_path / "in" / name)
+    assert named(go("in/?.png", "in/*.jpg")[1]) == ["in/a.png", "in/b.png", "in/c.jpg"]
+    assert named(go("in/d[1].png")[1]) == ["in/d[1].png"]  # there is a file of that very name
+    assert go("in/*.gif") == (2, "", "error: 'in/*.gif': no such file or folder\n")
 
 
 @pytest.mark.parametrize(
