@@ -7,6 +7,7 @@ Standard library only, so that `--help` answers at once.
 import math
 import re
 import reprlib
+import unicodedata
 from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 
@@ -21,6 +22,30 @@ METRICS = ("accuracy", "macro_f1", "loss")
 SCHEDULES = ("plateau", "onecycle", "cosine", "constant")
 DEVICES = ("auto", "cuda", "mps", "cpu")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+
+
+def fold(name: str) -> str:
+    """`name` without what does not count in names of classes and splits: letter case, blanks, how accents are coded."""
+    return unicodedata.normalize("NFC", name.strip().casefold())
+
+
+def parse_classes(text: str) -> tuple[tuple[str, ...], dict[str, str]]:
+    """The classes in `text`, in order, and what names mean them, folded: "sad,happy,smile=happy,3=happy".
+
+    Raises ValueError for fewer than two classes, and for text that is no such list.
+    """
+    names, meaning = [], {}
+    for part in text.split(","):
+        found, equals, name = (each.strip() for each in part.rpartition("="))
+        if not name or not name.isprintable() or (equals and not found):
+            raise ValueError(f"classes: {text!r} is no list such as happy,sad,smile=happy")
+        if fold(name) not in map(fold, names):
+            names.append(name)
+        if found:
+            meaning[fold(found)] = name
+    if len(names) < 2:
+        raise ValueError(f"classes: {text!r} has fewer than two classes")
+    return tuple(names), meaning
 
 
 class Allowed(NamedTuple):
@@ -43,6 +68,10 @@ class Config:
     # Data
     data: str = setting("", "dataset: a folder, zip, csv or tar; demo renders faces; empty searches this folder")
     follow_links: bool = setting(False, "read what links to folders outside of the dataset lead to")
+    classes: str = setting(
+        "", "classes, in order: happy,sad,smile=happy; auto: as found; empty: FER2013's that are there"
+    )
+    skip_unknown: bool = setting(False, "leave out what is in folders that are no class")
     cache: str = setting(".cache", "folder for decoded images")
     val_fraction: float = setting(0.1, "share of train used for validation if the data has no such split", 0.01, 0.5)
     limit: int = setting(0, "train on about this many images, classes in proportion; 0 is all", 0, 10**9)
@@ -100,6 +129,8 @@ class Config:
     def __post_init__(self) -> None:
         for spec in fields(self):
             check_field(spec.name, getattr(self, spec.name), spec.type, spec.metadata["allowed"])
+        if self.classes not in ("", "auto"):
+            parse_classes(self.classes)
         if self.width != 1 and not self.model.startswith("EmotionResNet"):
             raise ValueError(f"width: {self.width!r} needs an EmotionResNet, not {self.model}")
         if self.label_smoothing and self.loss != "cross_entropy":
@@ -121,6 +152,16 @@ STRONG = {"rotation": 15.0, "zoom": 0.15, "cutout": 0.3, "contrast": 0.3, "brigh
 RECIPES: dict[str, dict[str, Any]] = {
     # The rendered demo faces: a run on them uses this recipe unless another one is named.
     "demo": {"epochs": 6, "batch_size": 32, "schedule": "onecycle", "warmup": 0.2},
+    # The shipped weights, trained on for other faces or classes: 20 to 200 images of each are enough to begin with.
+    "few": {
+        **SGD,
+        **LIGHT,
+        "model": "EmotionResNet-small",
+        "pretrained": "final_weights_new.pth",
+        "epochs": 30,
+        "batch_size": 16,
+        "lr": 0.005,
+    },
     # TheModel, its best recipe so far: AdamW in one cycle (arXiv 1708.07120), weights averaged over two epochs.
     "simple": {**SMOOTHED, "schedule": "onecycle", "warmup": 0.2},
     # EmotionResNet-nano in ten minutes on two cores: too short to overfit, so little augmentation and no smoothing.

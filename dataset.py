@@ -11,21 +11,25 @@ import hashlib
 import os
 import re
 import sys
+import zipfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from audit import audit, uncropped_notes
+from classes import SEVEN, Choice, choose, class_of, meanings, split_of
 from config import CLASSES, Config
 from errors import MARK, UserError, check_replaceable, exit_status, plain, quoted
 from readers.cache import SPLITS, Cache, cached
 from readers.decode import SIZE, BadImage, decode, read_file
-from readers.layout import check_all_classes, class_folders, is_image_name, is_junk
+from readers.layout import is_image_name, is_junk, is_table_name
 from readers.sources import Source, open_dataset
-from readers.votes import match, read_votes
+from splits import Rows, Split, split_rows, stratified_rows
+from votes import match, read_votes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,14 +37,10 @@ if TYPE_CHECKING:
 
 # Official images per class of FER2013: a dataset with these counts is FER2013, in whatever form people have it
 FER2013 = {"train": [3995, 436, 4097, 7215, 4830, 3171, 4965], "val": [467, 56, 496, 895, 653, 415, 607]}
-VAL_SEED = 2013  # of the sampled validation part: the same for every run, so that runs compare on the same images
-# Zips of FER2013 that are not called as expected: as other tools save it, or as a browser names the second copy
-ALIKE = re.compile(r".*(archive|fer[-_ ]?2013).*\.zip", re.IGNORECASE)
+# Files that are called nearly as expected: as other tools save them, or as a browser names the second copy
+ALIKE = re.compile(r".*(archive|fer[-_ ]?2013|facial-expression|icml_face|ckextended).*", re.I)
 PLACES = ("archive", "archive.zip", "fer2013.csv", "icml_face_data.csv", "fer2013.tar.gz")
 SHEET = Path("contact_sheet.png")
-# Training images in which faces are looked for, and the share of the side that a cropped face fills at least. Of 120
-# images of FER2013, 6 show none to the detector and in 1 it fills less; in portraits it fills about a quarter.
-LOOKED_AT, FILLED = 20, 0.6
 GET_FER2013 = (
     "Get FER2013 as archive.zip from https://www.kaggle.com/datasets/msambare/fer2013 "
     "and put it, zipped or unpacked as archive/, into this folder."
@@ -59,11 +59,27 @@ def preprocess(images: "Tensor") -> "Tensor":
 PREPROCESSING = {"size": SIZE, "channels": 1, "scale": 1 / 127.5, "offset": -1.0}  # as kept in weight files
 
 
-def EmotionFolder(root: str | Path, **transforms: Callable | None) -> "ImageFolder":
+def tta_views(pixels: np.ndarray, tta: str) -> list[np.ndarray]:
+    """Pixels (N, H, W) in each way in which they are scored.
+
+    "none": as they are; "flip": mirrored too; "crops": both, in place and moved by two pixels to each corner, where
+    the edge is repeated.
+    """
+    views = [pixels]
+    if tta == "crops":
+        height, width = pixels.shape[1:]
+        padded = np.pad(pixels, ((0, 0), (2, 2), (2, 2)), mode="edge")
+        views += [padded[:, down : down + height, right : right + width] for down in (0, 4) for right in (0, 4)]
+    if tta != "none":
+        views += [view[:, :, ::-1] for view in views]
+    return [np.ascontiguousarray(view) for view in views]
+
+
+def EmotionFolder(root: str | Path, chosen: Sequence[str] = CLASSES, **transforms: Callable | None) -> "ImageFolder":
     """A torchvision ImageFolder of one folder per class: ((48, 48) uint8 tensor, label), for a DataLoader of your own.
 
-    Labels are indices into CLASSES, whatever order the folders have on disk; letter case and synonyms are mapped,
-    hidden and junk files are left out, as in training. `transforms` are `transform` and `target_transform`.
+    Labels are places in `chosen`, the classes, whatever order the folders have on disk; letter case and synonyms are
+    mapped, hidden and junk files are left out, as in training. `transforms` are `transform` and `target_transform`.
     Raises UserError for a folder that is no class and for a class without images. Taking a bad file out of it raises
     BadImage with the file's name. `load` does not use it: without torchvision it starts a second earlier.
     """
@@ -73,11 +89,16 @@ def EmotionFolder(root: str | Path, **transforms: Callable | None) -> "ImageFold
         return is_image_name(path) and not is_junk(Path(path).relative_to(root).as_posix())
 
     folder = ImageFolder(root, **transforms, loader=load_image, is_valid_file=wanted, allow_empty=True)
-    labels = class_folders(str(root), (name for name in folder.classes if not is_junk(name)))
+    places = {name: at for at, name in enumerate(chosen)}
+    known = meanings(",".join(chosen))
+    labels = {name: places.get(class_of(name, known), -1) for name in folder.classes if not is_junk(name)}
     folder.samples = [(path, labels[folder.classes[at]]) for path, at in folder.samples]
     folder.targets = [label for _, label in folder.samples]
-    folder.classes, folder.class_to_idx = list(CLASSES), {name: index for index, name in enumerate(CLASSES)}
-    check_all_classes(str(root), folder.targets)
+    folder.classes, folder.class_to_idx = list(chosen), places
+    if unknown := [repr(name) for name, label in labels.items() if label < 0]:
+        raise UserError(f"{root} has folders that are no class: {', '.join(unknown)}")
+    if lacking := [name for name, at in places.items() if at not in folder.targets]:
+        raise UserError(f"{root} has no images of: {', '.join(lacking)}")
     return folder
 
 
@@ -89,52 +110,6 @@ def load_image(path: str | Path) -> "Tensor":
         return torch.from_numpy(decode(read_file(Path(path))))
     except BadImage as error:
         raise BadImage(f"{path}: {error}") from error
-
-
-class Rows:
-    """The images at some rows of a mapped array (N, 48, 48), or of Rows; read when they are asked for."""
-
-    def __init__(self, images: "np.ndarray | Rows", rows: np.ndarray) -> None:
-        self.images, self.rows = images, rows
-        self.nbytes = len(rows) * images[:1].nbytes
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, at: Any) -> np.ndarray:
-        return self.images[self.rows[at]]
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        return np.asarray(self.images[self.rows], dtype)
-
-
-@dataclass(frozen=True)
-class Split:
-    """One part of the data: `images` (N, 48, 48) uint8, mapped from the cache, `labels` (N,) int64, `copies` (N,) bool.
-
-    `copies` marks the images whose pixels are in train too. `votes` (N, 7) float32 are FER+'s, zeros where an image
-    has none.
-    """
-
-    name: str
-    images: Rows | np.ndarray
-    labels: np.ndarray
-    digests: np.ndarray
-    copies: np.ndarray
-    votes: np.ndarray | None = None
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def counts(self) -> list[int]:
-        """Images per class."""
-        return np.bincount(self.labels, minlength=len(CLASSES)).tolist()
-
-    def take(self, rows: np.ndarray) -> "Split":
-        """The images at `rows` (a sorted index), as a split of the same name."""
-        votes = None if self.votes is None else self.votes[rows]
-        images = Rows(self.images, rows)
-        return Split(self.name, images, self.labels[rows], self.digests[rows], self.copies[rows], votes)
 
 
 @dataclass(frozen=True)
@@ -154,21 +129,32 @@ class FaceData:
     votes: str = ""
 
     @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes, in the order of labels and of a network's outputs."""
+        return self.splits["train"].classes
+
+    @property
     def demo(self) -> bool:
         return self.name == "demo"
 
     def split(self, name: str) -> Split:
         """The split called `name`. Raises UserError where the dataset lacks it; there is always train and val."""
         if name not in self.splits:
-            raise UserError(f"{self.source} has no {name} split; use --split val")
+            known = " (FER2013's PublicTest is val)" if self.name == "fer2013" else ""
+            raise UserError(f"{self.source} has no {name} split{known}: use --split val")
         return self.splits[name]
+
+    def doubts(self) -> list[str]:
+        """A note where the training images look like uncropped photos."""
+        known = self.name in ("fer2013", "demo")
+        return [] if known else uncropped_notes(self.split("train"), self.source)
 
     def describe(self) -> list[str]:
         """Lines about what was found: source, splits, counts per class, copies."""
         form = f"fer2013 ({self.source})" if self.name == "fer2013" else self.source
         lines = [f"data: {form}, fingerprint {self.fingerprint}", *self.notes]
-        width = max(map(len, CLASSES)) + 1
-        lines.append(" " * 16 + "".join(f"{name:>{width}}" for name in (*CLASSES, "all")))
+        width = max(6, *map(len, self.classes)) + 1
+        lines.append(" " * 16 + "".join(f"{name:>{width}}" for name in (*self.classes, "all")))
         for name, split in self.splits.items():
             label = f"{name} (sampled)" if name == "val" and self.sampled_val else name
             lines.append(f"  {label:<14}" + "".join(f"{count:>{width}}" for count in (*split.counts(), len(split))))
@@ -179,11 +165,12 @@ class FaceData:
 # --- Finding ---
 
 
-def load(config: Config) -> FaceData:
+def load(config: Config, *, fixed: bool = False) -> FaceData:
     """The dataset that `config.data` names, or the first one found in this folder, or the rendered faces.
 
-    Decodes on the first call and reads the cache afterwards. Raises UserError for a dataset that cannot be read or
-    lacks a class in train, and for votes that are not of this dataset.
+    Decodes on the first call and reads the cache afterwards. `fixed`: `config.classes` are those of trained weights,
+    whatever is there. Raises UserError for a dataset that cannot be read or lacks a class in train, and for votes that
+    are not of this dataset.
     """
     where, note = find(config)
     if where == "demo":
@@ -192,7 +179,8 @@ def load(config: Config) -> FaceData:
         source = demo_source()
     else:
         source = open_dataset(Path(where), follow_links=config.follow_links)
-    return assemble(config, source, cached(source, Path(config.cache)), notes=[note] if note else [])
+    cache = cached(source, Path(config.cache))
+    return assemble(config, source, cache, notes=[note] if note else [], fixed=fixed)
 
 
 def find(config: Config) -> tuple[str, str]:
@@ -205,74 +193,126 @@ def find(config: Config) -> tuple[str, str]:
     if there := [place for place in PLACES if os.path.exists(place)]:
         others = ", ".join(there[1:])
         return there[0], others and f"{there[0]} is read, not {others}, which is here too: --data chooses"
-    alike = sorted(name for name in os.listdir() if ALIKE.fullmatch(name))
-    if os.path.isdir("train"):
-        alike.append(".")
+    here = [Path(name) for name in sorted(os.listdir()) if not is_junk(name)]
+    alike = [Path()] if any(is_part(path) for path in here) else [path for path in here if looks_like_data(path)]
     if alike:
+        likeliest = min(alike, key=os.path.isdir)
         raise UserError(
             f"no dataset here has one of the names that are looked for ({', '.join(PLACES)}), but this looks like one: "
-            f"give --data {quoted(alike[0])}, or --data demo for the rendered faces"
+            f"give --data {quoted(likeliest)}, or --data demo for the rendered faces"
         )
     return "demo", ""
+
+
+def looks_like_data(path: Path, depth: int = 3) -> bool:
+    """Whether a file is called as one of FER2013's, or there is such a file or a class folder in a zip or a folder."""
+    with suppress(OSError, zipfile.BadZipFile):
+        if path.suffix.lower() == ".zip" and not path.is_dir():
+            with zipfile.ZipFile(path) as archive:
+                folders = {part for name in archive.namelist() for part in name.split("/")[:-1]}
+            return bool(ALIKE.fullmatch(path.name)) or any(class_of(part, SEVEN) for part in folders)
+        if not path.is_dir():
+            table = is_table_name(path.name) or path.suffix.lower() in ("", ".gz", ".tgz", ".tar")
+            return table and bool(ALIKE.fullmatch(path.name))
+        if depth and split_of(path.name) in ("", "train") and not is_junk(path.name):
+            inside = list(path.iterdir())
+            return any(is_part(each) for each in inside) or any(looks_like_data(each, depth - 1) for each in inside)
+    return False
+
+
+def is_part(path: Path) -> bool:
+    """Whether a folder is that of a class, with an image in it, or a train/ of such; or a file is train.csv."""
+    if is_table_name(path.name):
+        return split_of(path.name.partition(".")[0]) == "train"
+    with suppress(OSError):
+        train, inside = split_of(path.name) == "train", [path]
+        if train and path.is_dir():
+            inside = [each for each in path.iterdir() if each.is_dir()]
+        if train or class_of(path.name, SEVEN):
+            return any(is_image_name(each.name) for folder in inside if folder.is_dir() for each in folder.iterdir())
+    return False
 
 
 # --- Splitting ---
 
 
-def assemble(config: Config, source: Source, cache: Cache, *, notes: Sequence[str] = ()) -> FaceData:
+def assemble(
+    config: Config, source: Source, cache: Cache, *, notes: Sequence[str] = (), fixed: bool = False
+) -> FaceData:
     """The FaceData over a whole cache: validation sampled where there is none, copies marked, limit applied."""
-    index, meta = cache.index, cache.meta
+    meta = cache.meta
+    index, order, choice = arrange(config, source, cache, fixed)
     labels, digests = np.ascontiguousarray(index["labels"]), np.ascontiguousarray(index["digests"])
-    notes = [*notes, *(f"folder {name!r} is read as {to}" for name, to in meta["renamed"].items())]
-    if meta["skipped"]:
-        notes.append(f"skipped files: {meta['skipped']}, the first of them:")
-        notes += [f"  {plain(name)}" for name in meta["unreadable"]]
+    notes = [*notes, *map(plain, choice.notes)]
+    for problem, number, names in meta["skipped"]:
+        more = f" and {number - len(names):,} more" if number > len(names) else ""
+        notes.append(plain(f"skipped: {', '.join(names)}{more}: {problem}"))
     given, mark = None, ""
+    if config.votes and choice.names != CLASSES:
+        raise UserError(f"--votes: they are for the classes {', '.join(CLASSES)}; here are {', '.join(choice.names)}")
     if config.votes:
         given, note = match(read_votes(Path(config.votes)), index, source=str(source.path))
         notes.append(note)
         seen = index["splits"] != SPLITS.index("test")  # as for the fingerprint
         mark = hashlib.blake2b(given[seen].tobytes(), digest_size=8).hexdigest()
-    rows, sampled = split_rows(config, source, cache)
+    try:
+        rows, sampled = split_rows(index, config.val_fraction)
+    except UserError as error:
+        raise UserError(f"{source.path}: {error}") from error
     splits = {}
     for name, at in rows.items():
         copies = np.isin(digests[at], digests[rows["train"]]) & (name != "train")
         own = None if given is None else given[at]
-        splits[name] = Split(name, Rows(cache.images, at), labels[at], digests[at], copies, own)
+        splits[name] = Split(name, Rows(cache.images, order[at]), labels[at], digests[at], copies, own, choice.names)
     if splits["val"].copies.all():
         raise UserError(f"{source.path}: every validation image is in train too; validate on other images")
     name = name_of(source, splits)
     if config.limit and config.limit < len(splits["train"]):
         splits["train"] = splits["train"].take(stratified_rows(splits["train"].labels, config.limit))
-    return FaceData(splits, name, str(source.path), meta["fingerprint"], sampled, notes, mark)
+    return FaceData(splits, name, str(source.path), fingerprint(index, choice.names), sampled, notes, mark)
 
 
-def uncropped_notes(data: FaceData) -> list[str]:
-    """A note if most of some training images show no face, or one that fills less than `FILLED` of their side."""
-    from faces.crop import frame  # late: only here
-    from faces.detect import Detector
+def arrange(config: Config, source: Source, cache: Cache, fixed: bool) -> tuple[np.ndarray, np.ndarray, Choice]:
+    """The index (N,) of INDEX of the images of the classes that `config` chooses, and their rows in the cache.
 
-    if data.name in ("fer2013", "demo"):
-        return []
-    train, small = data.split("train"), 0
-    some = train.images[np.linspace(0, len(train) - 1, min(LOOKED_AT, len(train))).astype(int)]
-    with suppress(UserError):  # without OpenCV there is no note
-        detector = Detector()
-        for pixels in some:
-            sides = [frame(box)[2] / SIZE for box in detector.find(np.repeat(pixels[:, :, None], 3, axis=2))]
-            small += max(sides, default=0) < FILLED
-    if small <= len(some) / 2:
-        return []
-    return [
-        f"note: these look like uncropped photos: in {small} of {len(some)} training images no face is found, or it "
-        f"fills less than {FILLED:.0%} of the side. Crop them first: "
-        f"python dataset.py --data {quoted(data.source)} --crop NEW_FOLDER"
-    ]
+    In one order for all forms of a dataset: split, class, digest. Labels are places in the Choice's names. Raises
+    UserError as `choose` does.
+    """
+    index, names = cache.index, cache.meta["names"]
+    trained = index["labels"][index["splits"] == SPLITS.index("train")]
+    counts = (np.bincount(labels, minlength=len(names)).tolist() for labels in (trained, index["labels"]))
+    found = dict(zip(names, zip(*counts, strict=True), strict=True))
+    try:
+        table = source.kind == "table"
+        choice = choose(config.classes, found, skip=config.skip_unknown, table=table, fixed=fixed)
+    except UserError as error:
+        raise UserError(f"{source.path}: {error}") from error
+    labels = np.array(choice.labels, np.int64)[index["labels"]]
+    order = np.lexsort([index["digests"]["low"], index["digests"]["high"], labels, index["splits"]])
+    order = order[labels[order] >= 0]
+    index = index[order]
+    index["labels"] = labels[order]
+    return index, order, choice
+
+
+def fingerprint(index: np.ndarray, names: tuple[str, ...]) -> str:
+    """16 hex digits over splits, labels and pixels (their digests), and over the names of other classes than FER2013's.
+
+    The same for every form of the data. Test images have no part in it, which no run sees: FER2013 with and without
+    PrivateTest is one dataset to a run and its weights. Where there is nothing else, it is over these.
+    """
+    seen = index["splits"] != SPLITS.index("test")
+    rows = index[seen] if seen.any() else index
+    digest = hashlib.blake2b(digest_size=8)
+    for name in ("splits", "labels", "digests"):
+        digest.update(np.ascontiguousarray(rows[name]).view(np.uint8))
+    digest.update("\n".join(names).encode() if names != CLASSES else b"")
+    return digest.hexdigest()
 
 
 def name_of(source: Source, splits: dict[str, Split]) -> str:
     """The name of a dataset, as in `FaceData`."""
-    if all(splits[part].counts() == counts for part, counts in FER2013.items()):
+    if splits["train"].classes == CLASSES and all(splits[part].counts() == counts for part, counts in FER2013.items()):
         return "fer2013"
     if source.rendered:
         return "demo"
@@ -280,68 +320,11 @@ def name_of(source: Source, splits: dict[str, Split]) -> str:
     return f"{name}/" if name in ("demo", "fer2013") else name  # a folder of other faces that is called so
 
 
-def split_rows(config: Config, source: Source, cache: Cache) -> tuple[dict[str, np.ndarray], bool]:
-    """The rows of each split that is there, and whether validation was sampled.
-
-    The whole rule: validation is a folder val/ if there is one; else the PublicTest_* files of test/ or the rows of
-    Usage PublicTest, as FER2013 has them; else a tenth of each class of train, always the same. Test is what else is in
-    test/. The first two are settled by names, in readers/layout.py and readers/tables.py; the third is sampled here.
-    Raises UserError where train lacks a class, or has no two different images of any to sample from.
-    """
-    index = cache.index
-    rows = {name: np.flatnonzero(index["splits"] == number) for number, name in enumerate(SPLITS)}
-    train = index[rows["train"]]
-    check_all_classes(f"{source.path}: train", train["labels"])
-    sampled = not len(rows["val"])
-    if sampled:
-        chosen = sample_validation(train["labels"], train["digests"], config.val_fraction)
-        rows["val"], rows["train"] = rows["train"][chosen], rows["train"][~chosen]
-        if not chosen.any():
-            raise UserError(
-                f"{source.path}: there is no validation part, and no class has two different images to sample one "
-                f"from; add images, or a val/ folder"
-            )
-    return {name: at for name, at in rows.items() if len(at)}, sampled
-
-
-def sample_validation(labels: np.ndarray, digests: np.ndarray, fraction: float) -> np.ndarray:
-    """A mask (N,) of the images sampled for validation: `fraction` of each class that has two different images.
-
-    Whole groups of pixel-identical images are sampled, so that copies stay on one side. A group larger than the wanted
-    part stays in train, unless all are: an image copied over and over would take the class with it.
-    """
-    _, group = np.unique(digests, return_inverse=True)
-    group_label = np.full(group.max() + 1, len(CLASSES))
-    np.minimum.at(group_label, group, labels)
-    group_size = np.bincount(group)
-    rng = np.random.default_rng(VAL_SEED)
-    chosen = np.zeros(len(group_label), bool)
-    for label in range(len(CLASSES)):
-        groups = rng.permutation(np.flatnonzero(group_label == label))
-        if len(groups) < 2:  # the only one stays in train
-            continue
-        wanted = fraction * group_size[groups].sum()
-        groups = groups[group_size[groups] <= max(wanted, group_size[groups].min())]
-        before = np.cumsum(group_size[groups]) - group_size[groups]
-        chosen[groups[before < wanted]] = True
-    return chosen[group]
-
-
-def stratified_rows(labels: np.ndarray, limit: int) -> np.ndarray:
-    """Sorted rows of about `limit` images with every class in its share, at least one of each."""
-    rng = np.random.default_rng(VAL_SEED)
-    rows = []
-    for label in np.unique(labels):
-        at = np.flatnonzero(labels == label)
-        rows.append(rng.permutation(at)[: max(1, round(limit * len(at) / len(labels)))])
-    return np.sort(np.concatenate(rows))
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser("dataset.py", f"Print what dataset is found here, and write a sheet of its faces, {SHEET}.")
     help_ = "write face crops of the photos in the folder --data there, in the same class folders, and do nothing else"
     parser.add_argument("--crop", type=nonempty, metavar="NEW_FOLDER", help=help_)
-    add_flags(parser, ("data", "follow_links", "cache", "val_fraction", "limit", "votes"))
+    add_flags(parser, ("data", "follow_links", "classes", "skip_unknown", "cache", "val_fraction", "limit", "votes"))
     args = parser.resolve(parser.parse_args(argv))
     return exit_status(crop, args.config, Path(args.crop)) if args.crop else exit_status(show, args.config)
 
@@ -355,8 +338,7 @@ def crop(config: Config, out: Path) -> int:
     for line in crop_folder(Path(config.data), out, follow_links=config.follow_links):
         print(plain(line))
     if (out / "train").is_dir():
-        flags = "--recipe small --pretrained final_weights_new.pth --epochs 10 --lr 0.01"
-        print(f"train on them: python interface.py {flags} --data {quoted(out)}")
+        print(f"train on them: python interface.py --recipe few --data {quoted(out)}")
     return 0
 
 
@@ -365,10 +347,10 @@ def show(config: Config) -> int:
     import plots  # late: only here
 
     data = load(config)
-    print("\n".join([*data.describe(), *uncropped_notes(data), *([DEMO_NOTE] if data.demo else [])]))
+    print("\n".join([*data.describe(), *audit(data.splits), *data.doubts(), *([DEMO_NOTE] if data.demo else [])]))
     check_replaceable("dataset.py", SHEET, MARK)
     train = data.split("train")
-    plots.contact_sheet(train.images, train.labels, SHEET, title=f"{data.source}: train")
+    plots.contact_sheet(train.images, train.labels, SHEET, classes=train.classes, title=f"{data.source}: train")
     print(f"{SHEET} shows some of its faces")
     return 0
 

@@ -124,6 +124,8 @@ def run(args: argparse.Namespace) -> int:
 
 def check(data: "FaceData") -> None:
     """Raise UserError where a class has no validation image, or only copies of train images."""
+    if data.classes != CLASSES:
+        raise UserError(f"{data.source}: the study is of FER2013's classes, these are {', '.join(data.classes)}")
     val = data.split("val")
     there = set(val.labels[~val.copies].tolist())
     if missing := [name for label, name in enumerate(CLASSES) if label not in there]:

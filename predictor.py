@@ -7,7 +7,7 @@
         print(face.box, face.emotion, face.probabilities)
     for frame in predictor.video("clip.mp4"):
         print(frame.seconds, [(face.track, face.smooth.emotion) for face in frame.faces])
-    predictor.crops(crops)                       # (N, 48, 48) uint8 -> (N, 7) float32
+    predictor.crops(crops)                       # (N, 48, 48) uint8 -> (N, C) float32, as in predictor.classes
 
 No torch is imported unless the torch engine computes.
 """
@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from config import CLASSES
+from classes import are_names
+from dataset import tta_views
 from errors import SHIPPED, UserError, counted, cpu_quota, find_weights
 from faces.crop import crop, is_crop
 from faces.detect import Box, Detector
@@ -31,7 +32,6 @@ from faces.face import Face, Frame, Tracked
 from faces.track import SMOOTH_SECONDS, Smoother
 from faces.video import DETECT_SECONDS, Reader, follow
 from readers.decode import SIZE, BadImage, decode_or_rgb, read_file
-from readers.views import tta_views
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -58,6 +58,7 @@ class Predictor:
         if faces not in FACES:
             raise UserError(f"faces={faces!r}: it is one of {', '.join(FACES)}")
         self.engine, self.path, self.notes = open_engine(weights or "", **settings)
+        self.classes = tuple(self.engine.content["classes"])
         self.threshold = float(self.engine.content.get("threshold", 0.0))  # older files have none
         self.whole = {"auto": is_crop, "whole": lambda *_: True, "find": lambda *_: False}[faces]
 
@@ -73,7 +74,7 @@ class Predictor:
         return self.answer([self.look(image)])[0]
 
     def crops(self, pixels: np.ndarray) -> np.ndarray:
-        """Probabilities (N, 7) float32, in the order of config.CLASSES, of face crops (N, 48, 48) uint8.
+        """Probabilities (N, C) float32, in the order of `classes`, of face crops (N, 48, 48) uint8.
 
         Raises BadImage for other arrays.
         """
@@ -116,14 +117,14 @@ class Predictor:
         """The faces of each of `looks` with their probabilities."""
         pixels = [pixels for look in looks for _, pixels in look]
         values = iter(self.crops(np.array(pixels, np.uint8).reshape(-1, SIZE, SIZE)))
-        return [[Face(box, face, next(values), self.threshold) for box, face in look] for look in looks]
+        return [[Face(box, face, next(values), self.threshold, self.classes) for box, face in look] for look in looks]
 
     def maps(self, faces: Sequence[Face]) -> list[np.ndarray]:
         """For each face, how much each place of its pixels speaks for its emotion: (H, W) float32. Raises UserError."""
         if not faces:
             return []
         found = self.engine.activation_maps(np.stack([face.pixels for face in faces]))
-        return [each[CLASSES.index(face.emotion)] for each, face in zip(found, faces, strict=True)]
+        return [each[self.classes.index(face.emotion)] for each, face in zip(found, faces, strict=True)]
 
 
 def cut_out(image: np.ndarray, boxes: Sequence[Box]) -> Look:
@@ -197,13 +198,13 @@ class OnnxEngine:
         self.session, self.tta = session(model, threads=threads, name=str(path)), tta
         facts = self.session.get_modelmeta().custom_metadata_map
         try:
-            classes, self.content = json.loads(facts["classes"]), json.loads(facts["weights"])
-            self.sha256 = facts["sha256"]
-        except (LookupError, ValueError) as error:
+            self.content = {**json.loads(facts["weights"]), "classes": json.loads(facts["classes"])}
+            self.sha256, outputs = facts["sha256"], self.session.get_outputs()
+            if not are_names(self.content["classes"]) or outputs[0].shape[1:] != [len(self.content["classes"])]:
+                raise ValueError("its classes are not those of its outputs")
+        except (LookupError, TypeError, ValueError) as error:
             raise UserError(f"{path} was not written by export.py of this project: export the weights again") from error
-        if classes != list(CLASSES):
-            raise UserError(f"{path} gives the classes {classes}; this code predicts {list(CLASSES)}")
-        self.has_maps = len(self.session.get_outputs()) > 1
+        self.has_maps = len(outputs) > 1
         self.name = f"onnxruntime ({counted(self.session.get_session_options().intra_op_num_threads, 'thread')})"
 
     def probabilities(self, pixels: np.ndarray) -> np.ndarray:

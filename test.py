@@ -13,11 +13,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from classes import text_for
 from config import TTA, TTA_HELP
 from errors import SHIPPED, UserError, check_replaceable, exit_status, write_json
 from metrics import describe
 from ranks import joined
-from readers.votes import most_voted
 
 if TYPE_CHECKING:
     from dataset import FaceData
@@ -38,7 +40,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--weights", type=nonempty, nargs="+", metavar="FILE", help=help)
     parser.add_argument("--json", type=nonempty, metavar="FILE", help="write the same figures to this file too")
     parser.add_argument("--tta", choices=TTA, default="none", help=TTA_HELP)
-    add_flags(parser, names=("data", "follow_links", "cache", "votes", "device", "precision", "threads"))
+    add_flags(parser, names=("data", "follow_links", "classes", "cache", "votes", "device", "precision", "threads"))
     return parser.resolve(parser.parse_args(argv))
 
 
@@ -57,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
         split = data.split(args.split)
         logits = predict_logits(model, split, machine=machine, ranks=ranks, tta=args.tta)
         scores, voted = score(logits, split.labels, split.copies), None
-        lines = [*scores.lines(), *scores.tables()]
+        lines = [*scores.lines(), *scores.tables(split.classes)]
         if args.config.votes:
             voted = score(logits, most_voted(split.votes), split.copies)
             lines.append("against the most-voted of the seven emotions (published FER+ figures are of 8 classes):")
@@ -101,7 +103,7 @@ def prepare(args: argparse.Namespace) -> "tuple[Machine, FaceNet | Ensemble, dic
             "there is no dataset in this folder, and these weights were trained on real faces: name one with --data "
             f"(the rendered faces are --data demo). {GET_FER2013}"
         )
-    data = load(config)
+    data = load(replace(config, classes=text_for(next(iter(files.values())), config.classes)), fixed=True)
     print("\n".join(data.describe()))
     if data.sampled_val and fractions:
         raise UserError("--weights: these runs left different parts of the data for validation; score them one by one")
@@ -112,6 +114,13 @@ def prepare(args: argparse.Namespace) -> "tuple[Machine, FaceNet | Ensemble, dic
                 f"{data.fingerprint}): it may have seen these images"
             )
     return machine, model, files, data
+
+
+def most_voted(votes: np.ndarray) -> np.ndarray:
+    """Return the emotion (N,) int64 with the most votes of the seven; -1 for a tie, and where there are none."""
+    most = votes.max(1, keepdims=True)
+    clear = (most[:, 0] > 0) & ((votes == most).sum(1) == 1)
+    return np.where(clear, votes.argmax(1), -1)
 
 
 if __name__ == "__main__":

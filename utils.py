@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from classes import are_names
 from config import CLASSES
 from errors import UserError, counted, cpu_quota, open_file, quoted, write_file
 from metrics import EXAMPLE, fits
@@ -208,14 +209,11 @@ def read_checkpoint(path: Path, needed: tuple[str, ...] = ("model", "state_dict"
         raise UserError(f"{path} is not a weight file of this version of the project: it lacks {', '.join(lacking)}")
     if content["format"] != FORMAT:
         raise UserError(f"{path} has format {content['format']!r}, this code reads {FORMAT}: train it again")
-    if content["classes"] != list(CLASSES):
-        raise UserError(
-            f"{path} was trained on the classes {content['classes']}, in that order; this code predicts {list(CLASSES)}"
-        )
     metrics = content.get("metrics")
     if isinstance(metrics, dict) and "unseen" in metrics:  # the name of older files
         metrics["deduplicated"] = metrics.pop("unseen")
-    if not fits(content, {name: each for name, each in EXAMPLE.items() if name.rstrip("?") in content}):
+    known = {name: each for name, each in EXAMPLE.items() if name.rstrip("?") in content}
+    if not fits(content, known) or not are_names(content["classes"]):
         raise refused
     return content
 

@@ -7,14 +7,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from config import CLASSES
-from dataset import Split, preprocess
+from dataset import preprocess, tta_views
 from errors import UserError
 from losses import Loss
 from metrics import Metrics, measure, summary, table
 from model import FaceNet
 from ranks import Ranks
-from readers.views import tta_views
+from splits import Split
 from utils import Machine, channels_last
 
 BATCH = 256  # images scored at a time
@@ -38,10 +37,10 @@ class Scores(NamedTuple):
             return [summary(self.official)]
         return [f"official      {summary(self.official)}", f"deduplicated  {summary(self.deduplicated)}"]
 
-    def tables(self) -> list[str]:
+    def tables(self, classes: Sequence[str]) -> list[str]:
         """Recall and confusion, deduplicated; the first line says so where some images are copies of train images."""
         part = "" if self.deduplicated.count == self.official.count else ", deduplicated"
-        return [f"recall and confusion{part}:", *table(self.deduplicated)]
+        return [f"recall and confusion{part}:", *table(self.deduplicated, classes)]
 
 
 class Ensemble(nn.Module):
@@ -51,6 +50,7 @@ class Ensemble(nn.Module):
         super().__init__()
         self.models = nn.ModuleList(models)
         self.temperature = sum(model.temperature for model in models) / len(models)
+        self.num_classes = models[0].num_classes
         self.eval()
 
     def forward(self, images: Tensor) -> Tensor:
@@ -87,7 +87,7 @@ def predict_logits(
     Leaves the model in the mode it was found in.
     """
     ranks = ranks or Ranks()
-    logits = torch.zeros(len(split), len(CLASSES))
+    logits = torch.zeros(len(split), model.num_classes)
     training = model.training
     model.eval()
     for start in range(BATCH * ranks.rank, len(split), BATCH * ranks.size):

@@ -114,7 +114,7 @@ def written_here(base: Path) -> bool:
 
 
 def predict_clips(args: argparse.Namespace, clips: Sequence[tuple[Path, Path]], machine: dict) -> int:
-    """Predict every clip; the exit status. Raises UserError where none can be read, or the disk is full."""
+    """Predict every clip; the exit status. Raises UserError where nothing at all was read, or the disk is full."""
     folder = Path(args.out or OUT)
     bases, predictor, read = outputs(clips, folder), open_predictor(args, machine), 0
     with stoppable() as stop:
@@ -128,7 +128,7 @@ def predict_clips(args: argparse.Namespace, clips: Sequence[tuple[Path, Path]], 
             if stop.is_set():
                 print("stopped", file=sys.stderr)
                 return 130
-    if not read:
+    if not read and not args.paths:  # else photos were
         raise UserError(f"nothing could be read: {counted(len(clips), 'video')} skipped")
     if args.strict and read < len(clips):
         raise UserError(f"--strict: {counted(len(clips) - read, 'video')} skipped")
@@ -145,7 +145,7 @@ def predict_clip(predictor: Predictor, path: Path, base: Path, args: argparse.Na
         if first is None:
             raise UserError(f"{path}: there is no frame in it")
         start = time.perf_counter()
-        with recording(base, reader, film=args.mp4) as recorder:
+        with recording(base, reader, predictor.classes, film=args.mp4) as recorder:
             progress = Progress(path.name, reader.length)
             for frame in chain([first], frames):
                 recorder.write(frame)
@@ -165,11 +165,11 @@ def predict_clip(predictor: Predictor, path: Path, base: Path, args: argparse.Na
 
 
 @contextmanager
-def recording(base: Path, reader: Reader, *, film: bool) -> Iterator[Recorder]:
+def recording(base: Path, reader: Reader, classes: Sequence[str], *, film: bool) -> Iterator[Recorder]:
     """A Recorder that is finished at the end. Raises UserError where something cannot be written."""
     recorder = None
     try:
-        recorder = Recorder(base, reader, film=film)
+        recorder = Recorder(base, reader, classes, film=film)
         yield recorder
         recorder.notes = recorder.finish()
     except OSError as error:
@@ -276,7 +276,7 @@ def watch_camera(args: argparse.Namespace, machine: dict) -> int:
         frames = predictor.video(reader, smooth=args.smooth)
         if args.out:
             base = Path(args.out, time.strftime("camera-%Y-%m-%d-%H%M%S"))
-            with recording(base, reader, film=args.mp4) as recorder:
+            with recording(base, reader, predictor.classes, film=args.mp4) as recorder:
                 count = print_live(frames, stop, recorder)
             for line in report(f"camera {args.camera}", recorder, recorder.notes, predictor.engine.name):
                 print(line, flush=True)

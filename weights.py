@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from config import Config
+from config import CLASSES, Config
 from dataset import PREPROCESSING, FaceData
 from errors import UserError, find_weights
 from metrics import find_threshold
@@ -35,6 +35,7 @@ def weight_file(
     names = {name: Path(getattr(config, name)).name for name in ("data", "cache", "votes", "runs", "pretrained")}
     teachers = ",".join(Path(name.strip()).name for name in config.teachers.split(","))
     return {
+        "classes": list(data.classes),
         "model": model.name,
         "arguments": model.arguments,
         "state_dict": state,
@@ -74,6 +75,8 @@ def load_weights(path: Path, *, machine: Machine) -> tuple[FaceNet, dict[str, An
         dtypes = {name: value.dtype for name, value in model.state_dict().items()}
         state = {name: value.to(dtypes.get(name, value.dtype)) for name, value in content["state_dict"].items()}
         model.load_state_dict(state, assign=True)
+        if model.num_classes != len(content["classes"]):
+            raise ValueError(f"it has {model.num_classes} outputs for {len(content['classes'])} classes")
         Config(val_fraction=content["config"].get("val_fraction", Config().val_fraction))  # `test.py` samples by it
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
@@ -89,6 +92,8 @@ def load_ensemble(names: Sequence[str], *, machine: Machine) -> tuple[FaceNet | 
     """
     loaded = {path: load_weights(path, machine=machine) for path in map(find_weights, names)}
     models = [model for model, _ in loaded.values()]
+    if len({tuple(content["classes"]) for _, content in loaded.values()}) > 1:
+        raise UserError("these weights have different classes: they cannot be averaged")
     return models[0] if len(models) == 1 else Ensemble(models), {path: content for path, (_, content) in loaded.items()}
 
 
@@ -126,20 +131,32 @@ def calibrate(path: Path, data: FaceData, *, machine: Machine) -> Calibration:
     return Calibration(temperature, threshold, coverage, right, before, after, probabilities)
 
 
-def load_pretrained(model: FaceNet, config: Config, *, machine: Machine) -> tuple[Path, dict[str, Any]]:
+def load_pretrained(
+    model: FaceNet, config: Config, classes: Sequence[str] = CLASSES, *, machine: Machine
+) -> tuple[Path, dict[str, Any]]:
     """Give `model`, as `config` builds it, the weights in the file `config.pretrained`; its path and content.
 
-    Raises UserError for a file that `load_weights` refuses, and for another network than `model`.
+    Where `classes`, those of `model`, are not the file's, the last layer's rows are taken for the classes of both; the
+    others stay as they are. Raises UserError for a file that `load_weights` refuses, and for another network.
     """
     path = find_weights(config.pretrained, flag="--pretrained")
     there, content = load_weights(path, machine=machine)
-    if there.name != model.name or there.arguments | {"dropout": 0} != model.arguments | {"dropout": 0}:
+    may_differ = {"dropout": 0, "num_classes": 0}
+    if there.name != model.name or there.arguments | may_differ != model.arguments | may_differ:
         width = f" --width {there.arguments['width']:g}" if "width" in there.arguments else ""
         raise UserError(
             f"--pretrained {path}: its network is another one than {model.name}: give --model {there.name}{width}, or "
             f"name other weights"
         )
-    model.load_state_dict(there.state_dict())
+    state = there.state_dict()
+    if content["classes"] != list(classes):
+        both = [name for name in classes if name in content["classes"]]
+        new, old = ([names.index(name) for name in both] for names in (classes, content["classes"]))
+        for name in ("classifier.weight", "classifier.bias"):
+            own = model.state_dict()[name].clone()
+            own[new] = state[name][old]
+            state[name] = own
+    model.load_state_dict(state)
     return path, content
 
 

@@ -72,7 +72,8 @@ CUTS: dict[str, Callable[[np.ndarray, Box], np.ndarray]] = {
 def run(args: argparse.Namespace) -> int:
     import torch
 
-    from dataset import load, stratified_rows
+    from dataset import load
+    from splits import stratified_rows
     from utils import pick_machine
     from val import BATCH, forward
     from weights import load_weights

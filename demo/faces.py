@@ -170,7 +170,7 @@ def demo_source() -> Source:
     def items() -> list[Item]:
         faces = zip(*demo_faces(IDENTITIES + VAL_IDENTITIES, seed=0), strict=True)
         return [
-            Item("", "train" if identity < IDENTITIES else "val", int(label), load=partial(np.asarray, image))
+            Item("", "train" if identity < IDENTITIES else "val", CLASSES[label], load=partial(np.asarray, image))
             for image, label, identity in faces
         ]
 

@@ -16,7 +16,6 @@ from plots import ink_on
 
 # Colours of Okabe and Ito, which colour-blind readers can distinguish too
 OKABE_ITO = ("#d55e00", "#009e73", "#cc79a7", "#e69f00", "#0072b2", "#56b4e9", "#a6a6a6", "#ffffff")
-COLOURS = dict(zip((*CLASSES, NOT_SURE), OKABE_ITO, strict=True))
 PANEL, TRACK = "#1b1e22", "#43484e"  # behind the bars: the chart, and the rest of a bar up to probability 1
 HEAT, OPACITY = "#ff8c00", 0.75  # of activation maps, where they are highest
 LEAST_SIDE = 640  # pixels: a smaller photo is enlarged before anything is written on it
@@ -24,6 +23,20 @@ LEAST_TEXT = 13  # pixels
 MAX_CARDS = 12  # faces that get a chart; with more, words only
 TILE, GAP, SHEET_TEXT = 96, 14, 13  # pixels of a contact sheet
 MAX_TILES = 200
+
+
+@functools.cache
+def colours(classes: tuple[str, ...] = CLASSES) -> dict[str, str]:
+    """Return the colour of each of `classes`, and of "not sure"; other classes than FER2013's take what is left."""
+    own = {name: colour for name, colour in zip(CLASSES, OKABE_ITO, strict=False) if name in classes}
+    free = [colour for colour in OKABE_ITO[:-1] if colour not in own.values()]
+    free += [f"hsl({137 * number % 360}, 55%, 55%)" for number in range(len(classes))]  # far from each other
+    others = dict(zip((name for name in classes if name not in own), free, strict=False))
+    return {name: (own | others)[name] for name in classes} | {NOT_SURE: OKABE_ITO[-1]}
+
+
+def colour_of(face: Face) -> str:
+    return colours(face.classes)[face.answer]
 
 
 def annotate(image: np.ndarray, faces: Sequence[Face], maps: Sequence[np.ndarray] | None = None) -> Image.Image:
@@ -48,18 +61,19 @@ def annotate(image: np.ndarray, faces: Sequence[Face], maps: Sequence[np.ndarray
     draw = ImageDraw.Draw(picture)
     for face, (x, y, width, height) in zip(faces, frames, strict=True):
         if face.box:
-            draw.rectangle((x, y, x + width - 1, y + height - 1), outline=COLOURS[face.answer], width=line)
+            draw.rectangle((x, y, x + width - 1, y + height - 1), outline=colour_of(face), width=line)
     for block, place in beside:
         picture.paste(block, place)
     return picture
 
 
 def sheet(faces: Sequence[tuple[str, Face]], *, columns: int = 10) -> Image.Image:
-    """Return a contact sheet of (file name, face): the answers in the order of config.CLASSES, then "not sure".
+    """Return a contact sheet of (file name, face): the answers in the order of their classes, then "not sure".
 
     The most probable come first. Of more than MAX_TILES faces, each answer shows at most the same number, and says so.
     """
-    groups = {answer: [pair for pair in faces if pair[1].answer == answer] for answer in COLOURS}
+    shown = colours(faces[0][1].classes if faces else CLASSES)
+    groups = {answer: [pair for pair in faces if pair[1].answer == answer] for answer in shown}
     most = MAX_TILES
     while sum(min(most, len(group)) for group in groups.values()) > MAX_TILES:
         most -= 1
@@ -67,10 +81,10 @@ def sheet(faces: Sequence[tuple[str, Face]], *, columns: int = 10) -> Image.Imag
     for answer, group in groups.items():
         group.sort(key=lambda pair: -pair[1].probability)
         left_out = f", the {most} most probable" if len(group) > most else ""
-        heading = _label(f"{answer}: {len(group):,}{left_out}", answer, round(1.4 * SHEET_TEXT), width - 2 * GAP)
+        heading = _label(f"{answer}: {len(group):,}{left_out}", shown[answer], round(1.4 * SHEET_TEXT), width - 2 * GAP)
         if group:
             parts += [_rows([heading], width, GAP), _rows([_tile(*pair) for pair in group[:most]], width, GAP)]
-    return _stack(parts or [_rows([_label("no face found", NOT_SURE, 2 * SHEET_TEXT)], width, GAP)])
+    return _stack(parts or [_rows([_label("no face found", shown[NOT_SURE], 2 * SHEET_TEXT)], width, GAP)])
 
 
 def mark(image: np.ndarray, faces: Sequence[tuple[str, Face]]) -> np.ndarray:
@@ -85,8 +99,8 @@ def mark(image: np.ndarray, faces: Sequence[tuple[str, Face]]) -> np.ndarray:
         size = int(np.clip(width / 7, max(LEAST_TEXT, max(picture.size) // 90), max(picture.size) // 40 + LEAST_TEXT))
         line = max(2, size // 7)
         frame = (x - line, y - line, x + width + line - 1, y + height + line - 1)
-        draw.rectangle(frame, outline=COLOURS[face.answer], width=line)
-        label = _label(f"{name} {_words(face)}", face.answer, size)
+        draw.rectangle(frame, outline=colour_of(face), width=line)
+        label = _label(f"{name} {_words(face)}", colour_of(face), size)
         above = y - line - label.height
         left = max(0, min(x - line, picture.width - label.width))
         picture.paste(label, (left, above if above >= 0 else min(y + height + line, picture.height - label.height)))
@@ -96,23 +110,23 @@ def mark(image: np.ndarray, faces: Sequence[tuple[str, Face]]) -> np.ndarray:
 def _layout(faces, frames, photo_size, maps, size) -> tuple[list, list[Image.Image]]:
     """Return (block, (x, y)) of what is written in the photo, and the blocks of the strip below it."""
     if not faces:
-        return [], [_label("no face found", NOT_SURE, 2 * size)]
+        return [], [_label("no face found", OKABE_ITO[-1], 2 * size)]
     few = len(faces) <= MAX_CARDS or maps
+    numbers = [f"{number} " for number in range(1, len(faces) + 1)] if len(faces) > 1 else [""]
     if few and not maps:
-        cards = [_card(face, _words(face), size) for face in faces]
+        cards = [_card(face, number + _words(face), size) for face, number in zip(faces, numbers, strict=True)]
         if beside := _arrange(cards, frames, photo_size, sideways=True):
             return beside, []
-    numbers = [f"{number} " for number in range(1, len(faces) + 1)] if len(faces) > 1 else [""]
     each = list(zip(faces, numbers, maps or [None] * len(faces), strict=True))
     if few:
         below = [_card(face, number + _words(face), size, heat) for face, number, heat in each]
-        labels = [_label(number + face.answer, face.answer, size) for face, number, _ in each]
+        labels = [_label(number + face.answer, colour_of(face), size) for face, number, _ in each]
     else:
-        below = [_label(number + _words(face), face.answer, size) for face, number, _ in each]
-        labels = [_label(face.answer, face.answer, size) for face in faces]
+        below = [_label(number + _words(face), colour_of(face), size) for face, number, _ in each]
+        labels = [_label(face.answer, colour_of(face), size) for face in faces]
     if beside := _arrange(labels, frames, photo_size):
         return beside, below if few else []
-    tags = [_label(number.strip(), face.answer, size) for face, number, _ in each if number]
+    tags = [_label(number.strip(), colour_of(face), size) for face, number, _ in each if number]
     corners = [(max(0, x), max(0, y)) for x, y, _, _ in frames]
     return list(zip(tags, corners, strict=False)), below
 
@@ -149,11 +163,11 @@ def font(size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.load_default(size=size)
 
 
-def _label(text: str, answer: str, size: int, width: int = 0) -> Image.Image:
-    """Text on the answer's colour, at least `width` pixels wide."""
+def _label(text: str, colour: str, size: int, width: int = 0) -> Image.Image:
+    """Text on a colour, at least `width` pixels wide."""
     width = max(width, math.ceil(font(size).getlength(text) + 0.8 * size))
-    block = Image.new("RGB", (width, round(1.4 * size)), COLOURS[answer])
-    ink = ink_on(np.array(ImageColor.getrgb(COLOURS[answer])) / 255)
+    block = Image.new("RGB", (width, round(1.4 * size)), colour)
+    ink = ink_on(np.array(ImageColor.getrgb(colour)) / 255)
     ImageDraw.Draw(block).text((0.4 * size, 0.7 * size), text, ink, font(size), anchor="lm")
     return block
 
@@ -162,19 +176,19 @@ def _card(face: Face, text: str, size: int, heat: np.ndarray | None = None) -> I
     """A label, a bar per class below it, and with `heat` the face beside them, without and with its activation map."""
     small = max(LEAST_TEXT - 2, round(0.75 * size))
     step, pad, bar = round(1.2 * small), small // 2, 8 * small
-    names = math.ceil(max(font(small).getlength(name) for name in CLASSES))
-    high = len(CLASSES) * step + 2 * pad
+    names = math.ceil(max(font(small).getlength(name) for name in face.classes))
+    high = len(face.classes) * step + 2 * pad
     pictures = [] if heat is None else _explain(face, heat, high)
-    head = _label(text, face.answer, size, len(pictures) * high + names + bar + 3 * pad)
+    head = _label(text, colour_of(face), size, len(pictures) * high + names + bar + 3 * pad)
     card = Image.new("RGB", (head.width, head.height + high), PANEL)
     for place, picture in enumerate(pictures):
         card.paste(picture, (place * high, head.height))
     card.paste(head)
     draw, left = ImageDraw.Draw(card), len(pictures) * high + pad
-    for row, (name, value) in enumerate(zip(CLASSES, face.probabilities, strict=True)):
+    for row, (name, value) in enumerate(zip(face.classes, face.probabilities, strict=True)):
         middle, start = head.height + pad + (row + 0.5) * step, left + names + pad
         draw.text((left, middle), name, "white", font(small), anchor="lm")
-        for share, colour in ((1, TRACK), (float(value), COLOURS[name])):
+        for share, colour in ((1, TRACK), (float(value), colours(face.classes)[name])):
             draw.rectangle((start, middle - 0.3 * small, start + share * bar, middle + 0.3 * small), fill=colour)
     return card
 

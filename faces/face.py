@@ -18,13 +18,14 @@ class Face:
 
     box: Box | None  # in pixels of the photo; None where the image is a face crop that was taken whole
     pixels: np.ndarray  # (48, 48) uint8, as the network saw it
-    probabilities: np.ndarray  # (7,) float32 in the order of config.CLASSES
+    probabilities: np.ndarray  # (C,) float32 in the order of `classes`
     threshold: float  # the least probability that makes an answer
+    classes: tuple[str, ...] = CLASSES
 
     @property
     def emotion(self) -> str:
         """The likeliest class, whatever its probability."""
-        return CLASSES[int(self.probabilities.argmax())]
+        return self.classes[int(self.probabilities.argmax())]
 
     @property
     def probability(self) -> float:

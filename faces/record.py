@@ -10,7 +10,7 @@ import heapq
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
@@ -18,19 +18,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from config import CLASSES
 from errors import counted, write_file, write_png
 from faces.draw import mark
 from faces.face import Frame
 from faces.tables import PLACE
-from faces.timeline import draw_timelines
+from faces.timeline import SMOOTH, draw_timelines
 from faces.video import Reader, import_av
 
 if TYPE_CHECKING:
     import av
 
-SMOOTHED = tuple(f"smooth_{name}" for name in CLASSES)
-COLUMNS = ("seconds", "duration", "track", *PLACE, "answer", "prediction", "probability", *CLASSES, *SMOOTHED, "note")
+BEFORE = ("seconds", "duration", "track", *PLACE, "answer", "prediction", "probability")
 MOST_PICTURES = 20  # timelines: of the faces that were seen for the longest time
 CLOCK = 90_000  # ticks of the film per second: any usual time stamp is exact to 6 microseconds
 KEYFRAME_SECONDS = 2
@@ -185,13 +183,13 @@ class Recorder:
     The CSV file has a row per face and frame; `answer`, `prediction` and `probability` are of the smoothed ones.
     """
 
-    def __init__(self, base: Path, reader: Reader, *, film: bool = True) -> None:
+    def __init__(self, base: Path, reader: Reader, classes: Sequence[str], *, film: bool = True) -> None:
         """`base` is the path of the files without an ending. Raises OSError where they cannot be made."""
         self.base, self.reader, self.times = base, reader, Times()
         base.parent.mkdir(parents=True, exist_ok=True)
         self.file = open(f"{base}.csv.part", "w", encoding="utf-8", newline="")  # noqa: SIM115 (closed in `close`)
         self.writer = csv.writer(self.file, lineterminator="\n")
-        self.writer.writerow(COLUMNS)
+        self.writer.writerow([*BEFORE, *classes, *(f"{SMOOTH}{name}" for name in classes), "note"])
         self.film = Film(Path(f"{base}.mp4"), reader.rate / reader.every) if film else None
 
     def write(self, frame: Frame) -> None:

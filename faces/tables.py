@@ -4,14 +4,14 @@ import csv
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, repeat
 from pathlib import Path
 from typing import Any, TextIO
 
-from config import CLASSES
 from errors import UserError, plain
 from faces.face import Face
 
@@ -46,7 +46,7 @@ class Row:
         if self.face:
             values = [round(value, 6) for value in self.face.probabilities.tolist()]
             entry |= {"prediction": self.face.emotion, "probability": max(values)}
-            entry["probabilities"] = dict(zip(CLASSES, values, strict=True))
+            entry["probabilities"] = dict(zip(self.face.classes, values, strict=True))
             for name, value in zip(PLACE, self.face.box or (), strict=False):
                 entry[name] = round(float(value), 2)
         return entry
@@ -72,12 +72,12 @@ def rows_of(name: str, found: list[Face] | str, true: str) -> list[Row]:
 
 
 @contextmanager
-def open_table(form: str, target: str) -> Iterator[Callable[[list[Row]], None]]:
+def open_table(form: str, target: str, classes: Sequence[str]) -> Iterator[Callable[[list[Row]], None]]:
     """A function that writes rows to `target`: the file appears whole when the block ends well, or not at all.
 
     After Ctrl-C the rows so far are left in `target`.part. "-" is standard output. Raises UserError.
     """
-    rows = {"csv": csv_rows, "json": json_rows}[form]
+    rows = {"csv": partial(csv_rows, classes=classes), "json": json_rows}[form]
     if target == "-":
         with rows(sys.stdout) as write:
             yield write
@@ -99,9 +99,9 @@ def open_table(form: str, target: str) -> Iterator[Callable[[list[Row]], None]]:
 
 
 @contextmanager
-def csv_rows(file: TextIO) -> Iterator[Callable[[list[Row]], None]]:
+def csv_rows(file: TextIO, classes: Sequence[str]) -> Iterator[Callable[[list[Row]], None]]:
     """A function that writes rows to `file` as csv, with a column for each class."""
-    writer = csv.DictWriter(file, (*BEFORE, *CLASSES, *AFTER), extrasaction="ignore", lineterminator="\n")
+    writer = csv.DictWriter(file, (*BEFORE, *classes, *AFTER), extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
 
     def write(rows: list[Row]) -> None:

@@ -1,4 +1,4 @@
-"""A picture per track of a video, made from its table: seven smoothed probabilities over time, the answer as a band."""
+"""A picture per track of a video, made from its table: smoothed probabilities over time, the answer as a band."""
 
 import csv
 import math
@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageColor, ImageDraw
 
-from config import CLASSES
-from faces.draw import COLOURS, font
+from faces.draw import colours, font
 
 WIDTH, CURVES, BAND, LEFT, TOP, BELOW, RIGHT = 1400, 300, 30, 60, 44, 76, 36  # pixels
 FINE = 2  # drawn so many times as large, for smooth curves
 INK, LINES, UNSEEN = "#222222", "#dddddd", "#eeeeee"
 STEPS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 14400)  # seconds of an axis
+SMOOTH = "smooth_"  # in front of a class: the column of its smoothed probability
 COLUMNS = (WIDTH - LEFT - RIGHT) * FINE  # of the axis
 
 
@@ -23,33 +23,38 @@ def draw_timelines(table: Path, tracks: Sequence[int], seconds: float, name: str
 
     The table is read once, line by line, so memory does not grow with the video.
     """
-    answers = {track: np.zeros((COLUMNS, len(COLOURS)), int) for track in tracks}
-    sums = {track: np.zeros((COLUMNS, len(CLASSES))) for track in tracks}
-    order, scale = list(COLOURS), COLUMNS / max(seconds, 1e-9)
+    scale = COLUMNS / max(seconds, 1e-9)
     with open(table, encoding="utf-8", newline="") as file:
         rows = csv.reader(file)
         place = {column: index for index, column in enumerate(next(rows))}
-        first_class = place[f"smooth_{CLASSES[0]}"]
+        first_class = min(index for column, index in place.items() if column.startswith(SMOOTH))
+        classes = tuple(column.removeprefix(SMOOTH) for column in list(place)[first_class:-1])
+        order = list(colours(classes))
+        answers = {track: np.zeros((COLUMNS, len(order)), int) for track in tracks}
+        sums = {track: np.zeros((COLUMNS, len(classes))) for track in tracks}
         for row in rows:
             if (track := int(row[place["track"]])) in sums:
                 start = float(row[place["seconds"]])
                 end = start + float(row[place["duration"]])
                 columns = slice(min(int(start * scale), COLUMNS - 1), math.ceil(end * scale))
                 answers[track][columns, order.index(row[place["answer"]])] += 1
-                sums[track][columns] += [float(value) for value in row[first_class : first_class + len(CLASSES)]]
+                sums[track][columns] += [float(value) for value in row[first_class : first_class + len(classes)]]
     for track in tracks:
-        yield track, _draw(answers[track], sums[track], seconds, f"{name}, face {track}")
+        yield track, _draw(answers[track], sums[track], colours(classes), seconds, f"{name}, face {track}")
 
 
-def _draw(answers: np.ndarray, sums: np.ndarray, seconds: float, title: str) -> Image.Image:
-    """The picture of one track: how often each answer was given in each column, the sums of its probabilities."""
+def _draw(answers: np.ndarray, sums: np.ndarray, shown: dict[str, str], seconds: float, title: str) -> Image.Image:
+    """The picture of one track: how often each answer was given in each column, the sums of its probabilities.
+
+    `shown` are the answers and their colours: the classes, then "not sure".
+    """
     counts = answers.sum(1)
     seen = counts > 0
     high, left, band, top = (FINE * pixels for pixels in (CURVES - 10, LEFT, TOP, TOP + BAND + 10))
     pixels = np.full((FINE * (TOP + BAND + CURVES + BELOW), FINE * WIDTH, 3), 255, np.uint8)
-    colours = np.array([ImageColor.getrgb(colour) for colour in (*COLOURS.values(), UNSEEN)], np.uint8)
-    pixels[band : top + high, left : left + COLUMNS][:, ~seen] = colours[-1]
-    pixels[band : band + BAND * FINE, left : left + COLUMNS] = colours[np.where(seen, answers.argmax(1), -1)]
+    rgb = np.array([ImageColor.getrgb(colour) for colour in (*shown.values(), UNSEEN)], np.uint8)
+    pixels[band : top + high, left : left + COLUMNS][:, ~seen] = rgb[-1]
+    pixels[band : band + BAND * FINE, left : left + COLUMNS] = rgb[np.where(seen, answers.argmax(1), -1)]
     picture = Image.fromarray(pixels)
     draw, text = ImageDraw.Draw(picture), font(15 * FINE)
     draw.text((left, 22 * FINE), title, INK, font(18 * FINE), anchor="lm")
@@ -57,11 +62,11 @@ def _draw(answers: np.ndarray, sums: np.ndarray, seconds: float, title: str) -> 
     edges = np.flatnonzero(np.diff(seen, prepend=False, append=False))
     for start, end in edges.reshape(-1, 2):
         means = sums[start:end] / counts[start:end, None]
-        for index, name in enumerate(CLASSES):
+        for index, colour in enumerate(list(shown.values())[: sums.shape[1]]):
             line = [(left + start + at, top + high * (1 - value)) for at, value in enumerate(means[:, index])]
-            draw.line([*line, (left + end, line[-1][1])], COLOURS[name], 2 * FINE, joint="curve")
+            draw.line([*line, (left + end, line[-1][1])], colour, 2 * FINE, joint="curve")
     draw.rectangle((left, band, left + COLUMNS, band + BAND * FINE), outline=INK)
-    _legend(draw, text, left, picture.height - 20 * FINE)
+    _legend(draw, text, shown, left, picture.height - 20 * FINE)
     return picture.resize((WIDTH, picture.height // FINE), Image.Resampling.LANCZOS)
 
 
@@ -77,8 +82,8 @@ def _axes(draw, text, seconds: float, left: float, top: float, high: float) -> N
         draw.text((x, top + high + 16 * FINE), clock(number * step, step), INK, text, anchor="mm")
 
 
-def _legend(draw, text, left: float, y: float) -> None:
-    for name, colour in {**COLOURS, "not seen": UNSEEN}.items():
+def _legend(draw, text, shown: dict[str, str], left: float, y: float) -> None:
+    for name, colour in {**shown, "not seen": UNSEEN}.items():
         draw.rectangle((left, y - 7 * FINE, left + 22 * FINE, y + 7 * FINE), fill=colour, outline=INK)
         draw.text((left + 30 * FINE, y), name, INK, text, anchor="lm")
         left += 54 * FINE + text.getlength(name)

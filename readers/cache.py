@@ -8,8 +8,10 @@ is there is built anew. A dataset has one cache.
 import hashlib
 import json
 import os
+import re
 import shutil
 import zlib
+from collections.abc import Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,20 +19,22 @@ from typing import Any
 
 import numpy as np
 
+from classes import SEVEN, class_in
+from config import CLASSES
 from errors import UserError, locked, open_file
-from readers.decode import SIZE, cut, decode_batches
+from readers.decode import SIZE, BadImage, cut, load, work_in_batches
+from readers.layout import Item
 from readers.sources import Source
-from readers.votes import file_key
 
 SPLITS = ("train", "val", "test")
 CACHE_VERSION = 10  # raised when decoding, the order or the files change
 CACHES = "[0-9a-f]" * 24 + "-*"  # the names of their folders
 BATCH = 4096  # images decoded or put in order at a time, 9 MB
-NAMED = 10  # unreadable files whose names are kept
+NAMED = 5  # unreadable files whose names are kept, of each reason
 DIGEST = np.dtype([("high", ">u8"), ("low", ">u8")])  # 16 bytes of BLAKE2b over an image's 48x48 pixels
-MARKED = {"splits": np.dtype(np.int8), "labels": np.dtype(np.int64), "digests": DIGEST}  # what the fingerprint is of
-# `origins`: of a table the number of an image's data row, from 0; of files their `votes.file_key`
-INDEX = np.dtype([*MARKED.items(), ("origins", np.uint64)])
+# `labels` are places in the meta's `names`; `origins`: of a table the number of an image's row, from 0; of files their
+# `file_key`
+INDEX = np.dtype([("splits", np.int8), ("labels", np.int64), ("digests", DIGEST), ("origins", np.uint64)])
 
 
 @dataclass(frozen=True)
@@ -128,8 +132,7 @@ def write_cache(source: Source, half: Path) -> None:
             file.write(unsorted[order[start : start + BATCH]])
     del unsorted
     (half / "raw.bin").unlink()
-    about = {"source": os.path.abspath(source.path), "renamed": source.renamed}
-    meta = {**about, "fingerprint": fingerprint(index), **found}
+    meta = {"source": os.path.abspath(source.path), **found}
     images = np.memmap(half / "images.bin", np.uint8, "r")
     (half / "meta.json").write_text(f"{checksum(meta, index, images)}\n{json.dumps(meta)}", encoding="utf-8")
     for path in (*half.iterdir(), half) if os.name != "nt" else ():  # Windows opens no folder
@@ -143,44 +146,53 @@ def decode_all(source: Source, raw: Path) -> tuple[np.ndarray, dict[str, Any]]:
     """Write the pixels of `source` to the file `raw` in its own order; their rows of INDEX, and facts for the meta."""
     from tqdm import tqdm  # late: only the first run over a dataset decodes
 
-    parts, bad, number = [], [], 0
+    parts, bad, number, names, reasons = [], "", 0, {}, {}
     bar = tqdm(total=source.total, desc="decoding", unit=" images", disable=None, leave=False)
     with open(raw, "wb") as file, bar:
-        for items, pixels, problems in decode_batches(cut(source.items(), BATCH)):
-            file.write(pixels)
+        for items, results in work_in_batches(load_known, cut(source.items(), BATCH)):
+            pixels = [result for result in results if not isinstance(result, str)]
+            file.writelines(pixels)
             good = []
-            for item, problem in zip(items, problems, strict=True):
-                if problem:
-                    bad.append(f"{item.name}: {problem}")
+            for item, result in zip(items, results, strict=True):
+                if isinstance(result, str):
+                    bad = bad or f"{item.name}: {result}"
+                    reason = reasons.setdefault(re.sub(r"\d[\d,]*", "N", result), [result, 0, []])
+                    reason[1] += 1
+                    reason[2] += [item.name] if len(reason[2]) < NAMED else []
                 else:
-                    origin = number if source.kind == "table" else file_key(item.label, item.name)
-                    good.append((SPLITS.index(item.split or "train"), item.label, origin))
+                    origin = number if source.kind == "table" else file_key(item.label.split("/"), item.name)
+                    label = names.setdefault(item.label, len(names))
+                    good.append((SPLITS.index(item.split or "train"), label, origin))
                 number += 1
             index = np.empty(len(good), INDEX)
             index[["splits", "labels", "origins"]] = good
             index["digests"] = np.frombuffer(b"".join(digest_of(image.tobytes()) for image in pixels), DIGEST)
             parts.append(index)
             bar.update(len(items))
-    if len(bad) == number:
-        raise UserError(f"{source.path}: not one image could be read" + (f" (the first: {bad[0]})" if bad else ""))
-    facts = {"unreadable": bad[:NAMED], "skipped": len(bad)}
-    return np.concatenate(parts, dtype=INDEX), facts  # without the type it would be of native byte order
+    if not names:
+        raise UserError(f"{source.path}: not one image could be read" + (f" (the first: {bad})" if bad else ""))
+    index = np.concatenate(parts, dtype=INDEX)  # without the type it would be of native byte order
+    index["labels"] = np.array([sorted(names).index(name) for name in names])[index["labels"]]
+    return index, {"skipped": list(reasons.values()), "names": sorted(names)}
+
+
+def load_known(item: Item) -> np.ndarray:
+    """Return the pixels of an item whose class is known. Raises BadImage."""
+    if not item.label:
+        raise BadImage("no class is known of it")
+    return load(item)
+
+
+def file_key(folders: Sequence[str], name: str) -> int:
+    """Return 64 bits for a file in class `folders`, the same wherever these are, however they are spelled.
+
+    Made of the class and the file's name without suffix; the folders of `name`, with "/", do not count.
+    """
+    stem, known = os.path.splitext(name.rpartition("/")[2])[0], class_in(folders, SEVEN)
+    text = f"{CLASSES.index(known) if known else -1}/{stem}".encode("utf-8", "backslashreplace")
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")
 
 
 def digest_of(data: bytes) -> bytes:
     """Return 16 bytes: of an image's pixels, which order it and tell it from others."""
     return hashlib.blake2b(data, digest_size=16).digest()
-
-
-def fingerprint(index: np.ndarray) -> str:
-    """Return 16 hex digits over pixels (their digests), labels and splits, the same for every form of the data.
-
-    Test images have no part in it, which no run sees: FER2013 with and without PrivateTest is one dataset to a run and
-    its weights. Where there is nothing else, it is over these.
-    """
-    seen = index["splits"] != SPLITS.index("test")
-    rows = index[seen] if seen.any() else index
-    digest = hashlib.blake2b(digest_size=8)
-    for name in MARKED:
-        digest.update(np.ascontiguousarray(rows[name]).view(np.uint8))
-    return digest.hexdigest()

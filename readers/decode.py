@@ -21,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -257,18 +257,6 @@ def _grey(image: Image.Image) -> Image.Image:
 # --- Many images ---
 
 
-class Batch(NamedTuple):
-    """Images decoded together.
-
-    `pixels` (G, 48, 48) uint8 are of the G good ones among the N `items`; `problems` (N) say why a file has no pixels,
-    or are empty.
-    """
-
-    items: list["Item"]
-    pixels: np.ndarray
-    problems: list[str]
-
-
 def cut(items: Iterable["Item"], size: int) -> Iterator[list["Item"]]:
     """Yield `items`, in order, in lists of `size`; the last one may be shorter."""
     rest = iter(items)
@@ -276,24 +264,19 @@ def cut(items: Iterable["Item"], size: int) -> Iterator[list["Item"]]:
         yield some
 
 
-def decode_batches(batches: Iterable[list["Item"]], workers: int = 0) -> Iterator[Batch]:
-    """Yield every batch decoded, in order, by `workers` threads (0: one for each CPU) where images take long.
-
-    Small images are decoded by the caller's own thread: several only wait for each other (measured: 13,800 images/s of
-    FER2013 from a zip by one thread, 11,300 by two).
-    """
-    for items, results in work_in_batches(lambda it: it.load() if it.load else decode(it.read()), batches, workers):
-        pixels = [result for result in results if not isinstance(result, str)]
-        problems = [result if isinstance(result, str) else "" for result in results]
-        yield Batch(items, np.array(pixels, np.uint8).reshape(-1, SIZE, SIZE), problems)
+def load(item: "Item") -> np.ndarray:
+    """Return the pixels of an item, or raise BadImage."""
+    return item.load() if item.load else decode(item.read())
 
 
 def work_in_batches(
     work: Callable[["Item"], T], batches: Iterable[list["Item"]], workers: int = 0
 ) -> Iterator[tuple[list["Item"], list[T | str]]]:
-    """Yield every batch with what `work` returns for each item, or why it cannot be read, as `decode_batches` does.
+    """Yield every batch, in order, with what `work` returns for each item, or why it cannot be read.
 
-    The caller's own thread works until some items have taken long; from then on, the others do.
+    `workers` threads (0: one for each CPU) work where items take long, which the caller's own thread finds out. Small
+    images are decoded by that one: several only wait for each other (measured: 13,800 images/s of FER2013 from a zip by
+    one thread, 11,300 by two).
     """
 
     def result(item: "Item") -> T | str:

@@ -10,19 +10,30 @@ import os
 import posixpath
 import re
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
+from classes import SEVEN, split_of
 from errors import UserError, open_file
+from readers import parquet
 from readers.decode import DAMAGE, EXTENSIONS, MAX_BYTES, BadImage, read_file
-from readers.layout import ARCHIVES, REMEDY, RENDERED_MARK, Item, Layout, input_layout, is_junk, training_layout
-from readers.tables import TOO_MUCH, open_table, read_rows, unpacked_limit
+from readers.layout import (
+    ARCHIVES,
+    REMEDY,
+    RENDERED_MARK,
+    Item,
+    Layout,
+    input_layout,
+    is_junk,
+    is_table_name,
+    training_layout,
+)
+from readers.tables import TAR_SUFFIXES, TOO_MUCH, open_table, read_rows, unpacked_limit
 
-TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 MAX_ENTRIES = 10_000_000  # of a zip
 MAX_TOTAL = 256 * 2**30  # bytes in a zip, uncompressed
 # The methods of a zip. zipfile inflates the first two in steps of bounded size. From bzip2 and LZMA it takes whatever
@@ -38,8 +49,8 @@ class Source:
 
     `kind` is "files", "table" or "image". `key()` is a hex digest that changes when the content does; no image is
     decoded for it. `items()` gives every image once, sorted by name (tables: in the order of rows); it raises UserError
-    if a table breaks off. `total` is None if only reading would tell. `renamed`: folder -> class, where they differ.
-    `rendered`: faces that demo/ wrote. `training`: how many inputs are in a class folder of train/.
+    if a table breaks off. `total` is None if only reading would tell. `rendered`: faces that demo/ wrote.
+    `training`: how many inputs are in a class folder of train/.
     """
 
     path: Path
@@ -47,15 +58,14 @@ class Source:
     key: Callable[[], str]
     items: Callable[[], Iterable[Item]]
     total: int | None = None
-    renamed: dict[str, str] = field(default_factory=dict)
     rendered: bool = False
     training: int = 0
 
 
 def open_dataset(path: Path, *, follow_links: bool = False) -> Source:
-    """Return the source of a training set: a folder, a zip, fer2013.csv / icml_face_data.csv, or a tar of these.
+    """Return the source of a training set: a folder, a zip, or a table such as fer2013.csv, also in a tar archive.
 
-    Raises UserError if it is missing, of no known form, or if a class folder is unknown, missing or empty.
+    Raises UserError if it is missing, or of no known form.
     """
     listed = _list(path, follow_links)
     if listed:
@@ -65,26 +75,32 @@ def open_dataset(path: Path, *, follow_links: bool = False) -> Source:
             more = [Item(name, problem=why) for name in listed.files if (why := REMEDY.get(Path(name).suffix.lower()))]
             left_out = (f" {item.name} is left out: {item.problem}." for item in [*listed.refused, *more][:3])
             raise UserError(f"{error}{''.join(left_out)}") from error
-        if layout.csv:
-            return _table(path, listed.key, partial(listed.open_table, layout.csv))
+        if layout.tables:
+            return _tables(
+                path, listed.key, {partial(listed.open_table, name): split for name, split in layout.tables.items()}
+            )
         return _files(path, listed, layout)
-    if path.name.lower().endswith((".csv", *TAR_SUFFIXES)):
-        return _table(path, partial(_digest_file, path), partial(open_table, path))
-    raise UserError(f"{path}: not a dataset. Accepted are a folder, .zip, .csv, {', '.join(TAR_SUFFIXES)}.")
+    if path.suffix.lower() not in ("", ".gz", *TAR_SUFFIXES) and not is_table_name(path.name):
+        raise UserError(f"{path}: not a dataset. Accepted are a folder, a .zip, a table, or a tar archive of one.")
+    return _tables(
+        path, partial(_digest_file, path), {partial(open_table, path): split_of(path.name.partition(".")[0])}
+    )
 
 
-def open_inputs(path: Path, *, follow_links: bool = False) -> Source:
-    """Return the source of images to predict: an image file, a folder with all folders below it, or a zip.
+def open_inputs(path: Path, meaning: Mapping[str, str] = SEVEN, *, follow_links: bool = False) -> Source:
+    """Return the source of images to predict: an image file, a table, a folder with all folders below it, or a zip.
 
-    The label is the class that the folder directly around a file names, -1 if it names none; the split is "". In
+    The label is the class that the nearest folder around a file names by `meaning`, or what a row has; the split "". In
     folders and zips suffixes tell what is an image. Raises UserError if it is missing, an archive, or has no files.
     """
     listed = _list(path, follow_links)
     if listed:
-        return _files(path, listed, input_layout(listed.files, around=listed.around))
+        return _files(path, listed, input_layout(listed.files, meaning, around=listed.around))
+    if is_table_name(path.name):
+        return _tables(path, partial(_digest_file, path), {partial(open_table, path): ""})
     if path.name.lower().endswith(ARCHIVES):
         raise UserError(f"{path}: {REMEDY['.zip']}")
-    layout = input_layout([path.name], around=path.resolve().parts[-3:-1], typed=True)
+    layout = input_layout([path.name], meaning, around=path.resolve().parts[-4:-1], typed=True)
     layout.items[0].read = partial(read_file, path)
     return Source(path, "image", partial(_digest_file, path), lambda: layout.items, 1, training=layout.training)
 
@@ -107,18 +123,20 @@ def _files(path: Path, listed: "_Folder | _Zip", layout: Layout) -> Source:
             item.read = partial(listed.read, item.name)
     marked = any(posixpath.basename(name) == RENDERED_MARK for name in listed.files)
     marked = marked or os.path.isfile(path / ".." / RENDERED_MARK)  # `path` may be a split of rendered faces
-    return Source(path, "files", listed.key, lambda: items, len(items), layout.renamed, marked, layout.training)
+    return Source(path, "files", listed.key, lambda: items, len(items), marked, layout.training)
 
 
-def _table(path: Path, key: Callable[[], str], opened: Callable) -> Source:
-    """Return the source of a table that `opened` gives as a stream and a name; a wrong one is refused now."""
+def _tables(path: Path, key: Callable[[], str], tables: dict[Callable, str]) -> Source:
+    """Return the source of tables, each opened as a stream and a name, and its split; a wrong one is refused now."""
 
-    def rows() -> Iterator[Item]:
-        with opened() as (file, name):
-            yield from read_rows(file, name)
+    def rows(tables: Iterable[tuple[Callable, str]]) -> Iterator[Item]:
+        for opened, split in tables:
+            with opened() as (file, name):
+                yield from (parquet.read_parquet if file.peek(4)[:4] == parquet.MAGIC else read_rows)(file, name, split)
 
-    next(rows(), None)
-    return Source(path, "table", lambda: _digest("table", key()), rows)
+    for table in tables.items():
+        next(rows([table]), None)
+    return Source(path, "table", lambda: _digest("table", key()), partial(rows, tables.items()))
 
 
 def _digest(*texts: str) -> str:
@@ -158,7 +176,7 @@ class _Folder:
 
     def __init__(self, path: Path, follow_links: bool) -> None:
         self.path, self.files, self.refused = path, {}, []
-        self.around = path.resolve().parts[-2:]
+        self.around = path.resolve().parts[-3:]
         for folder, names, problem in walk(path, follow_links):
             here = Path(folder).relative_to(path).as_posix()
             if problem:
@@ -208,9 +226,9 @@ class _Zip:
         if len(infos) > MAX_ENTRIES or total > MAX_TOTAL:
             limits = f"{MAX_ENTRIES} entries or {MAX_TOTAL} bytes uncompressed"
             raise UserError(f"{path}: above the limit of {limits} ({len(infos)}, {total}). Split the zip.")
-        # train.zip may have class folders in it, but the name of a zip is no class
         self.path, self.files, self.packed, self.refused = path, {}, {}, []
-        self.around = (*path.resolve().with_suffix("").parts[-2:], "")
+        # train.zip may have class folders in it, but the name of a zip is no class
+        self.around = (*path.resolve().parts[-3:-1], path.stem if split_of(path.stem) else "")
         for info in infos:
             name = posixpath.normpath(info.filename.replace("\\", "/"))  # some tools write these, or "./" in front
             if UNSAFE_NAME.match(name) or not info.filename:

@@ -17,8 +17,8 @@ from sklearn.manifold import TSNE
 from sklearn.neighbors import NearestNeighbors
 
 from config import CLASSES, Config
-from dataset import stratified_rows
 from model import Expert, FaceNet, MixtureOfExperts, build_model
+from splits import stratified_rows
 from study.groupings import Grouping, by_confusion, random_like
 from study.results import Configuration, Inside, Study
 from study.stages import Stages, extract_features, macs

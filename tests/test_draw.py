@@ -6,7 +6,7 @@ from PIL import ImageColor
 
 from config import CLASSES
 from faces.detect import Box
-from faces.draw import COLOURS, MAX_TILES, PANEL, annotate, sheet
+from faces.draw import MAX_TILES, PANEL, annotate, colours, sheet
 from faces.face import NOT_SURE, Face
 
 GREEN = (10, 200, 30)  # a photo's only colour, which no block has
@@ -57,12 +57,12 @@ def test_the_face_is_not_written_on_and_the_given_photo_is_left_alone():
     marks = changed(picture)
     assert not marks[200:440, 300:500].any()
     assert marks[198:442, 298:502].any(axis=0).all(), "the frame is around the box"
-    assert count(picture, COLOURS["happy"]) > count(picture, COLOURS["sad"])
+    assert count(picture, colours()["happy"]) > count(picture, colours()["sad"])
 
 
 def test_without_confidence_the_frame_has_the_colour_of_not_sure():
     picture = annotate(photo(), [face(Box(300, 200, 200, 240), "sad", 0.4)])
-    assert picture.getpixel((400, 199)) == ImageColor.getrgb(COLOURS[NOT_SURE])
+    assert picture.getpixel((400, 199)) == ImageColor.getrgb(colours()[NOT_SURE])
 
 
 @pytest.mark.parametrize(("x", "y"), [(0, 0), (900, 0), (0, 700), (900, 700), (-30, -30), (930, 730)])
@@ -115,7 +115,7 @@ def test_a_crop_taken_whole_keeps_its_pixels_and_has_the_chart_below():
 def test_a_photo_without_faces_says_so_in_a_strip_below(height, width):
     picture = annotate(photo(height, width), [])
     assert not changed(picture, height, width).any()
-    assert count(picture.crop((0, picture.height - 100, picture.width, picture.height)), COLOURS[NOT_SURE]) > 500
+    assert count(picture.crop((0, picture.height - 100, picture.width, picture.height)), colours()[NOT_SURE]) > 500
 
 
 def test_maps_are_shown_over_each_face_below_the_photo():
@@ -151,8 +151,8 @@ def test_a_sheet_is_sorted_by_answer_and_probability():
     picture = sheet([(f"a_long_name_of_a_photo_{index}.jpg", one) for index, one in enumerate(given)])
     where = positions(picture, wanted)
     assert where == sorted(where)
-    assert all(count(picture, COLOURS[one.answer]) > 1000 for one in wanted)
-    assert not count(picture, COLOURS["surprise"])
+    assert all(count(picture, colours()[one.answer]) > 1000 for one in wanted)
+    assert not count(picture, colours()["surprise"])
 
 
 def test_a_long_sheet_leaves_faces_out_but_no_answer():
@@ -164,4 +164,4 @@ def test_a_long_sheet_leaves_faces_out_but_no_answer():
 
 
 def test_a_sheet_of_nothing_says_so():
-    assert count(sheet([]), COLOURS[NOT_SURE]) > 500
+    assert count(sheet([]), colours()[NOT_SURE]) > 500

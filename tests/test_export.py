@@ -115,7 +115,7 @@ def test_a_file_that_is_damaged_or_of_another_project_is_refused(exported, tmp_p
         ("unsealed", whole[:-78], "is damaged, or not an ONNX model"),
         ("noise", sealed(b"hello"), "is damaged, or not an ONNX model"),
         ("other", sealed(other.SerializeToString()), "was not written by export.py"),
-        ("classes", sealed(classes.SerializeToString()), "gives the classes"),
+        ("classes", sealed(classes.SerializeToString()), "was not written by export.py"),
     ):
         (tmp_path / f"{name}.onnx").write_bytes(content)
         with pytest.raises(UserError, match=rf"{name}.onnx {message}"):

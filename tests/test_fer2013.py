@@ -10,7 +10,7 @@ import pytest
 import interface
 from config import Config
 from dataset import load
-from readers.votes import most_voted
+from test import most_voted
 
 REAL = Path(os.environ.get("FER2013_DATA", "none"))
 FORMS = ("archive.zip", "archive_kaggle_jpeg.zip")

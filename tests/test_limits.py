@@ -26,7 +26,7 @@ from helpers import REPO
 from readers import decode as module
 from readers.decode import BadImage, decode, decode_rgb, read_file
 from readers.sources import open_dataset, open_inputs
-from readers.votes import read_votes
+from votes import read_votes
 
 NOISE = np.random.default_rng(0).integers(0, 256, (100, 100), dtype=np.uint8)
 

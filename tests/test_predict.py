@@ -213,7 +213,7 @@ def test_weights_that_cannot_be_used_leave_no_table(go, tmp_path, weights):
     [
         ["--wieghts", "x"],
         ["--top-k", "0"],
-        ["--top-k", "8"],
+        ["--top-k", "101"],
         ["--weights", ""],
         ["--csv", "t", "--json", "t"],  # both in one file
     ],
@@ -417,6 +417,7 @@ class Flat:  # quick: what is measured is everything around the network
     name, device = "flat", "cpu"
     content = {{"model": "Flat", "metrics": dict.fromkeys(("official", "deduplicated"), dict(count=1, accuracy=1.0))}}
     content["dataset"] = {{"source": "", "limit": 0, "demo": False}}
+    content |= {{"classes": list("abcdefg"), "config": {{}}}}
     def probabilities(self, pixels):
         return np.full((len(pixels), 7), 1 / 7, np.float32)
 predictor.open_engine = lambda *_, **__: (Flat(), Path("w.pth"), [])

@@ -36,6 +36,7 @@ def folder(tmp_path_factory):
     for name in ("final_weights_new.pth", "final_weights_new.onnx"):
         shutil.copy(REPO / name, folder)
     zip_folder(write_folders(folder / "mydata", val=28, test=14), folder / "archive.zip")
+    shutil.copytree(folder / "mydata/test", folder / "photos")
     Image.fromarray(skimage.data.astronaut()).save(folder / "photo.jpg")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)

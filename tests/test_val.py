@@ -2,13 +2,12 @@ import numpy as np
 import pytest
 import torch
 
-from dataset import Split
+from dataset import Split, tta_views
 from errors import UserError
 from helpers import faces
 from losses import CrossEntropy, FocalLoss
 from model import build_model
 from readers.cache import DIGEST
-from readers.views import tta_views
 from utils import pick_machine
 from val import Ensemble, evaluate, fit_temperature, forward, predict_logits
 

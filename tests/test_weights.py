@@ -61,7 +61,7 @@ def change(path, **values):
         ({"arguments": {"depth": 3}}, "does not fit the network"),
         ({"arguments": {"num_classes": 8}}, "does not fit the network"),
         ({"preprocessing": {"size": 44}}, "expects other input"),
-        ({"classes": ["angry", "happy"]}, "was trained on the classes"),
+        ({"classes": ["angry", "happy"]}, "it has 7 outputs for 2 classes"),
         ({"arguments": {"dropout": None}}, "does not fit the network"),
         ({"arguments": {"width": 1e308}, "model": "EmotionResNet-nano"}, "does not fit the network"),
         ({"state_dict": {"a": torch.zeros(3)}}, "does not fit the network"),

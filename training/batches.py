@@ -6,9 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from config import CLASSES
-from dataset import Split
-from readers.votes import shares
+from splits import Split
 from utils import Machine
 
 GPU_SHARE = 0.5  # of the GPU's free memory that the images may take; the network needs the rest
@@ -40,7 +38,7 @@ class TrainingImages:
         if split.votes is not None:
             self.targets = torch.tensor(shares(split.votes, split.labels), device=self.device)
         elif soft:
-            self.targets = nn.functional.one_hot(self.labels, len(CLASSES)).float()
+            self.targets = nn.functional.one_hot(self.labels, len(split.classes)).float()
         self.images: Tensor | None = None
         if fit_on_gpu(split.images.nbytes, self.device):
             self.images = torch.tensor(np.asarray(split.images), device=self.device)
@@ -69,3 +67,9 @@ class TrainingImages:
 def fit_on_gpu(size: int, device: torch.device) -> bool:
     """Whether `device` is a GPU with room for `size` bytes of images beside the network."""
     return device.type == "cuda" and size < GPU_SHARE * torch.cuda.mem_get_info(device)[0]
+
+
+def shares(votes: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Return the share (N, 7) float32 of each class in an image's votes, all for its label where it has none."""
+    total = votes.sum(1, keepdims=True)
+    return np.where(total > 0, votes / np.maximum(total, 1e-9), np.eye(votes.shape[1], dtype=np.float32)[labels])

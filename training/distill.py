@@ -19,7 +19,7 @@ class Teachers:
 
     They see the very images that the student sees, augmented and blended (arXiv 2106.05237). `digests` identify them;
     `leakage` are notes on those that may have learned from the validation images of `data`. Raises UserError for a file
-    that `load_weights` refuses, and for a network that takes no windows where those are trained on.
+    that `load_weights` refuses or that lacks a class, and for a network that takes no windows where those are used.
     """
 
     def __init__(self, config: Config, data: FaceData, machine: Machine) -> None:
@@ -27,12 +27,15 @@ class Teachers:
         names = [name.strip() for name in config.teachers.split(",") if name.strip()]
         if not names:
             raise UserError(f"--teachers {config.teachers!r} names no weight file")
-        self.models, self.digests, self.leakage = [], [], []
+        self.models, self.digests, self.leakage, self.columns = [], [], [], []
         for path in [find_weights(name, flag="--teachers") for name in names]:
             model, content = load_weights(path, machine=machine)
             if config.augment and config.window < 48 and not model.any_size:
                 raise UserError(f"--teachers {path}: this network takes whole faces only; give --window 48 too")
             print(f"teacher: {describe(path, content)}")
+            if lacking := [name for name in data.classes if name not in content["classes"]]:
+                raise UserError(f"--teachers {path}: it does not know {', '.join(lacking)}")
+            self.columns.append([content["classes"].index(name) for name in data.classes])
             self.models.append(model)
             self.digests.append(digest(content["state_dict"]))
             self.leakage += leakage_notes(path, content, data, config.val_fraction)
@@ -40,9 +43,10 @@ class Teachers:
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
-        """The networks' mean probabilities (B, 7) float32 for network inputs (B, 1, H, H)."""
+        """The networks' mean probabilities (B, C) float32 of the student's classes, for network inputs (B, 1, H, H)."""
         with self.machine.autocast():
             logits = [model(channels_last(images)).float() for model in self.models]
+        logits = [each[:, columns] for each, columns in zip(logits, self.columns, strict=True)]
         return torch.stack(logits).softmax(2).mean(0)
 
 

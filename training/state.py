@@ -112,6 +112,7 @@ class Trainer:
         write_checkpoint(  # last: where it says that the run is done, all is written
             self.run / "last.pth",
             {
+                "classes": list(self.data.classes),
                 "model": self.config.model,
                 "config": asdict(self.config),
                 "fingerprint": self.data.fingerprint,

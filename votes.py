@@ -5,7 +5,6 @@ ferplus_votes.csv names the files of the folder form. Of FER+'s ten columns only
 """
 
 import csv
-import hashlib
 import os
 from dataclasses import dataclass
 from io import TextIOWrapper
@@ -13,9 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
+from classes import SEVEN, class_in
 from config import CLASSES
 from errors import UserError, open_file, plain
-from readers.layout import class_index
+from readers.cache import file_key
 from readers.tables import read_lines
 
 EMOTIONS = ("anger", "disgust", "fear", "happiness", "sadness", "surprise", "neutral")  # in the order of CLASSES
@@ -39,16 +39,6 @@ class Votes:
     keys: np.ndarray
 
 
-def file_key(label: int, name: str) -> int:
-    """Return 64 bits for a file of class `label`, the same wherever its class folder is, however it is spelled.
-
-    Made of the class and the file's name without suffix; the folders of `name`, with "/", do not count.
-    """
-    stem = os.path.splitext(name.rpartition("/")[2])[0]
-    text = f"{label}/{stem}".encode("utf-8", "backslashreplace")
-    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")
-
-
 def read_votes(path: Path) -> Votes:
     """Return the votes in a file of one of the two forms, known by its columns.
 
@@ -64,12 +54,12 @@ def read_votes(path: Path) -> Votes:
                 if not all(0 <= count < MAX_VOTES for count in votes):
                     raise ValueError(f"{votes} are not numbers of votes")
                 if by_name:
-                    label = class_index(os.path.basename(os.path.dirname(row["file"])))
-                    if label < 0:
+                    folders = [os.path.basename(os.path.dirname(row["file"]))]
+                    if not class_in(folders, SEVEN):
                         raise ValueError(
                             f"{row['file']!r} is in no folder of a class, as train/angry/Training_8.png is"
                         )
-                    keys.append(file_key(label, row["file"]))
+                    keys.append(file_key(folders, row["file"]))
                 else:
                     keys.append(len(keys))
                     if not row["Image name"]:  # FER+ removed the image
@@ -107,16 +97,3 @@ def match(votes: Votes, index: np.ndarray, *, source: str) -> tuple[np.ndarray, 
             f"ferplus_votes.csv to the archive of files. Name that with --data, or leave out --votes"
         )
     return given, f"votes: {votes.name}, {about}"
-
-
-def shares(votes: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Return the share (N, 7) float32 of each class in an image's votes, all for its label where it has none."""
-    total = votes.sum(1, keepdims=True)
-    return np.where(total > 0, votes / np.maximum(total, 1e-9), np.eye(len(CLASSES), dtype=np.float32)[labels])
-
-
-def most_voted(votes: np.ndarray) -> np.ndarray:
-    """Return the emotion (N,) int64 with the most votes of the seven; -1 for a tie, and where there are none."""
-    most = votes.max(1, keepdims=True)
-    clear = (most[:, 0] > 0) & ((votes == most).sum(1) == 1)
-    return np.where(clear, votes.argmax(1), -1)

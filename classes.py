@@ -1,0 +1,170 @@
+"""What names mean: the split and the class of a folder, a table's value or a file; and which classes a dataset has."""
+
+import re
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from config import CLASSES, fold, parse_classes
+from errors import UserError, counted
+
+SYNONYMS = {
+    "angry": ("anger",),
+    "disgust": ("disgusted",),
+    "fear": ("fearful", "scared", "afraid"),
+    "happy": ("happiness", "joy"),
+    "sad": ("sadness",),
+    "surprise": ("surprised",),
+    "neutral": ("neutrality", "normal"),
+}
+SPLITS = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation", "dev", "eval", "evaluation", "publictest"),
+    "test": ("test", "testing", "privatetest"),
+}
+_CLASSES = {word: name for name, words in SYNONYMS.items() for word in (name, *words)}
+_SPLITS = {word: name for name, words in SPLITS.items() for word in words}
+_IN_FRONT = re.compile(rf"((\d+|{'|'.join(_SPLITS)})[\s._-]+)+")  # "0 angry", "train_angry"
+_NUMBERS = tuple(map(str, range(len(CLASSES))))
+RAFDB = "1=surprise,2=fear,3=disgust,4=happy,5=sad,6=angry,7=neutral"
+
+
+def split_of(name: str) -> str:
+    """The split that a folder, a Usage or a file without suffix is called by: "train", "val", "test", or "" if none.
+
+    "Training", "val_set" and "PublicTest" are some; letter case does not count.
+    """
+    return _SPLITS.get(re.sub(r"[\s_-]+|(?<=.)set$", "", fold(name)), "")
+
+
+def split_in_front(name: str) -> str:
+    """The split in front of a class: "train" of "train_angry"; "" if there is none."""
+    word, line, _ = re.sub(r"[\s._-]+", "_", fold(name)).partition("_")
+    return split_of(word) if line else ""
+
+
+def are_names(value: Any) -> bool:
+    """Whether a file's `value` are names of classes: two or more strings, printable and not the same."""
+    strings = isinstance(value, list) and all(isinstance(name, str) and name.isprintable() for name in value)
+    return strings and len(set(value)) == len(value) > 1
+
+
+def meanings(text: str = "", *, table: bool = False) -> dict[str, str]:
+    """What names mean, folded, by a `--classes` text; "" has FER2013's seven classes.
+
+    In a table numbers count as FER2013's, unless `text` says what these mean.
+    """
+    names, typed = parse_classes(text) if text else (CLASSES, {})
+    known = {_CLASSES.get(fold(each), fold(each)): each for each in names}
+    if table and not set(_NUMBERS) & set(typed):
+        known |= {number: name for number, name in zip(_NUMBERS, CLASSES, strict=True) if name in names}
+    return known | {fold(each): each for each in names} | typed
+
+
+SEVEN = meanings()  # FER2013's
+
+
+def class_of(name: str, known: Mapping[str, str]) -> str:
+    """The class that a folder's name, or a table's value, means by `known`, see `meanings`; "" if none.
+
+    Letter case, a number or split in front, and the usual synonyms do not count.
+    """
+    text = fold(name)
+    plain = text[found.end() :] if (found := _IN_FRONT.match(text)) else text
+    return next((known[each] for each in (text, plain, _CLASSES.get(plain)) if each in known), "")
+
+
+def text_for(content: Mapping[str, Any], typed: str = "") -> str:
+    """The `--classes` text by which weights with this `content` see data: their classes, and what else means them."""
+    chosen = typed or content["config"].get("classes", "")
+    names, meaning = content["classes"], parse_classes(chosen)[1] if "=" in chosen else {}
+    return ",".join([*names, *(f"{found}={name}" for found, name in meaning.items() if name in names)])
+
+
+class Choice(NamedTuple):
+    """Which classes a dataset is read with."""
+
+    names: tuple[str, ...]  # in the order of the network's outputs
+    labels: list[int]  # of each name that was found: its place in `names`, or -1
+    notes: list[str]
+
+
+def choose(
+    text: str, found: Mapping[str, tuple[int, int]], *, skip: bool = False, table: bool = False, fixed: bool = False
+) -> Choice:
+    """The classes that `--classes` (`text`) chooses from the names found in a dataset: their images in train, and all.
+
+    Names are of values in a `table`, or of folders: "angry/person 1", of which the innermost that means a class counts.
+    `fixed`: the classes are those of trained weights, all of them, whatever is there. Else UserError is raised where
+    train has no image of a class that was asked for, for fewer than two classes, and for names that mean none: not with
+    `skip`, nor where `text` lists the classes, nor of single rows of a table.
+    """
+    tops = {name: name if table else name.partition("/")[0] for name in found}
+    numbers = table and "0" in found  # as FER2013 counts
+    if text == "auto":
+        spelled = {fold(tops[name]): tops[name].strip() for name in found if found[name][0]}
+        names = tuple(sorted(spelled.values()))
+        if odd := [repr(name) for name in names if set(name) & {",", "="} or not name.isprintable()]:
+            raise UserError(f"{', '.join(odd)}: such characters are in no name of a class; rename it")
+        means = {name: spelled.get(fold(tops[name]), "") for name in found}
+    else:
+        names, known = parse_classes(text)[0] if text else CLASSES, meanings(text, table=numbers)
+        means = {name: class_in([name] if table else name.split("/"), known) for name in found}
+    rows = sum(count for _, count in found.values())
+    unknown = Counter()
+    for name, meant in means.items():
+        unknown[tops[name]] += 0 if meant else found[name][1]
+    unknown = {name: count for name, count in unknown.items() if count}
+    refused = [name for name, count in unknown.items() if count >= (max(2, rows / 100) if table else 1)]
+    trained = {meant for name, meant in means.items() if found[name][0]} - {""}
+    if refused and not (text or skip):
+        listed = _listed({name: unknown[name] for name in refused})
+        raise UserError(f"{listed} {'is' if len(refused) == 1 else 'are'} no class. {_ways(refused, trained)}")
+    if fixed and not any(means.values()):
+        raise UserError(f"it has none of these weights' classes: {', '.join(names)}")
+    notes = [f"left out: {_listed(unknown)}"] if unknown else []
+    lacking = [name for name in names if name not in trained] if not fixed else []
+    if text and lacking:
+        raise UserError(
+            "; ".join([f"train has no readable image of: {', '.join(lacking)}, which --classes has", *notes])
+        )
+    if lacking:
+        names = tuple(name for name in names if name in trained)
+        notes.append(
+            f"train has no {' and no '.join(lacking)}: the classes are {', '.join(names)}; --classes names others"
+        )
+    if len(names) < 2:
+        only = f"train has images of {' and '.join(names) or 'no class'} only; two classes are needed"
+        raise UserError("; ".join([only, *notes]))
+    if text == "auto":
+        notes.append(f"classes are the names that were found, in alphabetical order: {', '.join(names)}")
+    if numbers and meanings(text, table=True) != meanings(text):
+        notes.append("numbers are those of FER2013: 0 is angry, 6 neutral (--classes says what others mean)")
+    odd = {tops[name]: meant for name, meant in means.items() if meant in names and meant not in name.split("/")}
+    notes += [f"read: {', '.join(f'{name!r} as {odd[name]}' for name in odd if not name.isdigit())}"] if odd else []
+    return Choice(names, [names.index(meant) if meant in names else -1 for meant in means.values()], notes)
+
+
+def class_in(folders: Sequence[str], known: Mapping[str, str]) -> str:
+    """The class that the innermost of `folders`, from the outermost on, means by `known`; "" if none does."""
+    return next((meant for folder in reversed(folders) if (meant := class_of(folder, known))), "")
+
+
+def _listed(counts: Mapping[str, int], most: int = 10) -> str:
+    words = [f"{name!r} ({counted(count, 'image')})" for name, count in list(counts.items())[:most]]
+    return ", ".join(words) + (f" and {len(counts) - most} more" if len(counts) > most else "")
+
+
+def _ways(unknown: Sequence[str], trained: Collection[str]) -> str:
+    """What a user may do about names that mean no class, where those of `trained` do."""
+    if len(unknown) > 1 and all(name.isdigit() for name in unknown):
+        fer2013 = ",".join(f"{number}={name}" for number, name in zip(_NUMBERS, CLASSES, strict=True))
+        return (
+            f"Numbers count differently from dataset to dataset: say what they mean, as FER2013 does "
+            f"(--classes {fer2013}), RAF-DB ({RAFDB}), or this one"
+        )
+    said = f"--classes NAME,{unknown[0]}=NAME says what they mean, --classes auto takes all names as they are"
+    if not trained:
+        return f"Put the images of each class into a folder of its name; else {said}"
+    both = ",".join([*(name for name in CLASSES if name in trained), *unknown])
+    return f"--skip-unknown leaves them out, --classes {both} trains on them too, {said}"
