@@ -40,6 +40,8 @@ MAX_TOTAL = 256 * 2**30  # bytes in a zip, uncompressed
 # comes out of a step, and 1 kB of bzip2 can give 1 GB.
 METHODS = {0: "", 8: "", 9: "Deflate64", 12: "bzip2", 14: "LZMA", 93: "zstd", 99: "a password"}
 UNPACK = "unpack it with 7-Zip, and give the folder"
+MAX_NAME = 4096  # characters of a name in a zip
+UNSAFE = "unsafe name (absolute, empty, too long, leading out of the zip, or of a folder with content)"
 UNSAFE_NAME = re.compile(r"/|[A-Za-z]:|\.\.(/|$)")  # absolute, or leading out of the zip
 
 
@@ -230,10 +232,12 @@ class _Zip:
         # train.zip may have class folders in it, but the name of a zip is no class
         self.around = (*path.resolve().parts[-3:-1], path.stem if split_of(path.stem) else "")
         for info in infos:
-            name = posixpath.normpath(info.filename.replace("\\", "/"))  # some tools write these, or "./" in front
-            if UNSAFE_NAME.match(name) or not info.filename:
-                self.refused.append(Item(name, problem="unsafe name (absolute, empty, or leading out of the zip)"))
-            elif not info.filename.endswith(("/", "\\")):
+            given = info.orig_filename.replace("\\", "/")  # some tools write these
+            name, folder = posixpath.normpath(given), given.endswith("/")
+            odd = "\0" in given or len(given) > MAX_NAME or (folder and info.file_size)  # zipfile would drop it
+            if odd or UNSAFE_NAME.match(name) or not given:
+                self.refused.append(Item(name[:MAX_NAME], problem=UNSAFE))
+            elif not folder:
                 self.files[name] = info  # of entries with one name the last counts, as it would after unpacking
                 self.packed[name] = METHODS.get(99 if info.flag_bits & 1 else info.compress_type, "another method")
         if self.packed and all(self.packed.values()):

@@ -291,7 +291,7 @@ def test_an_entry_that_is_gone_from_the_list_of_a_zip_is_damage(tmp_path):
 @pytest.mark.parametrize("name", ["../../evil.png", "/etc/evil.png", "C:\\evil.png", "train\\..\\..\\evil.png"])
 def test_names_that_lead_out_of_the_zip(tmp_path, name):
     source = open_dataset(write_zip(tmp_path / "a.zip", {**train_files(), name: PNGS[0]}))
-    assert list(problems(source).values()) == ["unsafe name (absolute, empty, or leading out of the zip)"]
+    assert list(problems(source).values()) == [sources.UNSAFE]
     assert source.total == 8 and list(tmp_path.iterdir()) == [tmp_path / "a.zip"]
 
 
@@ -399,6 +399,14 @@ def test_an_entry_without_a_name_is_named_as_a_problem(tmp_path):
     data[at + 28 : at + 34] = bytes(4) + data[at + 28 : at + 30]  # the name is its comment
     path.write_bytes(data)
     assert "unsafe name (absolute, empty" in problems(open_dataset(path))["."]
+
+
+@pytest.mark.parametrize("name", ["train/sad/\0a.png", "train/sad/", "train/sad\\", f"train/sad/{'x' * 5000}.png"])
+def test_an_entry_whose_name_would_hide_it_is_named(tmp_path, name):
+    path = write_zip(tmp_path / "a.zip", {**train_files(), "train/sad/" + "y" * (len(name) - 10): PNGS[0]})
+    whole = path.read_bytes()
+    path.write_bytes(whole.replace(b"train/sad/" + b"y" * (len(name) - 10), name.encode()))
+    assert list(problems(open_dataset(path)).values()) == [sources.UNSAFE] and open_dataset(path).total == 8
 
 
 def test_names_written_with_dots_or_backslashes(tmp_path):
