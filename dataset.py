@@ -244,9 +244,11 @@ def assemble(
     index, order, choice = arrange(config, source, cache, fixed)
     labels, digests = np.ascontiguousarray(index["labels"]), np.ascontiguousarray(index["digests"])
     notes = [*notes, *map(plain, choice.notes)]
+    if skipped := sum(number for _, number, _ in meta["skipped"]):
+        notes.append(f"skipped files: {skipped}")
     for problem, number, names in meta["skipped"]:
         more = f" and {number - len(names):,} more" if number > len(names) else ""
-        notes.append(plain(f"skipped: {', '.join(names)}{more}: {problem}"))
+        notes.append(plain(f"  {', '.join(names)}{more}: {problem}"))
     given, mark = None, ""
     if config.votes and choice.names != CLASSES:
         raise UserError(f"--votes: they are for the classes {', '.join(CLASSES)}; here are {', '.join(choice.names)}")
