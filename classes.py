@@ -90,30 +90,40 @@ class Choice(NamedTuple):
 
 
 def choose(
-    text: str, found: Mapping[str, tuple[int, int]], *, skip: bool = False, table: bool = False, fixed: bool = False
+    text: str,
+    found: Mapping[str, tuple[int, int]],
+    *,
+    skip: bool = False,
+    table: bool = False,
+    fixed: bool = False,
+    lost: Sequence[str] = (),
 ) -> Choice:
     """The classes that `--classes` (`text`) chooses from the names found in a dataset: their images in train, and all.
 
     Names are of values in a `table`, or of folders: "angry/person 1", of which the innermost that means a class counts.
     `fixed`: the classes are those of trained weights, all of them, whatever is there. Else UserError is raised where
-    train has no image of a class that was asked for, for fewer than two classes, and for names that mean none: not with
-    `skip`, nor where `text` lists the classes, nor of single rows of a table.
+    train has no image of a class that was asked for, or only unreadable ones (names of `lost`), for fewer than two
+    classes, and for names that mean none: not with `skip`, nor where `text` lists the classes, nor of single rows.
     """
-    tops = {name: name if table else name.partition("/")[0] for name in found}
+
+    def top(name: str) -> str:
+        return name if table else name.partition("/")[0]
+
     numbers = table and "0" in found  # as FER2013 counts
     if text == "auto":
-        spelled = {fold(tops[name]): tops[name].strip() for name in found if found[name][0]}
-        names = tuple(sorted(spelled.values()))
+        spelled = {fold(top(name)): top(name).strip() for name in found if found[name][0]}
+        names, known = tuple(sorted(spelled.values())), {}
         if odd := [repr(name) for name in names if set(name) & {",", "="} or not name.isprintable()]:
             raise UserError(f"{', '.join(odd)}: such characters are in no name of a class; rename it")
-        means = {name: spelled.get(fold(tops[name]), "") for name in found}
+        means = {name: spelled.get(fold(top(name)), "") for name in found}
+        unread = {top(name) for name in lost} - {top(name) for name in found if found[name][0]}
     else:
         names, known = parse_classes(text)[0] if text else CLASSES, meanings(text, table=numbers)
         means = {name: class_in([name] if table else name.split("/"), known) for name in found}
-    rows = sum(count for _, count in found.values())
-    unknown = Counter()
+        unread = {class_in([name] if table else name.split("/"), known) for name in lost}
+    rows, unknown = sum(count for _, count in found.values()), Counter()
     for name, meant in means.items():
-        unknown[tops[name]] += 0 if meant else found[name][1]
+        unknown[top(name)] += 0 if meant else found[name][1]
     unknown = {name: count for name, count in unknown.items() if count}
     refused = [name for name, count in unknown.items() if count >= (max(2, rows / 100) if table else 1)]
     trained = {meant for name, meant in means.items() if found[name][0]} - {""}
@@ -124,10 +134,8 @@ def choose(
         raise UserError(f"it has none of these weights' classes: {', '.join(names)}")
     notes = [f"left out: {_listed(unknown)}"] if unknown else []
     lacking = [name for name in names if name not in trained] if not fixed else []
-    if text and lacking:
-        raise UserError(
-            "; ".join([f"train has no readable image of: {', '.join(lacking)}, which --classes has", *notes])
-        )
+    if unread := sorted(set(lacking) if text and text != "auto" else unread - trained - {""}):
+        raise UserError("; ".join([f"train has no readable image of: {', '.join(unread)}", *notes]))
     if lacking:
         names = tuple(name for name in names if name in trained)
         notes.append(
@@ -138,9 +146,9 @@ def choose(
         raise UserError("; ".join([only, *notes]))
     if text == "auto":
         notes.append(f"classes are the names that were found, in alphabetical order: {', '.join(names)}")
-    if numbers and meanings(text, table=True) != meanings(text):
+    if "0" in known and known["0"] == CLASSES[0] and numbers:
         notes.append("numbers are those of FER2013: 0 is angry, 6 neutral (--classes says what others mean)")
-    odd = {tops[name]: meant for name, meant in means.items() if meant in names and meant not in name.split("/")}
+    odd = {top(name): meant for name, meant in means.items() if meant in names and meant not in name.split("/")}
     notes += [f"read: {', '.join(f'{name!r} as {odd[name]}' for name in odd if not name.isdigit())}"] if odd else []
     return Choice(names, [names.index(meant) if meant in names else -1 for meant in means.values()], notes)
 

@@ -286,7 +286,8 @@ def arrange(config: Config, source: Source, cache: Cache, fixed: bool) -> tuple[
     found = dict(zip(names, zip(*counts, strict=True), strict=True))
     try:
         table = source.kind == "table"
-        choice = choose(config.classes, found, skip=config.skip_unknown, table=table, fixed=fixed)
+        lost = cache.meta["lost"]
+        choice = choose(config.classes, found, skip=config.skip_unknown, table=table, fixed=fixed, lost=lost)
     except UserError as error:
         raise UserError(f"{source.path}: {error}") from error
     labels = np.array(choice.labels, np.int64)[index["labels"]]

@@ -146,7 +146,7 @@ def decode_all(source: Source, raw: Path) -> tuple[np.ndarray, dict[str, Any]]:
     """Write the pixels of `source` to the file `raw` in its own order; their rows of INDEX, and facts for the meta."""
     from tqdm import tqdm  # late: only the first run over a dataset decodes
 
-    parts, bad, number, names, reasons = [], "", 0, {}, {}
+    parts, bad, number, names, reasons, lost = [], "", 0, {}, {}, set()
     bar = tqdm(total=source.total, desc="decoding", unit=" images", disable=None, leave=False)
     with open(raw, "wb") as file, bar:
         for items, results in work_in_batches(load_known, cut(source.items(), BATCH)):
@@ -159,6 +159,7 @@ def decode_all(source: Source, raw: Path) -> tuple[np.ndarray, dict[str, Any]]:
                     reason = reasons.setdefault(re.sub(r"\d[\d,]*", "N", result), [result, 0, []])
                     reason[1] += 1
                     reason[2] += [item.name] if len(reason[2]) < NAMED else []
+                    lost |= {item.label} if item.split == "train" else set()
                 else:
                     origin = number if source.kind == "table" else file_key(item.label.split("/"), item.name)
                     label = names.setdefault(item.label, len(names))
@@ -173,7 +174,7 @@ def decode_all(source: Source, raw: Path) -> tuple[np.ndarray, dict[str, Any]]:
         raise UserError(f"{source.path}: not one image could be read" + (f" (the first: {bad})" if bad else ""))
     index = np.concatenate(parts, dtype=INDEX)  # without the type it would be of native byte order
     index["labels"] = np.array([sorted(names).index(name) for name in names])[index["labels"]]
-    return index, {"skipped": list(reasons.values()), "names": sorted(names)}
+    return index, {"skipped": list(reasons.values()), "names": sorted(names), "lost": sorted(lost - {""})}
 
 
 def load_known(item: Item) -> np.ndarray:

@@ -293,6 +293,10 @@ def test_numbers_that_may_count_otherwise_are_not_guessed(tmp_path):
     assert any("numbers are those of FER2013" in note for note in notes)
 
 
+def test_numbers_of_a_table_may_be_taken_as_they_are(tmp_path):
+    assert load_from(small_table(tmp_path / "a.csv", names=NUMBERS), tmp_path, classes="auto").classes == NUMBERS
+
+
 def test_parquet_files_of_hugging_face(tmp_path):
     pyarrow = pytest.importorskip("pyarrow")
     from pyarrow import parquet

@@ -105,11 +105,12 @@ def test_bad_files_are_named_counted_and_skipped(archive, tmp_path):
 @pytest.mark.parametrize(
     ("harmed", "message"), [("train/fear/*", "train has no readable image of: fear"), ("*/*/*", "not one image could")]
 )
-def test_a_class_of_bad_files_is_an_error_where_it_is_asked_for(archive, tmp_path, harmed, message):
+@pytest.mark.parametrize("classes", ["", "auto", ",".join(CLASSES)])
+def test_a_class_of_bad_files_is_an_error(archive, tmp_path, harmed, message, classes):
     for file in archive.glob(harmed):
         file.write_bytes(b"no image")
     with pytest.raises(UserError, match=message):
-        load_from(archive, tmp_path, classes=",".join(CLASSES))
+        load_from(archive, tmp_path, classes=classes)
 
 
 def test_validation_made_of_train_images_is_an_error(tmp_path):
