@@ -148,8 +148,9 @@ def choose(
         notes.append(f"classes are the names that were found, in alphabetical order: {', '.join(names)}")
     if "0" in known and known["0"] == CLASSES[0] and numbers:
         notes.append("numbers are those of FER2013: 0 is angry, 6 neutral (--classes says what others mean)")
-    odd = {top(name): meant for name, meant in means.items() if meant in names and meant not in name.split("/")}
-    notes += [f"read: {', '.join(f'{name!r} as {odd[name]}' for name in odd if not name.isdigit())}"] if odd else []
+    other = {top(name): meant for name, meant in means.items() if meant in names and meant not in name.split("/")}
+    if odd := [f"{name!r} as {meant}" for name, meant in other.items() if not name.isdigit()]:
+        notes.append(f"read: {', '.join(odd)}")
     return Choice(names, [names.index(meant) if meant in names else -1 for meant in means.values()], notes)
 
 

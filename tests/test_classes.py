@@ -289,8 +289,8 @@ def test_numbers_that_may_count_otherwise_are_not_guessed(tmp_path):
     assert typed.classes == CLASSES[:6]
     with pytest.raises(UserError, match=r"'label 0'.*'label 6'"):
         load_from(small_table(tmp_path / "b.csv", names=NUMBERS, header="label,pixels,Usage"), tmp_path)
-    notes = load_from(small_table(tmp_path / "c.csv", names=NUMBERS), tmp_path).notes
-    assert any("numbers are those of FER2013" in note for note in notes)
+    (note,) = load_from(small_table(tmp_path / "c.csv", names=NUMBERS), tmp_path).notes
+    assert "numbers are those of FER2013" in note
 
 
 def test_numbers_of_a_table_may_be_taken_as_they_are(tmp_path):
