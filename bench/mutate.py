@@ -137,7 +137,7 @@ def fields(data: bytes, rng: random.Random) -> bytes:
         return tar_fields(data, rng)
     if data.startswith(b"\x80\x02"):
         return pickle_fields(data, rng)
-    if data.startswith(b"{"):
+    if data.startswith(b"{") and data[1:].lstrip().startswith(b'"'):  # not a tensor that begins so
         return json_fields(data, rng)
     return cells(data, rng) if b"," in data[:100] else damage(data, rng)
 

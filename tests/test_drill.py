@@ -54,6 +54,10 @@ def test_a_seed_makes_the_same_damage_every_time(home, name):
         assert sum(each != data for each in made) > 10 and len(set(made)) > 10
 
 
+def test_bytes_that_only_begin_as_json_are_no_json():
+    assert mutate.fields(b"{\xb0\xb1\xb2" * 20, random.Random(0)) != b"{\xb0\xb1\xb2" * 20
+
+
 def test_fields_of_json_and_pickles_are_changed():
     import pickle
 
