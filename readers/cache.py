@@ -1,4 +1,4 @@
-"""Decoded images on disk: every image of a source once, in one canonical order: split, class, digest of the pixels.
+"""Decoded images on disk: every image of a source once, in its order; `dataset.arrange` has one order for all forms.
 
 A cache is a folder of three files: images.bin, (N, 48, 48) uint8, which is mapped; index.bin, a row of INDEX for each
 image; meta.json, whose first line is a checksum of all three. It is verified when the cache is opened, so whatever else
@@ -27,9 +27,9 @@ from readers.layout import Item
 from readers.sources import Source
 
 SPLITS = ("train", "val", "test")
-CACHE_VERSION = 10  # raised when decoding, the order or the files change
+CACHE_VERSION = 11  # raised when decoding, the order or the files change
 CACHES = "[0-9a-f]" * 24 + "-*"  # the names of their folders
-BATCH = 4096  # images decoded or put in order at a time, 9 MB
+BATCH = 4096  # images decoded at a time, 9 MB
 NAMED = 5  # unreadable files whose names are kept, of each reason
 DIGEST = np.dtype([("high", ">u8"), ("low", ">u8")])  # 16 bytes of BLAKE2b over an image's 48x48 pixels
 # `labels` are places in the meta's `names`; `origins`: of a table the number of an image's row, from 0; of files their
@@ -92,7 +92,7 @@ def build_cache(source: Source, folder: Path) -> Cache | None:
     """Decode every image of `source` into `folder`, which appears whole or not at all; what was written, read back.
 
     One process does so at a time: what others began was left by a kill, and goes, as older caches of the source do.
-    Memory does not grow with the pixels: they go to disk as they come and are then put in order.
+    Memory does not grow with the pixels: they go to disk as they come.
     """
     root, half = folder.parent, folder.with_name(f"{folder.name}.half-")
     try:
@@ -122,16 +122,8 @@ def build_cache(source: Source, folder: Path) -> Cache | None:
 
 def write_cache(source: Source, half: Path) -> None:
     """Write the files of a cache into `half`, to the disk. Raises UserError where not one image can be read."""
-    index, found = decode_all(source, half / "raw.bin")
-    order = np.lexsort([index["digests"]["low"], index["digests"]["high"], index["labels"], index["splits"]])
-    index = index[order]
+    index, found = decode_all(source, half / "images.bin")
     (half / "index.bin").write_bytes(index.tobytes())
-    unsorted = np.memmap(half / "raw.bin", np.uint8, "r", shape=(len(order), SIZE, SIZE))
-    with open(half / "images.bin", "wb") as file:
-        for start in range(0, len(order), BATCH):
-            file.write(unsorted[order[start : start + BATCH]])
-    del unsorted
-    (half / "raw.bin").unlink()
     meta = {"source": os.path.abspath(source.path), **found}
     images = np.memmap(half / "images.bin", np.uint8, "r")
     (half / "meta.json").write_text(f"{checksum(meta, index, images)}\n{json.dumps(meta)}", encoding="utf-8")
@@ -142,13 +134,13 @@ def write_cache(source: Source, half: Path) -> None:
         os.close(written)
 
 
-def decode_all(source: Source, raw: Path) -> tuple[np.ndarray, dict[str, Any]]:
-    """Write the pixels of `source` to the file `raw` in its own order; their rows of INDEX, and facts for the meta."""
+def decode_all(source: Source, path: Path) -> tuple[np.ndarray, dict[str, Any]]:
+    """Write the pixels of `source` to the file `path`; return their rows of INDEX, and facts for the meta."""
     from tqdm import tqdm  # late: only the first run over a dataset decodes
 
     parts, bad, number, names, reasons, lost = [], "", 0, {}, {}, set()
     bar = tqdm(total=source.total, desc="decoding", unit=" images", disable=None, leave=False)
-    with open(raw, "wb") as file, bar:
+    with open(path, "wb") as file, bar:
         for items, results in work_in_batches(load_known, cut(source.items(), BATCH)):
             pixels = [result for result in results if not isinstance(result, str)]
             file.writelines(pixels)
