@@ -15,7 +15,6 @@ from cli import Parser, add_flags
 
 # isort: split
 import argparse
-import hashlib
 import io
 import json
 import logging
@@ -62,13 +61,13 @@ def export(args: argparse.Namespace) -> int:
 
     from dataset import load
     from demo.faces import demo_faces
-    from predictor import run_onnx, sealed, session
+    from predictor import digest, run_onnx, sealed, session
     from utils import pick_machine
     from val import forward
     from weights import load_weights
 
     path, machine = find_weights(args.weights or SHIPPED, flag="python export.py"), pick_machine("cpu", "fp32")
-    if not args.int8 and belongs(path.with_suffix(".onnx"), path):
+    if not args.int8 and holds(path.with_suffix(".onnx"), path):
         print(f"{path.with_suffix('.onnx')} holds the network of {path} already")
         return 0
     model, content = load_weights(path, machine=machine)
@@ -93,16 +92,12 @@ def export(args: argparse.Namespace) -> int:
     return 0
 
 
-def digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def belongs(onnx: Path, weights: Path) -> bool:
+def holds(onnx: Path, weights: Path) -> bool:
     """Whether there is an .onnx file that was made from these weights."""
     from predictor import OnnxEngine
 
     with suppress(UserError, OSError):
-        return OnnxEngine(onnx).sha256 == digest(weights)
+        return OnnxEngine(onnx).made_from(weights)
     return False
 
 

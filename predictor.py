@@ -163,7 +163,7 @@ def open_engine(
             if not beside.is_file():
                 raise UserError(f"there is no {beside}: python export.py {path} makes it")
             found = OnnxEngine(beside, threads=threads, tta=tta)
-            if found.sha256 != hashlib.sha256(path.read_bytes()).hexdigest():
+            if not found.made_from(path):
                 raise UserError(f"{beside} was made from other weights: python export.py {path} makes it anew")
             if found.has_maps or not maps or engine == "onnx":
                 return found, path, []
@@ -207,8 +207,12 @@ class OnnxEngine:
         self.has_maps = len(outputs) > 1
         self.name = f"onnxruntime ({counted(self.session.get_session_options().intra_op_num_threads, 'thread')})"
 
+    def made_from(self, weights: Path) -> bool:
+        """Whether export.py made the graph from the weight file `weights`."""
+        return self.sha256 == digest(weights)
+
     def probabilities(self, pixels: np.ndarray) -> np.ndarray:
-        """(N, 7) float32, of pixels (N, 48, 48) uint8."""
+        """(N, C) float32, of pixels (N, 48, 48) uint8."""
         if self.tta == "none":
             return run_onnx(self.session, pixels)
         # The mean of logarithms is the mean of the logits, but for a number that is the same for all classes
@@ -217,10 +221,15 @@ class OnnxEngine:
         return powers / powers.sum(1, keepdims=True)
 
     def activation_maps(self, pixels: np.ndarray) -> np.ndarray:
-        """(N, 7, H, W) float32, how much each place of an image speaks for each emotion. Raises UserError."""
+        """(N, C, H, W) float32, how much each place of an image speaks for each emotion. Raises UserError."""
         if not self.has_maps:
             raise UserError(f"{self.content['model']} has no class activation maps: use --engine torch")
         return run_onnx(self.session, pixels, output="activation_maps")
+
+
+def digest(path: Path) -> str:
+    """The SHA-256 of a weight file, by which an .onnx file knows that it was made from it."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def sealed(model: bytes) -> bytes:
