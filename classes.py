@@ -109,6 +109,9 @@ def choose(
     def top(name: str) -> str:
         return name if table else name.partition("/")[0]
 
+    def meant(name: str) -> str:
+        return class_in([name] if table else name.split("/"), known)
+
     numbers = table and "0" in found  # as FER2013 counts
     if text == "auto":
         spelled = {fold(top(name)): top(name).strip() for name in found if found[name][0]}
@@ -119,14 +122,14 @@ def choose(
         unread = {top(name) for name in lost} - {top(name) for name in found if found[name][0]}
     else:
         names, known = parse_classes(text)[0] if text else CLASSES, meanings(text, table=numbers)
-        means = {name: class_in([name] if table else name.split("/"), known) for name in found}
-        unread = {class_in([name] if table else name.split("/"), known) for name in lost}
+        means = {name: meant(name) for name in found}
+        unread = {meant(name) for name in lost}
     rows, unknown = sum(count for _, count in found.values()), Counter()
-    for name, meant in means.items():
-        unknown[top(name)] += 0 if meant else found[name][1]
+    for name in found:
+        unknown[top(name)] += 0 if means[name] else found[name][1]
     unknown = {name: count for name, count in unknown.items() if count}
     refused = [name for name, count in unknown.items() if count >= (max(2, rows / 100) if table else 1)]
-    trained = {meant for name, meant in means.items() if found[name][0]} - {""}
+    trained = {means[name] for name in found if found[name][0]} - {""}
     if refused and not (text or skip):
         listed = _listed({name: unknown[name] for name in refused})
         raise UserError(f"{listed} {'is' if len(refused) == 1 else 'are'} no class. {_ways(refused, trained)}")
@@ -146,12 +149,12 @@ def choose(
         raise UserError("; ".join([only, *notes]))
     if text == "auto":
         notes.append(f"classes are the names that were found, in alphabetical order: {', '.join(names)}")
-    if "0" in known and known["0"] == CLASSES[0] and numbers:
+    if numbers and known.get("0") == CLASSES[0]:
         notes.append("numbers are those of FER2013: 0 is angry, 6 neutral (--classes says what others mean)")
-    other = {top(name): meant for name, meant in means.items() if meant in names and meant not in name.split("/")}
-    if odd := [f"{name!r} as {meant}" for name, meant in other.items() if not name.isdigit()]:
+    other = {top(name): means[name] for name in found if means[name] in names and means[name] not in name.split("/")}
+    if odd := [f"{name!r} as {other[name]}" for name in other if not name.isdigit()]:
         notes.append(f"read: {', '.join(odd)}")
-    return Choice(names, [names.index(meant) if meant in names else -1 for meant in means.values()], notes)
+    return Choice(names, [names.index(each) if each in names else -1 for each in means.values()], notes)
 
 
 def class_in(folders: Sequence[str], known: Mapping[str, str]) -> str:

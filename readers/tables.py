@@ -18,6 +18,7 @@ from typing import BinaryIO
 import numpy as np
 
 from classes import split_of
+from config import fold
 from errors import UserError, open_file
 from readers.decode import DAMAGE, SIZE, BadImage
 from readers.layout import WHOLE_TABLES, Item
@@ -53,7 +54,7 @@ def read_rows(file: BinaryIO, name: str, split: str = "") -> Iterator[Item]:
     try:
         header = next(rows, [])
         columns, named = _columns(header, name)
-        called = header[columns["emotion"]].strip().casefold() if named and "emotion" in columns else "emotion"
+        called = fold(header[columns["emotion"]]) if named and "emotion" in columns else "emotion"
         rows = iter(rows) if named else chain([header], rows)
         if "usage" not in columns and (first := next(rows, None)):  # a column of another name may have the split
             rest = (at for at, value in enumerate(first) if at not in columns.values() and split_of(value))
@@ -88,7 +89,7 @@ def read_lines(text: TextIOWrapper, name: str) -> Iterator[str]:
 
 def _columns(header: list[str], name: str) -> tuple[dict[str, int], bool]:
     """Return the place of each column, and whether `header` has their names; else it is emotion, pixels, Usage."""
-    found = [text.strip().casefold() for text in header]
+    found = [fold(text) for text in header]
     columns = {column: found.index(word) for column, words in COLUMNS.items() for word in words if word in found}
     if "pixels" in columns:
         return columns, True
