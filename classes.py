@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from config import CLASSES, fold, parse_classes
@@ -17,13 +17,13 @@ SYNONYMS = {
     "surprise": ("surprised",),
     "neutral": ("neutrality", "normal"),
 }
-SPLITS = {
+SPLIT_WORDS = {
     "train": ("train", "training"),
     "val": ("val", "valid", "validation", "dev", "eval", "evaluation", "publictest"),
     "test": ("test", "testing", "privatetest"),
 }
 _CLASSES = {word: name for name, words in SYNONYMS.items() for word in (name, *words)}
-_SPLITS = {word: name for name, words in SPLITS.items() for word in words}
+_SPLITS = {word: name for name, words in SPLIT_WORDS.items() for word in words}
 _IN_FRONT = re.compile(rf"((\d+|{'|'.join(_SPLITS)})[\s._-]+)+")  # "0 angry", "train_angry"
 _NUMBERS = tuple(map(str, range(len(CLASSES))))
 RAFDB = "1=surprise,2=fear,3=disgust,4=happy,5=sad,6=angry,7=neutral"
@@ -106,55 +106,69 @@ def choose(
     classes, and for names that mean none: not with `skip`, nor where `text` lists the classes, nor of single rows.
     """
 
-    def top(name: str) -> str:
-        return name if table else name.partition("/")[0]
-
-    def meant(name: str) -> str:
-        return class_in([name] if table else name.split("/"), known)
-
-    numbers = table and "0" in found  # as FER2013 counts
-    if text == "auto":
-        spelled = {fold(top(name)): top(name).strip() for name in found if found[name][0]}
-        names, known = tuple(sorted(spelled.values())), {}
-        if odd := [repr(name) for name in names if set(name) & {",", "="} or not name.isprintable()]:
-            raise UserError(f"{', '.join(odd)}: such characters are in no name of a class; rename it")
-        means = {name: spelled.get(fold(top(name)), "") for name in found}
-        unread = {top(name) for name in lost} - {top(name) for name in found if found[name][0]}
-    else:
-        names, known = parse_classes(text)[0] if text else CLASSES, meanings(text, table=numbers)
-        means = {name: meant(name) for name in found}
-        unread = {meant(name) for name in lost}
-    rows, unknown = sum(count for _, count in found.values()), Counter()
-    for name in found:
-        unknown[top(name)] += 0 if means[name] else found[name][1]
-    unknown = {name: count for name, count in unknown.items() if count}
-    refused = [name for name, count in unknown.items() if count >= (max(2, rows / 100) if table else 1)]
-    trained = {means[name] for name in found if found[name][0]} - {""}
+    auto = text == "auto"
+    named, read = _named(text, found, table)
+    means = {name: read(name) for name in found}
+    trained = {means[name] for name, (images, _) in found.items() if images} - {""}
+    unknown = Counter()
+    for name, (_, images) in found.items():
+        unknown[_top(name, table)] += 0 if means[name] else images
+    unknown = +unknown  # without zeros
+    few = max(2, sum(images for _, images in found.values()) / 100) if table else 1
+    refused = [name for name, images in unknown.items() if images >= few]
     if refused and not (text or skip):
         listed = _listed({name: unknown[name] for name in refused})
         raise UserError(f"{listed} {'is' if len(refused) == 1 else 'are'} no class. {_ways(refused, trained)}")
     if fixed and not any(means.values()):
-        raise UserError(f"it has none of these weights' classes: {', '.join(names)}")
+        raise UserError(f"it has none of these weights' classes: {', '.join(named)}")
     notes = [f"left out: {_listed(unknown)}"] if unknown else []
-    lacking = [name for name in names if name not in trained] if not fixed else []
-    if unread := sorted(set(lacking) if text and text != "auto" else unread - trained - {""}):
+    lacking = [] if fixed else [name for name in named if name not in trained]
+    unread = {read(name) or (_top(name, table) if auto else "") for name in lost} - trained - {""}
+    if unread := sorted(lacking if text and not auto else unread):
         raise UserError("; ".join([f"train has no readable image of: {', '.join(unread)}", *notes]))
+    names = tuple(name for name in named if name not in lacking)
     if lacking:
-        names = tuple(name for name in names if name in trained)
         notes.append(
             f"train has no {' and no '.join(lacking)}: the classes are {', '.join(names)}; --classes names others"
         )
     if len(names) < 2:
         only = f"train has images of {' and '.join(names) or 'no class'} only; two classes are needed"
         raise UserError("; ".join([only, *notes]))
-    if text == "auto":
+    labels = [names.index(each) if each in names else -1 for each in means.values()]
+    return Choice(names, labels, [*notes, *_read_as(names, means, auto=auto, table=table)])
+
+
+def _named(
+    text: str, found: Mapping[str, tuple[int, int]], table: bool
+) -> tuple[tuple[str, ...], Callable[[str], str]]:
+    """The classes that a `--classes` text names, and a function that gives the one that a name means; "" if none."""
+    if text != "auto":
+        known = meanings(text, table=table and "0" in found)  # from 0, as FER2013 counts
+        names = parse_classes(text)[0] if text else CLASSES
+        return names, lambda name: class_in([name] if table else name.split("/"), known)
+    spelled = {fold(_top(name, table)): _top(name, table).strip() for name in found if found[name][0]}
+    names = tuple(sorted(spelled.values()))
+    if odd := [repr(name) for name in names if set(name) & {",", "="} or not name.isprintable()]:
+        raise UserError(f"{', '.join(odd)}: such characters are in no name of a class; rename it")
+    return names, lambda name: spelled.get(fold(_top(name, table)), "")
+
+
+def _read_as(names: Sequence[str], means: Mapping[str, str], *, auto: bool, table: bool) -> list[str]:
+    """What a user is told about the names that were taken for classes."""
+    notes = []
+    if auto:
         notes.append(f"classes are the names that were found, in alphabetical order: {', '.join(names)}")
-    if numbers and known.get("0") == CLASSES[0]:
+    if table and means.get("0") == CLASSES[0]:
         notes.append("numbers are those of FER2013: 0 is angry, 6 neutral (--classes says what others mean)")
-    other = {top(name): means[name] for name in found if means[name] in names and means[name] not in name.split("/")}
-    if odd := [f"{name!r} as {other[name]}" for name in other if not name.isdigit()]:
+    other = {_top(name, table): mean for name, mean in means.items() if mean in names and mean not in name.split("/")}
+    if odd := [f"{name!r} as {mean}" for name, mean in other.items() if not name.isdigit()]:
         notes.append(f"read: {', '.join(odd)}")
-    return Choice(names, [names.index(each) if each in names else -1 for each in means.values()], notes)
+    return notes
+
+
+def _top(name: str, table: bool) -> str:
+    """The name that a user sees: a table's value, or the folder of a split."""
+    return name if table else name.partition("/")[0]
 
 
 def class_in(folders: Sequence[str], known: Mapping[str, str]) -> str:

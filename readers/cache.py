@@ -19,14 +19,14 @@ from typing import Any
 
 import numpy as np
 
-from classes import SEVEN, class_in
+from classes import SEVEN, SPLIT_WORDS, class_in
 from config import CLASSES
 from errors import UserError, locked, open_file
 from readers.decode import SIZE, BadImage, cut, load, work_in_batches
 from readers.layout import Item
 from readers.sources import Source
 
-SPLITS = ("train", "val", "test")
+SPLITS = tuple(SPLIT_WORDS)
 CACHE_VERSION = 11  # raised when decoding, the order or the files change
 CACHES = "[0-9a-f]" * 24 + "-*"  # the names of their folders
 BATCH = 4096  # images decoded at a time, 9 MB
