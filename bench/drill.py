@@ -57,14 +57,16 @@ class Kind(NamedTuple):
 INPUTS = {
     "png": Kind("image", "png/*", sealed=True),
     "png fields": Kind("image", "png/*", mutate.fields),
-    **{name: Kind("image", f"{name}/*") for name in ("jpeg", "bmp", "gif", "pnm", "webp", "tiff")},
+    **{name: Kind("image", f"{name}/*") for name in originals.PICTURES[1:]},
     "zip": Kind("dataset", "zip/*", sealed=True),
     "zip fields": Kind("dataset", "zip/*", mutate.fields),
+    "zip auto": Kind("auto", "zip/*", mutate.fields),
     "zip predicted": Kind("predicted", "zip/*", mutate.either),
     "tar": Kind("dataset", "tar/*.tar", mutate.either),
     "tar.gz": Kind("dataset", "tar/*.gz", sealed=True),
     "tar.gz fields": Kind("dataset", "tar/*.gz", mutate.fields),
     "csv": Kind("dataset", "csv/*", mutate.either),
+    "parquet": Kind("dataset", "parquet/*", mutate.either),
     "votes": Kind("votes", "votes/*", mutate.either),
     "cache": Kind("cache", "cache/*/*", mutate.either, sealed=True, around=True),
     "weights": Kind("weights", "weights/*.pth", sealed=True),
@@ -76,7 +78,9 @@ INPUTS = {
     "metrics.jsonl": Kind("resumed", "ended/metrics.jsonl", mutate.either, around=True),
     "video": Kind("video", "video/*"),
 }
-WITHOUT_RUNS = {name for name, kind in INPUTS.items() if kind.reader in ("image", "dataset", "votes", "onnx", "video")}
+WITHOUT_RUNS = {
+    name for name, kind in INPUTS.items() if kind.reader in ("image", "dataset", "auto", "votes", "onnx", "video")
+}
 
 
 @dataclass

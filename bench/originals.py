@@ -11,7 +11,9 @@ from pathlib import Path
 
 import av
 import numpy as np
+import pyarrow
 from PIL import Image
+from pyarrow import parquet
 
 from bench.kills import NETWORK, Jobs
 from config import CLASSES, Config
@@ -20,6 +22,7 @@ from demo.faces import demo_faces
 from errors import UserError
 
 IMAGES, LARGE = 490, 3000  # faces in faces.zip; in large.zip
+PICTURES = ("png", "jpeg", "bmp", "gif", "pnm", "webp", "tiff", "jp2", "avif")
 
 
 def faces(data: str, cache: str, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -34,7 +37,7 @@ def faces(data: str, cache: str, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 def write_originals(home: Path, images: np.ndarray, labels: np.ndarray) -> None:
     """Write good files of each kind below `home`, of faces (IMAGES, 48, 48) uint8; all classes come in turn."""
-    for name in ("png", "jpeg", "bmp", "gif", "pnm", "webp", "tiff", "zip", "tar", "csv", "votes", "video", "weights"):
+    for name in (*PICTURES, "zip", "tar", "csv", "parquet", "votes", "video", "weights"):
         (home / name).mkdir()
     write_pictures(home, images)
     write_zip_of(home / "zip" / "dataset.zip", images, labels, train=28, val=14)
@@ -49,6 +52,13 @@ def write_originals(home: Path, images: np.ndarray, labels: np.ndarray) -> None:
     ]
     table = ("emotion,pixels,Usage\n" + "".join(lines)).encode()
     (home / "csv" / "fer2013.csv").write_bytes(table)
+    words = {"Training": "train", "PublicTest": "dev"}
+    named = [
+        f"{words[usage]},{CLASSES[label]},{' '.join(map(str, image.ravel()))}\n"
+        for label, image, usage in zip(labels, images, usages, strict=False)
+    ]
+    (home / "csv" / "named.csv").write_text("split,label,pixels\n" + "".join(named))
+    write_parquet(home / "parquet" / "train.parquet", images[:28], labels[:28])
     header = tarfile.TarInfo("fer2013/fer2013.csv")
     header.size = len(table)
     archive = io.BytesIO()
@@ -75,6 +85,7 @@ def write_pictures(home: Path, images: np.ndarray) -> None:
     alpha.putalpha(Image.fromarray(images[4]).resize(rgb.size))
     exif = Image.Exif()
     exif[0x0112] = 6  # turned by 90 degrees
+    several = (("grey", grey), ("colour", rgb), ("alpha", alpha))
     for name, picture, options in (
         ("png/grey.png", grey, {}),
         ("png/colour.png", rgb, {}),
@@ -92,6 +103,7 @@ def write_pictures(home: Path, images: np.ndarray) -> None:
         ("pnm/colour.ppm", rgb, {}),
         ("webp/lossy.webp", rgb, {}),
         ("webp/lossless.webp", alpha, {"lossless": True}),
+        *((f"{kind}/{name}.{kind}", picture, {}) for kind in ("jp2", "avif") for name, picture in several),
         *((f"tiff/{name}.tif", rgb, {"compression": name}) for name in ("raw", "tiff_lzw", "packbits", "jpeg")),
         ("tiff/deflate.tif", Image.fromarray(images[5].astype(np.uint16) * 257), {"compression": "tiff_adobe_deflate"}),
         ("tiff/fax.tif", grey.convert("1"), {"compression": "group4"}),
@@ -118,6 +130,18 @@ def write_zip_of(path: Path, images: np.ndarray, labels: np.ndarray, *, train: i
             info = zipfile.ZipInfo(f"{part}/{CLASSES[labels[number]]}/face_{number:05}.png")
             info.compress_type = zipfile.ZIP_STORED if number % 3 else zipfile.ZIP_DEFLATED
             archive.writestr(info, buffer.getvalue())
+
+
+def write_parquet(path: Path, images: np.ndarray, labels: np.ndarray) -> None:
+    """A table of encoded images and numbers, with the names that Hugging Face's datasets note for these."""
+    rows = []
+    for image, label in zip(images, labels, strict=True):
+        buffer = io.BytesIO()
+        Image.fromarray(image).save(buffer, "PNG")
+        rows.append({"image": {"bytes": buffer.getvalue(), "path": None}, "label": int(label)})
+    said = json.dumps({"info": {"features": {"label": {"names": CLASSES, "_type": "ClassLabel"}}}})
+    table = pyarrow.Table.from_pylist(rows).replace_schema_metadata({"huggingface": said})
+    parquet.write_table(table, path, row_group_size=10)
 
 
 def make_runs(jobs: Jobs) -> None:

@@ -87,6 +87,10 @@ def dataset(file: Path, folder: Path, way: int, **settings: str) -> Rows:
     return rows, int(skipped[1]) if skipped else 0
 
 
+def auto(file: Path, folder: Path, way: int) -> Rows:
+    return dataset(file, folder, way, classes="auto")
+
+
 def votes(file: Path, folder: Path, way: int) -> Rows:
     return dataset(
         file, folder, way, data=str(HOME / "csv" / "fer2013.csv"), cache=str(HOME / "caches"), votes=str(file)
@@ -157,7 +161,7 @@ def video(file: Path, folder: Path, way: int) -> Rows:
 
 READERS: dict[str, Callable[[Path, Path, int], Rows | int]] = {
     reader.__name__: reader
-    for reader in (image, dataset, votes, cache, weights, predicted, predicted_by, onnx, resumed, config, video)
+    for reader in (image, dataset, auto, votes, cache, weights, predicted, predicted_by, onnx, resumed, config, video)
 }
 
 
