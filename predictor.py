@@ -14,6 +14,7 @@ No torch is imported unless the torch engine computes.
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -239,6 +240,8 @@ def sealed(model: bytes) -> bytes:
 
 def session(model: bytes, *, threads: int = 0, name: str = "the graph") -> "InferenceSession":
     """An onnxruntime session on the CPU. Raises UserError where the library is missing or the model damaged."""
+    # Else its builds keep an identity of this computer, and report to their makers (docs/Privacy.md in its repository)
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         import onnxruntime
         from onnxruntime.capi import onnxruntime_pybind11_state as errors
