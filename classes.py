@@ -2,11 +2,11 @@
 
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from config import CLASSES, fold, parse_classes
-from errors import UserError, counted
+from errors import UserError, counted, quoted
 
 SYNONYMS = {
     "angry": ("anger",),
@@ -24,7 +24,9 @@ SPLIT_WORDS = {
 }
 _CLASSES = {word: name for name, words in SYNONYMS.items() for word in (name, *words)}
 _SPLITS = {word: name for name, words in SPLIT_WORDS.items() for word in words}
-_IN_FRONT = re.compile(rf"((\d+|{'|'.join(_SPLITS)})[\s._-]+)+")  # "0 angry", "train_angry"
+_BESIDE = re.compile(
+    rf"^((\d+|{'|'.join(_SPLITS)})[\s._-]+)+|[\s._-]+({'|'.join(_SPLITS)})$"
+)  # "0 angry", "angry_train"
 _NUMBERS = tuple(map(str, range(len(CLASSES))))
 RAFDB = "1=surprise,2=fear,3=disgust,4=happy,5=sad,6=angry,7=neutral"
 
@@ -37,10 +39,10 @@ def split_of(name: str) -> str:
     return _SPLITS.get(re.sub(r"[\s_-]+|(?<=.)set$", "", fold(name)), "")
 
 
-def split_in_front(name: str) -> str:
-    """The split in front of a class: "train" of "train_angry"; "" if there is none."""
-    word, line, _ = re.sub(r"[\s._-]+", "_", fold(name)).partition("_")
-    return split_of(word) if line else ""
+def split_beside(name: str) -> str:
+    """The split in front of a name or behind it: "train" of "train_angry" and of "angry_train"; "" if there is none."""
+    first, *others = re.split(r"[\s._-]+", fold(name))
+    return (split_of(first) or split_of(others[-1])) if others else ""
 
 
 def are_names(value: Any) -> bool:
@@ -67,11 +69,11 @@ SEVEN = meanings()  # FER2013's
 def class_of(name: str, known: Mapping[str, str]) -> str:
     """The class that a folder's name, or a table's value, means by `known`, see `meanings`; "" if none.
 
-    Letter case, a number or split in front, and the usual synonyms do not count.
+    Letter case, a number or split beside it, and the usual synonyms do not count.
     """
-    text = fold(name)
-    plain = text[found.end() :] if (found := _IN_FRONT.match(text)) else text
-    return next((known[each] for each in (text, plain, _CLASSES.get(plain)) if each in known), "")
+    plain = _BESIDE.sub("", text := fold(name))
+    number = last if (last := text.rpartition(" ")[2]).isdigit() else None  # of "label 3"
+    return next((known[each] for each in (text, plain, _CLASSES.get(plain), number) if each in known), "")
 
 
 def text_for(content: Mapping[str, Any], typed: str = "") -> str:
@@ -105,14 +107,17 @@ def choose(
     train has no image of a class that was asked for, or only unreadable ones (names of `lost`), for fewer than two
     classes, and for names that mean none: not with `skip`, nor where `text` lists the classes, nor of single rows.
     """
-
     auto = text == "auto"
-    named, read = _named(text, found, table)
-    means = {name: read(name) for name in found}
+    named, known = _named(text, found, table)
+
+    def folders(name: str) -> list[str]:
+        return [name] if table else name.split("/")[: 1 if auto else None]
+
+    means = {name: class_in(folders(name), known) for name in found}
     trained = {means[name] for name, (images, _) in found.items() if images} - {""}
     unknown = Counter()
     for name, (_, images) in found.items():
-        unknown[_top(name, table)] += 0 if means[name] else images
+        unknown[folders(name)[0]] += 0 if means[name] else images
     unknown = +unknown  # without zeros
     few = max(2, sum(images for _, images in found.values()) / 100) if table else 1
     refused = [name for name, images in unknown.items() if images >= few]
@@ -123,57 +128,69 @@ def choose(
         raise UserError(f"it has none of these weights' classes: {', '.join(named)}")
     notes = [f"left out: {_listed(unknown)}"] if unknown else []
     lacking = [] if fixed else [name for name in named if name not in trained]
-    unread = {read(name) or (_top(name, table) if auto else "") for name in lost} - trained - {""}
+    unread = {class_in(folders(name), known) or (folders(name)[0] if auto else "") for name in lost} - trained - {""}
     if unread := sorted(lacking if text and not auto else unread):
         raise UserError("; ".join([f"train has no readable image of: {', '.join(unread)}", *notes]))
     names = tuple(name for name in named if name not in lacking)
+    if len(names) < 2:
+        only = f"train has images of {' and '.join(names) or 'no class'} only; two classes are needed"
+        raise UserError("; ".join([only, *notes]))
     if lacking:
         notes.append(
             f"train has no {' and no '.join(lacking)}: the classes are {', '.join(names)}; --classes names others"
         )
-    if len(names) < 2:
-        only = f"train has images of {' and '.join(names) or 'no class'} only; two classes are needed"
-        raise UserError("; ".join([only, *notes]))
-    labels = [names.index(each) if each in names else -1 for each in means.values()]
-    return Choice(names, labels, [*notes, *_read_as(names, means, auto=auto, table=table)])
+    if auto:
+        notes.append(f"classes are the names that were found, in alphabetical order: {', '.join(names)}")
+    if table and means.get("0") == CLASSES[0] and "0=" not in text:
+        notes.append("numbers are those of FER2013: 0 is angry, 6 neutral (--classes says what others mean)")
+    notes += _read_as({tuple(folders(name)): mean for name, mean in means.items() if mean in names}, known)
+    return Choice(names, [names.index(each) if each in names else -1 for each in means.values()], notes)
 
 
-def _named(
-    text: str, found: Mapping[str, tuple[int, int]], table: bool
-) -> tuple[tuple[str, ...], Callable[[str], str]]:
-    """The classes that a `--classes` text names, and a function that gives the one that a name means; "" if none."""
+def _named(text: str, found: Mapping[str, tuple[int, int]], table: bool) -> tuple[tuple[str, ...], dict[str, str]]:
+    """The classes that a `--classes` text names, and what names mean by it."""
     if text != "auto":
         known = meanings(text, table=table and "0" in found)  # from 0, as FER2013 counts
-        names = parse_classes(text)[0] if text else CLASSES
-        return names, lambda name: class_in([name] if table else name.split("/"), known)
-    spelled = {fold(_top(name, table)): _top(name, table).strip() for name in found if found[name][0]}
+        return parse_classes(text)[0] if text else CLASSES, known
+    tops = [name if table else name.partition("/")[0] for name in found if found[name][0]]
+    spelled = {fold(name): name.strip() for name in tops}
     names = tuple(sorted(spelled.values()))
     if odd := [repr(name) for name in names if set(name) & {",", "="} or not name.isprintable()]:
         raise UserError(f"{', '.join(odd)}: such characters are in no name of a class; rename it")
-    return names, lambda name: spelled.get(fold(_top(name, table)), "")
+    return names, spelled
 
 
-def _read_as(names: Sequence[str], means: Mapping[str, str], *, auto: bool, table: bool) -> list[str]:
-    """What a user is told about the names that were taken for classes."""
-    notes = []
-    if auto:
-        notes.append(f"classes are the names that were found, in alphabetical order: {', '.join(names)}")
-    if table and means.get("0") == CLASSES[0]:
-        notes.append("numbers are those of FER2013: 0 is angry, 6 neutral (--classes says what others mean)")
-    other = {_top(name, table): mean for name, mean in means.items() if mean in names and mean not in name.split("/")}
-    if odd := [f"{name!r} as {mean}" for name, mean in other.items() if not name.isdigit()]:
-        notes.append(f"read: {', '.join(odd)}")
+def _read_as(means: Mapping[tuple[str, ...], str], known: Mapping[str, str]) -> list[str]:
+    """What a user is told about folders, or values of a table, that were taken for a class, and folders around them."""
+    read, around = {}, {}
+    for folders, mean in means.items():
+        at = telling(folders, known)
+        read[folders[at]] = mean
+        if at:
+            around.setdefault(folders[0], set()).add(mean)
+    odd = [f"{name!r} as {mean}" for name, mean in read.items() if fold(name) != fold(mean) and not name.isdigit()]
+    pooled = [repr(name) for name, classes in around.items() if len(classes) > 1]
+    notes = [f"read: {', '.join(odd)}"] if odd else []
+    if len(pooled) > 1:
+        more = f" and {len(pooled) - 3} more" if len(pooled) > 3 else ""
+        notes.append(f"read together: {', '.join(pooled[:3])}{more}; if they are splits, call them train, val and test")
     return notes
 
 
-def _top(name: str, table: bool) -> str:
-    """The name that a user sees: a table's value, or the folder of a split."""
-    return name if table else name.partition("/")[0]
+def telling(folders: Sequence[str], known: Mapping[str, str]) -> int:
+    """The place of the one of `folders`, from the outermost on, that tells the class by `known`; -1 if none does.
+
+    It is the innermost with the very name of a class (Joy in angry/ is a person), else the innermost that means one.
+    """
+    for means in (lambda folder: fold(folder) in known, lambda folder: class_of(folder, known)):
+        if places := [at for at, folder in enumerate(folders) if means(folder)]:
+            return places[-1]
+    return -1
 
 
 def class_in(folders: Sequence[str], known: Mapping[str, str]) -> str:
-    """The class that the innermost of `folders`, from the outermost on, means by `known`; "" if none does."""
-    return next((meant for folder in reversed(folders) if (meant := class_of(folder, known))), "")
+    """The class that `folders` mean by `known`, see `telling`; "" if none does."""
+    return class_of(folders[at], known) if (at := telling(folders, known)) >= 0 else ""
 
 
 def _listed(counts: Mapping[str, int], most: int = 10) -> str:
@@ -183,14 +200,17 @@ def _listed(counts: Mapping[str, int], most: int = 10) -> str:
 
 def _ways(unknown: Sequence[str], trained: Collection[str]) -> str:
     """What a user may do about names that mean no class, where those of `trained` do."""
-    if len(unknown) > 1 and all(name.isdigit() for name in unknown):
+    if len(unknown) > 1 and all(name.rpartition(" ")[2].isdigit() for name in unknown):
         fer2013 = ",".join(f"{number}={name}" for number, name in zip(_NUMBERS, CLASSES, strict=True))
         return (
             f"Numbers count differently from dataset to dataset: say what they mean, as FER2013 does "
             f"(--classes {fer2013}), RAF-DB ({RAFDB}), or this one"
         )
-    said = f"--classes NAME,{unknown[0]}=NAME says what they mean, --classes auto takes all names as they are"
+    said = (
+        f"--classes {quoted(f'NAME,{unknown[0]}=NAME')} says what they mean, --classes auto takes all names as they are"
+    )
     if not trained:
         return f"Put the images of each class into a folder of its name; else {said}"
     both = ",".join([*(name for name in CLASSES if name in trained), *unknown])
-    return f"--skip-unknown leaves them out, --classes {both} trains on them too, {said}"
+    skip = "--skip-unknown leaves them out, " if len(trained) > 1 else ""
+    return f"{skip}--classes {quoted(both)} trains on them too, {said}"

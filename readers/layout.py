@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from os.path import splitext
 from typing import TYPE_CHECKING
 
-from classes import SEVEN, class_of, split_in_front, split_of
+from classes import SEVEN, class_of, split_beside, split_of, telling
 from errors import UserError
 from readers.decode import EXTENSIONS, HEIC
 
@@ -86,6 +86,10 @@ def training_layout(where: str, files: Iterable[str]) -> Layout:
         return Layout([], tables)
     split = "train" in map(split_of, _inside(root, folders))
     items = [_training_item(name, root, split) for name in files]
+    by_name = [split_beside(splitext(item.name.rpartition("/")[2])[0]) for item in items]
+    if not split and "train" in by_name and {item.split for item in items} <= {"train", ""}:  # angry/train_1.png
+        for item, found in zip(items, by_name, strict=True):
+            item.split = item.split and (found or "train")
     has_val = any(item.split == "val" for item in items)
     for item in items:
         if item.split == "test" and item.name.rpartition("/")[2].startswith("PublicTest_"):
@@ -150,7 +154,7 @@ def _training_item(name: str, root: str, split: bool) -> Item:
     label = "/".join(folder for folder, split_ in zip(folders, splits, strict=True) if not split_)
     if not label or (split and not splits[0]):
         return Item(name, problem="not in a class folder of train/, val/ or test/")
-    return Item(name, next(filter(None, splits), split_in_front(label) or "train"), label)
+    return Item(name, next(filter(None, splits), split_beside(label.partition("/")[0]) or "train"), label)
 
 
 # --- Inputs to predict ---
@@ -171,9 +175,8 @@ def input_layout(
             continue
         folders = (*around, *name.split("/")[:-1])
         if folders not in known:
-            named = [class_of(folder, meaning) for folder in folders]
-            at = max((at for at, name in enumerate(named) if name), default=0)
-            known[folders] = named[at], [split_of(each) for each in folders[:at]]
+            at = max(0, telling(folders, meaning))
+            known[folders] = class_of(folders[at], meaning), [split_of(each) for each in folders[:at]]
         label, splits = known[folders]
         layout.items.append(Item(name, label=label))
         layout.training += bool(label) and [split for split in splits if split][-1:] == ["train"]

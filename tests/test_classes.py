@@ -293,6 +293,53 @@ def test_numbers_that_may_count_otherwise_are_not_guessed(tmp_path):
     assert "numbers are those of FER2013" in note
 
 
+def test_numbers_that_are_typed_count_in_any_column_and_are_not_called_those_of_fer2013(tmp_path):
+    swapped = ",".join(f"{(n + 1) % 7}={name}" for n, name in enumerate(CLASSES))
+    for header in ("label,pixels,Usage", "emotion,pixels,Usage"):
+        table = small_table(tmp_path / f"{header[:5]}.csv", names=NUMBERS, header=header)
+        data = load_from(table, tmp_path, classes=swapped)
+        assert data.classes == CLASSES and not any("FER2013" in note for note in data.notes)
+
+
+def test_a_person_called_joy_does_not_make_angry_faces_happy(tmp_path):
+    root = write_folders(tmp_path / "faces")
+    joy = root / "train" / "angry" / "Joy"
+    joy.mkdir()
+    for file in (root / "train" / "angry").glob("*.png"):
+        file.rename(joy / file.name)
+    data = load_from(root, tmp_path)
+    assert np.bincount(data.split("train").labels).tolist() == [10] * 7 and not any(
+        "read" in note for note in data.notes
+    )
+
+
+def test_the_folder_that_tells_the_class_is_named_and_pooled_folders_are_too():
+    found = {f"{top}/{name}": (5, 5) for top in ("entrenamiento", "prueba") for name in ("feliz", "triste")}
+    notes = choose("feliz=happy,triste=sad,happy,sad", found).notes
+    assert notes[0] == "read: 'feliz' as happy, 'triste' as sad"
+    assert "'entrenamiento', 'prueba'" in notes[1] and "call them train, val and test" in notes[1]
+
+
+@pytest.mark.parametrize("name", ["{split}_{label}/{file}", "{label}_{split}/{file}", "{label}/{split}_{file}"])
+def test_a_split_beside_the_name_of_a_class_or_file(tmp_path, name):
+    for split, count, grey in (("train", 6, 0), ("valid", 3, 60), ("test", 2, 100)):
+        for number in range(count * len(CLASSES)):
+            file = tmp_path / "faces" / name.format(split=split, label=CLASSES[number % 7], file=f"{number}.png")
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.full((48, 48), grey + number, np.uint8)).save(file)
+    data = load_from(tmp_path / "faces", tmp_path)
+    assert {name: len(data.split(name)) for name in ("train", "val", "test")} == {"train": 42, "val": 21, "test": 14}
+
+
+def test_a_suggested_line_can_be_pasted_and_none_is_that_cannot_help():
+    with pytest.raises(UserError, match=r"--classes 'happy,sad,sad \(1\)'") as told:
+        choose("", {"happy": (5, 5), "sad": (5, 5), "sad (1)": (5, 5)})
+    assert "--skip-unknown" in str(told.value)
+    with pytest.raises(UserError) as told:
+        choose("", {"neutral": (5, 5), "Angst": (5, 5)})
+    assert "--skip-unknown" not in str(told.value)
+
+
 def test_numbers_of_a_table_may_be_taken_as_they_are(tmp_path):
     assert load_from(small_table(tmp_path / "a.csv", names=NUMBERS), tmp_path, classes="auto").classes == NUMBERS
 
