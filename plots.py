@@ -109,7 +109,7 @@ def confusion(matrix, path: Path, *, title: str, caption: str = "", classes=CLAS
             f"accuracy {right / counts.sum():.1%} ({right:,} of {counts.sum():,} images), mean recall {recall:.1%}"
         )
 
-    side = 0.86 * size
+    side = max(0.86 * size, 4.3)  # inches; the accuracy above needs so many
     figure = new_figure(side + 1.9, side + 1.7, title, caption)
     axes, colours = figure.subplots(), _cell_colours(share)
     axes.imshow(colours, aspect="equal")
