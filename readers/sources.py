@@ -28,6 +28,7 @@ from readers.layout import (
     Item,
     Layout,
     input_layout,
+    is_image_name,
     is_junk,
     is_table_name,
     training_layout,
@@ -41,6 +42,7 @@ MAX_TOTAL = 256 * 2**30  # bytes in a zip, uncompressed
 METHODS = {0: "", 8: "", 9: "Deflate64", 12: "bzip2", 14: "LZMA", 93: "zstd", 99: "a password"}
 UNPACK = "unpack it with 7-Zip, and give the folder"
 MAX_NAME = 4096  # characters of a name in a zip
+MOST_SAID = 200  # characters of an error of zipfile, which may hold all of a damaged name
 UNSAFE = "unsafe name (absolute, empty, too long, leading out of the zip, or of a folder with content)"
 UNSAFE_NAME = re.compile(r"/|[A-Za-z]:|\.\.(/|$)")  # absolute, or leading out of the zip
 
@@ -237,6 +239,8 @@ class _Zip:
             odd = "\0" in given or len(given) > MAX_NAME or (folder and info.file_size)  # zipfile would drop it
             if odd or UNSAFE_NAME.match(name) or not given:
                 self.refused.append(Item(name[:MAX_NAME], problem=UNSAFE))
+            elif is_junk(name) and is_image_name(name) and (problem := self._damage(info)):
+                self.refused.append(Item(name, problem=problem))  # a damaged name only looks like junk
             elif not folder:
                 self.files[name] = info  # of entries with one name the last counts, as it would after unpacking
                 self.packed[name] = METHODS.get(99 if info.flag_bits & 1 else info.compress_type, "another method")
@@ -255,7 +259,15 @@ class _Zip:
             with self._open(name) as file:
                 return file.read(size)  # without a size, whatever a bomb gives is inflated at once
         except DAMAGE as error:
-            raise BadImage(f"can't be read from the zip ({str(error) or type(error).__name__})") from error
+            raise BadImage(_unreadable(error)) from error
+
+    def _damage(self, info: zipfile.ZipInfo) -> str:
+        """Why an entry can't be opened: zipfile compares its names, at its place and in the list. "" if it can."""
+        try:
+            self.archive.open(info).close()
+        except DAMAGE as error:
+            return _unreadable(error)
+        return ""
 
     @contextmanager
     def open_table(self, name: str) -> Iterator[tuple[BinaryIO, str]]:
@@ -264,7 +276,9 @@ class _Zip:
         try:
             file = self._open(name)
         except DAMAGE as error:
-            raise UserError(f"{self.path}: {name} can't be read ({error}). Unpack the zip, give the folder.") from error
+            raise UserError(
+                f"{self.path}: {name} can't be read ({str(error)[:MOST_SAID]}). Unpack the zip, give the folder."
+            ) from error
         with file:
             yield file, name
 
@@ -272,3 +286,7 @@ class _Zip:
         if self.packed[name]:
             raise NotImplementedError(f"packed with {self.packed[name]}: {UNPACK}")
         return self.archive.open(self.files[name])
+
+
+def _unreadable(error: Exception) -> str:
+    return f"can't be read from the zip ({str(error)[:MOST_SAID] or type(error).__name__})"

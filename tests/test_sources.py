@@ -624,3 +624,28 @@ def test_a_class_folder_or_a_file_in_it_has_its_class(tmp_path, monkeypatch, giv
     write_folder(tmp_path, {"Fear/1.png": PNGS[0]})
     monkeypatch.chdir(tmp_path / "Fear" if given == "." else tmp_path)
     assert [image[:3] for image in read(open_inputs(Path(given)))] == [("1.png", "", 2)]
+
+
+def test_an_image_whose_damaged_name_looks_like_junk_is_named(tmp_path):
+    """One flipped bit makes .eutral of neutral in the list of a zip; junk is named so at its own place too."""
+    path, packed = tmp_path / "a.zip", io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        for name in ("train/neutral/a.png", "train/happy/b.png", "train/.hidden/c.png", "__MACOSX/train/happy/._b.png"):
+            archive.writestr(name, b"face")
+    data = packed.getvalue()
+    at = data.rindex(b"train/neutral/a.png")
+    path.write_bytes(data[: at + 6] + b"." + data[at + 7 :])
+    found = {item.name: item.problem for item in open_dataset(path).items()}
+    assert found.keys() == {"train/.eutral/a.png", "train/happy/b.png"} and "differ" in found["train/.eutral/a.png"]
+
+
+def test_an_error_of_a_zip_is_short_however_long_the_damaged_name_is(tmp_path):
+    path, packed = tmp_path / "a.zip", io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr("happy/a.png", bytes(2**17))
+    data = packed.getvalue()
+    path.write_bytes(data[:26] + b"\xff\xff" + data[28:])  # the length of the name, at its own place
+    (item,) = open_inputs(path).items()
+    with pytest.raises(decode.BadImage, match="can't be read from the zip") as told:
+        item.read()
+    assert len(str(told.value)) < 300
