@@ -102,7 +102,7 @@ def choose(
 ) -> Choice:
     """The classes that `--classes` (`text`) chooses from the names found in a dataset: their images in train, and all.
 
-    Names are of values in a `table`, or of folders: "angry/person 1", of which the innermost that means a class counts.
+    Names are of values in a `table`, or of folders: "angry/person 1", of which one tells the class, see `telling`.
     `fixed`: the classes are those of trained weights, all of them, whatever is there. Else UserError is raised where
     train has no image of a class that was asked for, or only unreadable ones (names of `lost`), for fewer than two
     classes, and for names that mean none: not with `skip`, nor where `text` lists the classes, nor of single rows.

@@ -86,10 +86,11 @@ def training_layout(where: str, files: Iterable[str]) -> Layout:
         return Layout([], tables)
     split = "train" in map(split_of, _inside(root, folders))
     items = [_training_item(name, root, split) for name in files]
-    by_name = [split_beside(splitext(item.name.rpartition("/")[2])[0]) for item in items]
-    if not split and "train" in by_name and {item.split for item in items} <= {"train", ""}:  # angry/train_1.png
-        for item, found in zip(items, by_name, strict=True):
-            item.split = item.split and (found or "train")
+    if not split and {item.split for item in items} <= {"train", ""}:
+        by_name = [split_beside(splitext(item.name.rpartition("/")[2])[0]) for item in items]  # angry/train_1.png
+        if "train" in by_name:
+            for item, found in zip(items, by_name, strict=True):
+                item.split = item.split and (found or "train")
     has_val = any(item.split == "val" for item in items)
     for item in items:
         if item.split == "test" and item.name.rpartition("/")[2].startswith("PublicTest_"):
