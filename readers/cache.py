@@ -27,7 +27,7 @@ from readers.layout import Item
 from readers.sources import Source
 
 SPLITS = tuple(SPLIT_WORDS)
-CACHE_VERSION = 11  # raised when decoding, the order or the files change
+CACHE_VERSION = 12  # raised when decoding, the splits, the order or the files change
 CACHES = "[0-9a-f]" * 24 + "-*"  # the names of their folders
 BATCH = 4096  # images decoded at a time, 9 MB
 NAMED = 5  # unreadable files whose names are kept, of each reason
